@@ -1,0 +1,42 @@
+# Every target sets up what it needs; a second run finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format demo lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/.ready  ## build .venv from requirements/core.txt
+
+$(VENV)/.ready: requirements/core.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/core.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+lint: setup  ## ruff: lint and format check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## ruff: fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## lint and all core tests
+	$(BIN)/python -m pytest
+
+demo: setup  ## the main job on an embedded click stream
+	$(BIN)/ofb demo --output_dir=out/demo
+
+lock: setup  ## resolve requirements/core.in anew
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/core.in \
+		--no-header --no-emit-package ofb-tf -o requirements/core.txt
+
+clean:  ## remove what setup and the runs made
+	rm -rf $(VENV) out build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The commands of `ofb`: flags → configuration → one library call."""

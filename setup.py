@@ -1,0 +1,43 @@
+"""Package metadata of ofb-tf; the version lives in ofb_tf/version.py alone."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION: dict[str, str] = {}
+exec((ROOT / "ofb_tf" / "version.py").read_text(), VERSION)  # noqa: S102
+
+SERVING = ["tensorflow-serving-api>=2.16"]
+REPORT = ["matplotlib>=3.8"]
+
+setup(
+    name="ofb-tf",
+    version=VERSION["__version__"],
+    description=(
+        "Train on one example in ten, chosen by what serving's forward pass already "
+        "computed, with importance weights that keep the gradient unbiased."
+    ),
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ofb_tf", "ofb_tf.*", "tfx_components", "tfx_components.*"]),
+    package_data={"ofb_tf": ["py.typed"]},
+    install_requires=[
+        "tensorflow>=2.16",
+        "keras>=3",
+        "tensorflow-datasets>=4.9.4",
+        "importlib_resources",  # tensorflow-datasets imports it without declaring it
+        "numpy>=1.26",
+        "absl-py>=2",
+        "tqdm>=4.60",  # tensorflow-datasets needs it too
+    ],
+    extras_require={
+        "serving": SERVING,
+        "report": REPORT,
+        "tfx": ["tfx>=1.16"],
+        "test": [*SERVING, *REPORT, "pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["ofb=ofb_tf.cli:main"]},
+)
