@@ -90,13 +90,13 @@ def window_key(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 
 def uniform_start(key: tf.Tensor) -> tf.Tensor:
-    """One draw from a key: float64 scalar, a multiple of 2^-24 in [0, 1).
+    """One draw from a key: float64 scalar, an odd multiple of 2^-25 in (0, 1).
 
-    With 24 bits, the sum of a draw and an integer below 2^28 is exact in float64, which is what
-    keeps the systematic design's count exact.
+    With 25 bits, the difference of an integer below 2^28 and a draw is exact in float64 and at
+    least 2^-25 from every integer, which is what keeps the systematic design's count exact.
     """
-    bits = tf.bitwise.right_shift(tf.bitcast(mix64(key), tf.uint64), tf.constant(40, tf.uint64))
-    return tf.cast(tf.bitcast(bits, tf.int64), tf.float64) * 2.0**-24
+    bits = tf.bitwise.right_shift(mix64(key), tf.constant(40, tf.uint64))
+    return (tf.cast(tf.bitcast(bits, tf.int64), tf.float64) + 0.5) * 2.0**-24
 
 
 def fingerprint(values: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,36 @@
+"""Selection policies: which examples of a window go on to training, and with what weight."""
+
+from ofb_tf.policies.base import Inclusion, Policy, Window
+from ofb_tf.policies.importance import Importance
+from ofb_tf.policies.uniform import Uniform
+
+POLICIES = {"importance": Importance, "uniform": Uniform}
+
+
+def get_policy(policy: str | Policy) -> Policy:
+    """A policy from its name or itself.
+
+    Args:
+      policy: a key of `POLICIES`, or a `Policy`.
+
+    Returns:
+      A `Policy`, with default settings where a name was given.
+
+    Raises:
+      ValueError: an unknown name.
+      TypeError: neither a name nor a `Policy`.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if not isinstance(policy, str):
+        raise TypeError(
+            f"policy must be one of {sorted(POLICIES)} or a Policy object. Received: {policy!r}"
+        )
+    if policy not in POLICIES:
+        raise ValueError(
+            f"policy must be one of {sorted(POLICIES)} or a Policy object. Received: {policy!r}"
+        )
+    return POLICIES[policy]()
+
+
+__all__ = ["POLICIES", "Importance", "Inclusion", "Policy", "Uniform", "Window", "get_policy"]
