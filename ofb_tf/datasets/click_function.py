@@ -1,0 +1,138 @@
+"""The hidden function of the click stream: from an example's features and time to its logit.
+
+Every parameter is a keyed hash of the seed, so that no library's random generator, whose stream
+may change between releases, has a part in what the data are.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import hashing
+
+NUM_DENSE = 13
+NUM_CATEGORICAL = 26
+VOCABULARY_SIZES = tuple(
+    round(10 * 1000 ** (column / (NUM_CATEGORICAL - 1))) for column in range(NUM_CATEGORICAL)
+)
+"""Distinct values of each categorical column: from 10 to 10,000, evenly on a log scale."""
+
+# Variance of the logit that each part contributes. Together they make clicks about as predictable
+# as advertisement clicks are, with enough in rare values and interactions to reward more data.
+_DENSE_VARIANCE = 0.7
+_CATEGORICAL_VARIANCE = 1.2
+_CURVATURE_VARIANCE = 0.1
+_INTERACTION_VARIANCE = 0.4
+
+_TURN_LENGTH = 1_000_000  # examples in which drift=1 turns the hidden function once
+_VALUE_OFFSETS = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]]).astype(np.int64)
+
+
+def value_probabilities(vocabulary_size: int) -> np.ndarray:
+    """Probability of each categorical value: float64 `[vocabulary_size]`, Zipf with exponent 1.
+
+    Value v is drawn as `floor(size ** u) - 1` of `size = vocabulary_size + 1`, hence
+    `log((v + 2) / (v + 1)) / log(size)`, which is close to proportional to `1 / (v + 1)`.
+    """
+    edges = np.log(np.arange(1, vocabulary_size + 2, dtype=np.float64))
+    return np.diff(edges) / edges[-1]
+
+
+def _normals(key: np.ndarray, count: int) -> np.ndarray:
+    """Independent standard normals by the Box-Muller transform: float64 `[count]`."""
+    uniforms = hashing.hash01_numpy(np.arange(2 * count, dtype=np.int64), key).reshape(2, count)
+    return np.sqrt(-2 * np.log1p(-uniforms[0])) * np.cos(2 * math.pi * uniforms[1])
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def _orthonormal(vectors: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Vectors of mean 0, variance 1 and no covariance under `probabilities`: float64 `[n, k]`.
+
+    This is what keeps the mean and the variance of the logit, and with them the rate of clicks,
+    constant while the function turns, although a few values are met most of the time.
+    """
+    root = np.sqrt(probabilities)[:, None]
+    basis, _ = np.linalg.qr(np.concatenate([root, vectors * root], axis=1))
+    return basis[:, 1:] / root
+
+
+@dataclasses.dataclass(frozen=True)
+class ClickFunction:
+    """Parameters of one hidden function.
+
+    Attributes:
+      dense_weights: float32 `[13, 2]`, effects of the dense columns' logarithms at the start and
+        after a quarter turn.
+      curvature: float32 `[13]`, effects of their squares.
+      dense_interactions: float32 `[13]`, effects of dense column j times value of column j.
+      value_effects: float32 `[sum(VOCABULARY_SIZES), 3]`: at the start, after a quarter turn, and
+        the factor by which the value takes part in interactions.
+      pair_interactions: float32 `[13]`, effects of the product of columns j and j + 13.
+      drift: turns of the function in a million examples.
+    """
+
+    dense_weights: np.ndarray
+    curvature: np.ndarray
+    dense_interactions: np.ndarray
+    value_effects: np.ndarray
+    pair_interactions: np.ndarray
+    drift: float
+
+    @classmethod
+    def from_seed(cls, seed: int, drift: float) -> "ClickFunction":
+        """The function that belongs to a seed."""
+        keys = iter(hashing.fold_in_numpy(np.int64(seed), np.arange(1, 64, dtype=np.int64)))
+        dense, _ = np.linalg.qr(_normals(next(keys), 2 * NUM_DENSE).reshape(NUM_DENSE, 2))
+        curvature = _unit(_normals(next(keys), NUM_DENSE)) * math.sqrt(_CURVATURE_VARIANCE / 2)
+        interactions = _unit(_normals(next(keys), 2 * NUM_DENSE)) * math.sqrt(_INTERACTION_VARIANCE)
+        # No column is worth less than a third of the mean, so that every vocabulary matters.
+        shares = 0.5 + hashing.hash01_numpy(np.arange(NUM_CATEGORICAL), next(keys))
+        scales = np.sqrt(_CATEGORICAL_VARIANCE * shares / shares.sum())
+        effects = []
+        for size, scale in zip(VOCABULARY_SIZES, scales, strict=True):
+            values = _normals(next(keys), 3 * size).reshape(size, 3)
+            values = _orthonormal(values, value_probabilities(size))
+            effects.append(values * np.array([scale, scale, 1.0]))
+        return cls(
+            dense_weights=np.float32(dense * math.sqrt(_DENSE_VARIANCE)),
+            curvature=np.float32(curvature),
+            dense_interactions=np.float32(interactions[:NUM_DENSE]),
+            value_effects=np.float32(np.concatenate(effects)),
+            pair_interactions=np.float32(interactions[NUM_DENSE:]),
+            drift=drift,
+        )
+
+    def logits(
+        self, example_ids: tf.Tensor, log_dense: tf.Tensor, categorical: tf.Tensor
+    ) -> tf.Tensor:
+        """Logits of a click, without the intercept.
+
+        Args:
+          example_ids: int64 `[n]`, which are also the time.
+          log_dense: float32 `[n, 13]`, standard normal.
+          categorical: int64 `[n, 26]`, column j in `[0, VOCABULARY_SIZES[j])`.
+
+        Returns:
+          float32 `[n]`.
+        """
+        turns = tf.cast(example_ids, tf.float64) * (self.drift / _TURN_LENGTH)
+        angle = tf.cast((turns - tf.floor(turns)) * (2 * math.pi), tf.float32)
+        effects = tf.gather(tf.constant(self.value_effects), categorical + _VALUE_OFFSETS)
+        start, quarter, factors = tf.unstack(effects, axis=2)
+        at_start = tf.reduce_sum(start, axis=1) + tf.linalg.matvec(
+            log_dense, self.dense_weights[:, 0]
+        )
+        at_quarter = tf.reduce_sum(quarter, axis=1) + tf.linalg.matvec(
+            log_dense, self.dense_weights[:, 1]
+        )
+        first, second = factors[:, :NUM_DENSE], factors[:, NUM_DENSE:]
+        bent = (tf.square(log_dense) - 1.0) * self.curvature
+        paired = first * (second * self.pair_interactions + log_dense * self.dense_interactions)
+        return (
+            tf.cos(angle) * at_start + tf.sin(angle) * at_quarter + tf.reduce_sum(bent + paired, 1)
+        )

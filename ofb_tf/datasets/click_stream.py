@@ -1,0 +1,176 @@
+"""An endless stream of clicks, generated in the graph, each example a function of seed and id."""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import hashing
+from ofb_tf.datasets.click_function import (
+    NUM_CATEGORICAL,
+    NUM_DENSE,
+    VOCABULARY_SIZES,
+    ClickFunction,
+)
+from ofb_tf.types import EXAMPLE_ID, LABEL
+
+DENSE = "dense"
+CATEGORICAL = "categorical"
+CLICK_PROBABILITY = "click_probability"
+
+# Elementwise kernels compute the last few elements of a tensor by other instructions, which differ
+# in the last bit. Windows padded to whole vectors give an example the same bits in any window.
+_ROW_MULTIPLE = 16
+_HASH_COLUMNS = 21  # two 23-bit draws each: 14 for the normals, 26 for the values, 1 for the label
+_CALIBRATION_IDS = np.arange(0, 2**20, 8, dtype=np.int64)
+_DENSE_SCALES = np.linspace(0.3, 1.0, NUM_DENSE, dtype=np.float32)
+_LOG_SIZES = np.log1p(np.array(VOCABULARY_SIZES)).astype(np.float32)
+_MAX_VALUES = np.array(VOCABULARY_SIZES, np.int64) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ClickStream:
+    """A stream of 13 dense and 26 categorical features, a rare click, and its true probability.
+
+    An example depends on `seed`, `positive_rate`, `drift` and its id alone, so any part, any length
+    and any worker gives the same examples, at once and offline. The id is the time.
+
+    - `dense`: log-normal, skewed; their logarithms act on the logit, linearly and squared.
+    - `categorical`: Zipf with exponent 1 over `VOCABULARY_SIZES`; every value has its own effect.
+    - Some products of columns act too.
+    - All linear effects turn with time, `drift` times in a million examples: what was learnt
+      grows stale, while the rate of clicks stays the same.
+
+    Attributes:
+      num_examples: length of the whole stream.
+      positive_rate: mean click probability, in (0, 1).
+      drift: turns of the hidden function in a million examples; 0 for a stationary stream.
+      seed: int64; another seed is another function and other examples.
+    """
+
+    num_examples: int = 600_000
+    positive_rate: float = 0.01
+    drift: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.num_examples >= 1:
+            raise ValueError(f"num_examples must be at least 1. Received: {self.num_examples}")
+        if not 0 < self.positive_rate < 1:
+            raise ValueError(f"positive_rate must be in (0, 1). Received: {self.positive_rate}")
+        if not 0 <= self.drift < math.inf:
+            raise ValueError(f"drift must be finite and not negative. Received: {self.drift}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit in int64. Received: {self.seed}")
+        object.__setattr__(self, "_function", ClickFunction.from_seed(self.seed, self.drift))
+        object.__setattr__(self, "_intercept", self._calibrate())
+
+    def generate(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The examples of some ids, by tensor operations alone.
+
+        Args:
+          example_ids: int64 `[n]`, not negative; in any order, also beyond `num_examples`.
+
+        Returns:
+          A dict of `example_id` int64 `[n]`, `label` int64 `[n]` in {0, 1}, `dense` float32
+          `[n, 13]`, positive, `categorical` int64 `[n, 26]`, column j in
+          `[0, VOCABULARY_SIZES[j])`, and the hidden `click_probability` float32 `[n]`.
+        """
+        example_ids = tf.convert_to_tensor(example_ids, tf.int64)
+        count = tf.size(example_ids)
+        padded = tf.pad(example_ids, [[0, -count % _ROW_MULTIPLE]])
+        draws, log_dense, categorical, logits = self._draw(padded)
+        probability = tf.sigmoid(logits + self._intercept)
+        label = tf.cast(draws < probability, tf.int64)
+        dense = tf.exp(log_dense * _DENSE_SCALES)
+        return {
+            EXAMPLE_ID: example_ids,
+            LABEL: _first(label, example_ids),
+            DENSE: _first(dense, example_ids),
+            CATEGORICAL: _first(categorical, example_ids),
+            CLICK_PROBABILITY: _first(probability, example_ids),
+        }
+
+    def dataset(
+        self,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        window_size: int = 4096,
+        batched: bool = False,
+    ) -> tf.data.Dataset:
+        """A part of the stream in the order of time.
+
+        Args:
+          start: first id, in `[0, num_examples]`.
+          count: number of examples; all that follow by default.
+          window_size: examples generated at once; it changes the speed alone.
+          batched: yields the windows of `generate` (the last may be short), not single examples.
+
+        Returns:
+          A dataset of dicts as in `generate`.
+        """
+        if not 0 <= start <= self.num_examples:
+            raise ValueError(f"start must be in [0, {self.num_examples}]. Received: {start}")
+        count = self.num_examples - start if count is None else count
+        if not 0 <= count <= self.num_examples - start:
+            raise ValueError(
+                f"count must be in [0, {self.num_examples - start}], as the stream has "
+                f"num_examples={self.num_examples} and start={start}. Received: {count}"
+            )
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1. Received: {window_size}")
+        stop = start + count
+
+        def window(first: tf.Tensor) -> dict[str, tf.Tensor]:
+            ids = tf.range(first, tf.minimum(first + window_size, stop))
+            if count % window_size == 0:
+                ids = tf.ensure_shape(ids, [window_size])
+            return self.generate(ids)
+
+        windows = tf.data.Dataset.range(start, stop, window_size).map(
+            window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        return windows if batched else windows.unbatch()
+
+    def _draw(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Label draws `[n]`, log-dense `[n, 13]`, categorical `[n, 26]`, logits `[n]` of ids."""
+        key = hashing.fold_in(tf.constant(self.seed, tf.int64), ids)
+        columns = tf.range(_HASH_COLUMNS, dtype=tf.int64)
+        bits = tf.bitcast(hashing.fold_in(key[:, None], columns), tf.uint32)  # [n, columns, 2]
+        uniforms = _unit_interval(tf.reshape(bits, [-1, 2 * _HASH_COLUMNS]))
+        radii = tf.sqrt(-2.0 * tf.math.log(1.0 - uniforms[:, :7]))
+        angles = uniforms[:, 7:14] * (2 * math.pi)
+        log_dense = tf.concat([radii * tf.cos(angles), radii * tf.sin(angles)], 1)[:, :NUM_DENSE]
+        powers = tf.exp(uniforms[:, 14 : 14 + NUM_CATEGORICAL] * _LOG_SIZES)
+        categorical = tf.clip_by_value(tf.cast(powers, tf.int64) - 1, 0, _MAX_VALUES)
+        logits = self._function.logits(ids, log_dense, categorical)
+        return uniforms[:, -1], log_dense, categorical, logits
+
+    def _calibrate(self) -> np.float32:
+        """The intercept at which the mean probability of fixed ids is `positive_rate`."""
+        logits = np.concatenate(
+            [
+                self._draw(tf.constant(ids))[-1].numpy().astype(np.float64)
+                for ids in np.split(_CALIBRATION_IDS, 16)
+            ]
+        )
+        low, high = -100.0, 100.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            rate = np.mean(1 / (1 + np.exp(-(logits + middle))))
+            low, high = (middle, high) if rate < self.positive_rate else (low, middle)
+        return np.float32(middle)
+
+
+def _unit_interval(bits: tf.Tensor) -> tf.Tensor:
+    """float32 multiples of 2^-23 in [0, 1) from uint32: the bits become a mantissa."""
+    mantissa = tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32))
+    return tf.bitcast(tf.bitwise.bitwise_or(mantissa, 0x3F800000), tf.float32) - 1.0
+
+
+def _first(padded: tf.Tensor, example_ids: tf.Tensor) -> tf.Tensor:
+    """The rows that belong to an id, with the ids' static shape."""
+    rows = padded[: tf.size(example_ids)]
+    return tf.ensure_shape(rows, example_ids.shape[:1].concatenate(padded.shape[1:]))
