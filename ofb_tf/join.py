@@ -1,0 +1,245 @@
+"""Records + stream → stream with record fields: a lookup by id, in tensor operations."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import hashing, types
+from ofb_tf.records import ForwardRecords
+
+KEEP, DROP, ERROR = "keep", "drop", "error"
+_JOIN_BATCH = 4096
+# Buckets are a power of two, at most this many records to a bucket on average.
+_RECORDS_PER_BUCKET = 2.4
+
+
+class RecordIndex:
+    """Finds records by id: a table of bucket offsets, then a binary search in the bucket.
+
+    The records' ids are sorted; their leading bits (over the range of ids) give the bucket, and
+    a fixed number of halving steps, enough for the fullest bucket, gives the row. The graph
+    holds no mutable state, so it works under the tf.data service and iterator checkpoints.
+    Evenly spread ids (hashes, counters) need few steps; clustered ones at most log2(n).
+
+    Args:
+      records: `ForwardRecords`.
+    """
+
+    def __init__(self, records: ForwardRecords) -> None:
+        ids = np.asarray(records.example_ids)
+        self._ids = records.example_ids
+        first, last = (int(ids[0]), int(ids[-1])) if ids.size else (0, 0)
+        bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
+        self._shift = max((last - first).bit_length() - bucket_bits, 0)
+        num_buckets = ((last - first) >> self._shift) + 1
+        starts = np.uint64(first % 2**64) + (
+            np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)
+        )
+        offsets = np.append(np.searchsorted(ids, starts.view(np.int64)), ids.size)
+        fullest = int(np.max(np.diff(offsets), initial=0))
+        self._steps = fullest.bit_length()
+        self._offsets = tf.constant(offsets, tf.int32)
+        self._first, self._last = first, last
+
+    def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows of the records with these ids.
+
+        Args:
+          example_ids: int64 `[n]`.
+
+        Returns:
+          int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
+        """
+        if self._ids.shape[0] == 0:
+            return tf.zeros_like(example_ids, tf.int32), tf.zeros_like(example_ids, tf.bool)
+        in_range = (example_ids >= self._first) & (example_ids <= self._last)
+        offset = tf.where(in_range, example_ids - self._first, 0)
+        bucket = tf.bitcast(
+            tf.bitwise.right_shift(
+                tf.bitcast(offset, tf.uint64), tf.constant(self._shift, tf.uint64)
+            ),
+            tf.int64,
+        )
+        low = tf.gather(self._offsets, bucket)
+        high = tf.gather(self._offsets, bucket + 1)
+        end = high
+        for _ in range(self._steps):
+            middle = tf.bitwise.right_shift(low + high, 1)
+            # An empty interval keeps low == high == middle, and may stand one past the last row.
+            value = tf.gather(self._ids, tf.minimum(middle, self._ids.shape[0] - 1))
+            right = (value < example_ids) & (low < high)
+            low = tf.where(right, middle + 1, low)
+            high = tf.where(right, high, middle)
+        row = tf.minimum(low, self._ids.shape[0] - 1)
+        found = in_range & (low < end) & (tf.gather(self._ids, row) == example_ids)
+        return tf.where(found, row, 0), found
+
+
+class RecordLookup:
+    """Record fields for a batch of ids.
+
+    Args:
+      records: `ForwardRecords`, or a pattern, directory, file or list of them to load.
+      max_age: in seconds; a record older than this at construction (or at `as_of`) counts as
+        missing. None for no limit.
+      as_of: microseconds since 1970, the time from which ages count; None for now.
+
+    Raises:
+      ValueError: `max_age` is not positive, or nothing matches the pattern.
+    """
+
+    def __init__(
+        self,
+        records: ForwardRecords | str | Sequence[str],
+        *,
+        max_age: float | None = None,
+        as_of: int | None = None,
+    ) -> None:
+        if max_age is not None and not max_age > 0:
+            raise ValueError(f"max_age must be positive seconds or None. Received: {max_age!r}")
+        if not isinstance(records, ForwardRecords):
+            records = ForwardRecords.load(records, as_of=as_of)
+        self.records = records
+        self._index = RecordIndex(records)
+        self._oldest = None
+        if max_age is not None:
+            now = int(time.time() * types.MICROSECONDS) if as_of is None else as_of
+            self._oldest = now - int(max_age * types.MICROSECONDS)
+
+    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The fields of these examples' records.
+
+        Args:
+          example_ids: int64 `[n]`.
+
+        Returns:
+          `has_record` bool `[n]`; `logits` `[n, k]` and / or `loss` float32 `[n]`, as the
+          records have them, not-a-number where there is no record; `model_version` and
+          `timestamp` int64 `[n]`, -1 there.
+        """
+        row, found = self._index.find(example_ids)
+        if self.records.example_ids.shape[0] == 0:
+            return self._empty(found)
+        timestamp = tf.gather(self.records.timestamps, row)
+        if self._oldest is not None:
+            found &= timestamp >= self._oldest
+        fields = {
+            types.HAS_RECORD: found,
+            types.MODEL_VERSION: tf.where(found, self.records.gather_model_versions(row), -1),
+            types.TIMESTAMP: tf.where(found, timestamp, -1),
+        }
+        if self.records.logits is not None:
+            logits = tf.gather(self.records.logits, row)
+            missing = tf.constant(float("nan"), logits.dtype)
+            fields[types.LOGITS] = tf.where(found[:, None], logits, missing)
+        if self.records.losses is not None:
+            loss = tf.gather(self.records.losses, row)
+            fields[types.LOSS] = tf.where(found, loss, float("nan"))
+        return fields
+
+    def _empty(self, found: tf.Tensor) -> dict[str, tf.Tensor]:
+        nowhere = tf.where(found, tf.constant(0, tf.int64), -1)
+        unknown = tf.where(found, 0.0, float("nan"))
+        fields = {types.HAS_RECORD: found, types.MODEL_VERSION: nowhere, types.TIMESTAMP: nowhere}
+        if self.records.logits is not None:
+            fields[types.LOGITS] = tf.repeat(unknown[:, None], self.records.num_outputs, axis=1)
+        if self.records.losses is not None:
+            fields[types.LOSS] = unknown
+        return fields
+
+
+def join_forward_records(
+    records: ForwardRecords | str | Sequence[str],
+    *,
+    id_key: str = types.EXAMPLE_ID,
+    missing: str = KEEP,
+    max_age: float | None = None,
+    as_of: int | None = None,
+) -> types.DatasetTransform:
+    """Adds each example's forward record to it.
+
+    ```python
+    joined = examples.apply(ofb_tf.join_forward_records("records/*"))
+    ```
+
+    Args:
+      records: `ForwardRecords`, or a pattern, directory, file or list of them to load. Of
+        several records of an id the newest counts.
+      id_key: the field with the example's id: int64, int32 or string (by its fingerprint).
+      missing: what becomes of an example without a record: "keep" it with `has_record` False,
+        "drop" it, or "error".
+      max_age: in seconds; an older record counts as missing. None for no limit.
+      as_of: microseconds since 1970: records written later are left out, ages count from here.
+        None for all records, and ages from now.
+
+    Returns:
+      A function from a dataset of dicts to a dataset of dicts with `has_record` (bool),
+      `model_version`, `timestamp` (int64, microseconds) and, as the records have them,
+      `logits` (`[k]`) and `loss` (float32) added; logits and loss are not-a-number and version
+      and timestamp -1 where there is no record.
+
+    Raises:
+      ValueError: an argument out of range or no file matches; at application, elements that
+        are not single dicts with the id.
+    """
+    if missing not in (KEEP, DROP, ERROR):
+        raise ValueError(f"missing must be 'keep', 'drop' or 'error'. Received: {missing!r}")
+    lookup = RecordLookup(records, max_age=max_age, as_of=as_of)
+
+    def join(batch: dict) -> dict:
+        example_ids = hashing.as_example_ids(batch[id_key])
+        fields = lookup.fields(example_ids)
+        if missing == ERROR:
+            with tf.control_dependencies([assert_joined(fields[types.HAS_RECORD], example_ids)]):
+                fields = {key: tf.identity(value) for key, value in fields.items()}
+        return batch | fields
+
+    def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        check_id_field("join_forward_records", dataset.element_spec, id_key)
+        joined = dataset.batch(_JOIN_BATCH).map(join, tf.data.AUTOTUNE).unbatch()
+        if missing == DROP:
+            joined = joined.filter(lambda element: element[types.HAS_RECORD])
+        return joined
+
+    return transform
+
+
+def assert_joined(has_record: tf.Tensor, example_ids: tf.Tensor) -> tf.Operation:
+    """An op that fails, naming up to three ids, where an example has no record."""
+    lost = tf.boolean_mask(example_ids, ~has_record)
+    return tf.debugging.Assert(
+        tf.equal(tf.size(lost), 0),
+        [
+            "No forward record for",
+            tf.size(lost),
+            "of",
+            tf.size(example_ids),
+            "examples of this window, among them example_id",
+            lost[:3],
+            "; record more, widen max_age, or set missing='uniform', 'keep' or 'drop'.",
+        ],
+    )
+
+
+def check_id_field(stage: str, spec: object, id_key: str) -> None:
+    """Raises ValueError unless elements are single dicts with an id in `id_key`."""
+    if not isinstance(spec, dict):
+        raise ValueError(
+            f"{stage}: elements must be dicts with a field {id_key!r}, got {spec}. Map them to "
+            "dicts, or put the id into the features."
+        )
+    if id_key not in spec:
+        raise ValueError(
+            f"{stage}: field {id_key!r} is missing from the elements, which have "
+            f"{sorted(spec)}. Set id_key to the field that holds the example's id."
+        )
+    id_spec = spec[id_key]
+    if id_spec.dtype not in (tf.int64, tf.int32, tf.string) or id_spec.shape.rank not in (0, None):
+        hint = ""
+        if id_spec.shape.rank:
+            hint = " Elements look batched: sample single examples (unbatch() first)."
+        raise ValueError(
+            f"{stage}: {id_key!r} must be a scalar int64, int32 or string, got {id_spec}.{hint}"
+        )
