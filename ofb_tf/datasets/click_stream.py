@@ -51,7 +51,7 @@ class ClickStream:
 
     num_examples: int = 600_000
     positive_rate: float = 0.01
-    drift: float = 0.15
+    drift: float = 0.3
     seed: int = 0
 
     def __post_init__(self):
