@@ -2,5 +2,6 @@
 
 from ofb_tf.datasets.click_function import VOCABULARY_SIZES
 from ofb_tf.datasets.click_stream import ClickStream
+from ofb_tf.datasets.tfds_adapter import TfdsDescription, describe_tfds, load_tfds
 
-__all__ = ["VOCABULARY_SIZES", "ClickStream"]
+__all__ = ["VOCABULARY_SIZES", "ClickStream", "TfdsDescription", "describe_tfds", "load_tfds"]

@@ -2,22 +2,21 @@
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from ofb_tf import hashing
+from ofb_tf.datasets import click_tfrecords
 from ofb_tf.datasets.click_function import (
     NUM_CATEGORICAL,
     NUM_DENSE,
     VOCABULARY_SIZES,
     ClickFunction,
 )
+from ofb_tf.datasets.click_tfrecords import CATEGORICAL, CLICK_PROBABILITY, DENSE
 from ofb_tf.types import EXAMPLE_ID, LABEL
-
-DENSE = "dense"
-CATEGORICAL = "categorical"
-CLICK_PROBABILITY = "click_probability"
 
 # Elementwise kernels compute the last few elements of a tensor by other instructions, which differ
 # in the last bit. Windows padded to whole vectors give an example the same bits in any window.
@@ -133,6 +132,28 @@ class ClickStream:
             window, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
         return windows if batched else windows.unbatch()
+
+    def write_tfrecords(
+        self,
+        directory: str | os.PathLike,
+        *,
+        num_shards: int = 1,
+        start: int = 0,
+        count: int | None = None,
+        compression: str | None = None,
+    ) -> list[str]:
+        """Writes sharded TFRecord files; see `click_tfrecords.write_tfrecords`."""
+        return click_tfrecords.write_tfrecords(
+            self,
+            directory,
+            num_shards=num_shards,
+            start=start,
+            count=count,
+            compression=compression,
+        )
+
+    feature_spec = staticmethod(click_tfrecords.feature_spec)
+    parse_fn = staticmethod(click_tfrecords.parse_fn)
 
     def _draw(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Label draws `[n]`, log-dense `[n, 13]`, categorical `[n, 26]`, logits `[n]` of ids."""
