@@ -1,0 +1,24 @@
+"""One backward from ten forward: train on the examples that serving's forward pass points to."""
+
+from ofb_tf.join import join_forward_records
+from ofb_tf.models import OFBModel
+from ofb_tf.policies import Importance, Inclusion, Policy, Uniform, Window
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter
+from ofb_tf.sampling import ofb_sample
+from ofb_tf.types import DatasetTransform
+from ofb_tf.version import __version__
+
+__all__ = [
+    "DatasetTransform",
+    "ForwardRecordWriter",
+    "ForwardRecords",
+    "Importance",
+    "Inclusion",
+    "OFBModel",
+    "Policy",
+    "Uniform",
+    "Window",
+    "__version__",
+    "join_forward_records",
+    "ofb_sample",
+]

@@ -40,7 +40,7 @@ class Layout:
     stage: str
     spec: Any
     id_key: str
-    label_key: str
+    label_key: str = types.LABEL
     batched: bool = False
     feature_spec: dict[str, Any] | None = None
 
@@ -64,18 +64,20 @@ class Layout:
     def _is_tuple(self) -> bool:
         return isinstance(self.spec, tuple) and len(self.spec) in (2, 3)
 
-    @property
-    def _fields_spec(self) -> dict[str, Any]:
+    def fields(self, element: Any) -> dict[str, Any]:
         """The dict that may hold the id and record fields; empty where there is none."""
-        fields = self.spec[0] if self._is_tuple() else self.spec
+        fields = element[0] if self._is_tuple() else element
         return fields if isinstance(fields, dict) else {}
+
+    def with_fields(self, element: Any, fields: dict[str, Any]) -> Any:
+        """The element with that dict replaced."""
+        return (fields, *element[1:]) if self._is_tuple() else fields
 
     def keys(self, batch: Any) -> dict[str, tf.Tensor]:
         """The fields that selection looks at: id, label and record fields, as far as present."""
         if self.serialized:
             return tf.io.parse_example(batch, self.feature_spec)
-        fields = batch[0] if self._is_tuple() else batch
-        fields = fields if isinstance(fields, dict) else {}
+        fields = self.fields(batch)
         wanted = {self.id_key, *RECORD_FIELDS}
         if self._is_tuple():
             return {k: v for k, v in fields.items() if k in wanted} | {self.label_key: batch[1]}
@@ -106,7 +108,7 @@ class Layout:
         if self.id_key not in keys:
             raise ValueError(
                 f"{self.stage}: field {self.id_key!r} is missing from the elements, which have "
-                f"{sorted(self._fields_spec) or self.spec}. {remedy}"
+                f"{sorted(self.fields(self.spec)) or self.spec}. {remedy}"
             )
         self._check_scalar(self.id_key, keys[self.id_key], ID_DTYPES)
 
@@ -116,7 +118,7 @@ class Layout:
         if self.label_key not in keys:
             raise ValueError(
                 f"{self.stage}: field {self.label_key!r} is missing from the elements, which "
-                f"have {sorted(self._fields_spec)}. Set label_key to the field with the label."
+                f"have {sorted(self.fields(self.spec))}. Set label_key to the field with the label."
             )
         label = keys[self.label_key]
         if not isinstance(label, tf.TensorSpec):

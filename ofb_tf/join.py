@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from ofb_tf import hashing, types
+from ofb_tf.elements import Layout
 from ofb_tf.records import ForwardRecords
 
 KEEP, DROP, ERROR = "keep", "drop", "error"
@@ -24,13 +26,13 @@ class RecordIndex:
     Evenly spread ids (hashes, counters) need few steps; clustered ones at most log2(n).
 
     Args:
-      records: `ForwardRecords`.
+      example_ids: int64 `[n]`, ascending, unique, n at least 1.
     """
 
-    def __init__(self, records: ForwardRecords) -> None:
-        ids = np.asarray(records.example_ids)
-        self._ids = records.example_ids
-        first, last = (int(ids[0]), int(ids[-1])) if ids.size else (0, 0)
+    def __init__(self, example_ids: tf.Tensor) -> None:
+        ids = np.asarray(example_ids)
+        self._ids = example_ids
+        first, last = int(ids[0]), int(ids[-1])
         bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
         self._shift = max((last - first).bit_length() - bucket_bits, 0)
         num_buckets = ((last - first) >> self._shift) + 1
@@ -52,8 +54,6 @@ class RecordIndex:
         Returns:
           int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
         """
-        if self._ids.shape[0] == 0:
-            return tf.zeros_like(example_ids, tf.int32), tf.zeros_like(example_ids, tf.bool)
         in_range = (example_ids >= self._first) & (example_ids <= self._last)
         offset = tf.where(in_range, example_ids - self._first, 0)
         bucket = tf.bitcast(
@@ -101,8 +101,18 @@ class RecordLookup:
             raise ValueError(f"max_age must be positive seconds or None. Received: {max_age!r}")
         if not isinstance(records, ForwardRecords):
             records = ForwardRecords.load(records, as_of=as_of)
+        if not len(records):
+            raise ValueError("records must hold at least one record. Received: none")
         self.records = records
-        self._index = RecordIndex(records)
+        self._index = RecordIndex(records.example_ids)
+        columns = {
+            types.LOGITS: records.logits,
+            types.LOSS: records.losses,
+            types.CLASS_IDS: records.class_ids,
+            types.LOGSUMEXP: records.logsumexp,
+            types.SUM_SQUARED_PROBABILITIES: records.sum_squared_probabilities,
+        }
+        self._columns = {name: column for name, column in columns.items() if column is not None}
         self._oldest = None
         if max_age is not None:
             now = int(time.time() * types.MICROSECONDS) if as_of is None else as_of
@@ -117,36 +127,26 @@ class RecordLookup:
         Returns:
           `has_record` bool `[n]`; `logits` `[n, k]` and / or `loss` float32 `[n]`, as the
           records have them, not-a-number where there is no record; `model_version` and
-          `timestamp` int64 `[n]`, -1 there.
+          `timestamp` int64 `[n]`, -1 there; the columns of the top-k form where they have it.
         """
         row, found = self._index.find(example_ids)
-        if self.records.example_ids.shape[0] == 0:
-            return self._empty(found)
-        timestamp = tf.gather(self.records.timestamps, row)
+        records = self.records
+        timestamp = tf.gather(records.timestamps, row)
         if self._oldest is not None:
             found &= timestamp >= self._oldest
+        version = tf.gather(
+            records.version_table, tf.cast(tf.gather(records.version_indices, row), tf.int32)
+        )
         fields = {
             types.HAS_RECORD: found,
-            types.MODEL_VERSION: tf.where(found, self.records.gather_model_versions(row), -1),
+            types.MODEL_VERSION: tf.where(found, version, -1),
             types.TIMESTAMP: tf.where(found, timestamp, -1),
         }
-        if self.records.logits is not None:
-            logits = tf.gather(self.records.logits, row)
-            missing = tf.constant(float("nan"), logits.dtype)
-            fields[types.LOGITS] = tf.where(found[:, None], logits, missing)
-        if self.records.losses is not None:
-            loss = tf.gather(self.records.losses, row)
-            fields[types.LOSS] = tf.where(found, loss, float("nan"))
-        return fields
-
-    def _empty(self, found: tf.Tensor) -> dict[str, tf.Tensor]:
-        nowhere = tf.where(found, tf.constant(0, tf.int64), -1)
-        unknown = tf.where(found, 0.0, float("nan"))
-        fields = {types.HAS_RECORD: found, types.MODEL_VERSION: nowhere, types.TIMESTAMP: nowhere}
-        if self.records.logits is not None:
-            fields[types.LOGITS] = tf.repeat(unknown[:, None], self.records.num_outputs, axis=1)
-        if self.records.losses is not None:
-            fields[types.LOSS] = unknown
+        for name, column in self._columns.items():
+            values = tf.gather(column, row)
+            mask = found[:, None] if values.shape.rank == 2 else found
+            nothing = float("nan") if column.dtype.is_floating else -1
+            fields[name] = tf.where(mask, values, tf.constant(nothing, column.dtype))
         return fields
 
 
@@ -175,32 +175,43 @@ def join_forward_records(
         None for all records, and ages from now.
 
     Returns:
-      A function from a dataset of dicts to a dataset of dicts with `has_record` (bool),
+      A function from a dataset of dicts (or of tuples that begin with a dict) to one in which the
+      dict has `has_record` (bool),
       `model_version`, `timestamp` (int64, microseconds) and, as the records have them,
       `logits` (`[k]`) and `loss` (float32) added; logits and loss are not-a-number and version
       and timestamp -1 where there is no record.
 
     Raises:
       ValueError: an argument out of range or no file matches; at application, elements that
-        are not single dicts with the id.
+        are not single dicts with an id.
     """
     if missing not in (KEEP, DROP, ERROR):
         raise ValueError(f"missing must be 'keep', 'drop' or 'error'. Received: {missing!r}")
     lookup = RecordLookup(records, max_age=max_age, as_of=as_of)
 
-    def join(batch: dict) -> dict:
-        example_ids = hashing.as_example_ids(batch[id_key])
-        fields = lookup.fields(example_ids)
-        if missing == ERROR:
-            with tf.control_dependencies([assert_joined(fields[types.HAS_RECORD], example_ids)]):
-                fields = {key: tf.identity(value) for key, value in fields.items()}
-        return batch | fields
-
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        check_id_field("join_forward_records", dataset.element_spec, id_key)
-        joined = dataset.batch(_JOIN_BATCH).map(join, tf.data.AUTOTUNE).unbatch()
+        layout = Layout("join_forward_records", dataset.element_spec, id_key)
+        layout.check_id("Set id_key to the field that holds the example's id.")
+
+        def join(*parts: Any) -> Any:
+            batch = parts[0] if len(parts) == 1 else parts
+            example_ids = hashing.as_example_ids(layout.fields(batch)[id_key])
+            record = lookup.fields(example_ids)
+            if missing == ERROR:
+                with tf.control_dependencies(
+                    [assert_joined(record[types.HAS_RECORD], example_ids)]
+                ):
+                    record = {name: tf.identity(value) for name, value in record.items()}
+            return layout.with_fields(batch, layout.fields(batch) | record)
+
+        joined = dataset.batch(_JOIN_BATCH).map(join, num_parallel_calls=tf.data.AUTOTUNE)
+        joined = joined.unbatch()
         if missing == DROP:
-            joined = joined.filter(lambda element: element[types.HAS_RECORD])
+            joined = joined.filter(
+                lambda *parts: layout.fields(parts[0] if len(parts) == 1 else parts)[
+                    types.HAS_RECORD
+                ]
+            )
         return joined
 
     return transform
@@ -221,25 +232,3 @@ def assert_joined(has_record: tf.Tensor, example_ids: tf.Tensor) -> tf.Operation
             "; record more, widen max_age, or set missing='uniform', 'keep' or 'drop'.",
         ],
     )
-
-
-def check_id_field(stage: str, spec: object, id_key: str) -> None:
-    """Raises ValueError unless elements are single dicts with an id in `id_key`."""
-    if not isinstance(spec, dict):
-        raise ValueError(
-            f"{stage}: elements must be dicts with a field {id_key!r}, got {spec}. Map them to "
-            "dicts, or put the id into the features."
-        )
-    if id_key not in spec:
-        raise ValueError(
-            f"{stage}: field {id_key!r} is missing from the elements, which have "
-            f"{sorted(spec)}. Set id_key to the field that holds the example's id."
-        )
-    id_spec = spec[id_key]
-    if id_spec.dtype not in (tf.int64, tf.int32, tf.string) or id_spec.shape.rank not in (0, None):
-        hint = ""
-        if id_spec.shape.rank:
-            hint = " Elements look batched: sample single examples (unbatch() first)."
-        raise ValueError(
-            f"{stage}: {id_key!r} must be a scalar int64, int32 or string, got {id_spec}.{hint}"
-        )

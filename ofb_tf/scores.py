@@ -51,11 +51,13 @@ def gradient_norm_bound(logits: tf.Tensor, labels: tf.Tensor, task: str) -> tf.T
     """
     if task == types.MULTICLASS:
         probabilities = tf.nn.softmax(tf.cast(logits, tf.float32), axis=-1)
-        # The label's own term is (1 - p_y)^2; subtracting it from the sum of squares and adding
-        # it in this form does not cancel when p_y is close to 1.
-        label_probability = _label_logit(probabilities, labels)
-        others = tf.reduce_sum(tf.square(probabilities), axis=-1) - tf.square(label_probability)
-        return tf.sqrt(tf.maximum(others, 0.0) + tf.square(1.0 - label_probability))
+        # Without the label's own entry, 1 - p_y is the sum of the others: nothing cancels where
+        # p_y is close to 1.
+        is_label = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False)
+        others = tf.where(is_label, 0.0, probabilities)
+        return tf.sqrt(
+            tf.reduce_sum(tf.square(others), axis=-1) + tf.square(tf.reduce_sum(others, axis=-1))
+        )
     return tf.abs(signed_residual(logits, labels, task))
 
 

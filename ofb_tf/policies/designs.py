@@ -27,7 +27,7 @@ def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     section 2.10.
     """
     n = tf.cast(tf.size(sizes), tf.float64)
-    budget = tf.minimum(tf.cast(budget, tf.float64), n)
+    budget = tf.minimum(tf.convert_to_tensor(budget, tf.float64), n)
     descending = tf.sort(sizes, direction="DESCENDING")
     rest = tf.cumsum(descending, reverse=True)
     rank = tf.range(tf.size(sizes), dtype=tf.float64)
@@ -35,11 +35,10 @@ def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     rest = tf.concat([rest, tf.zeros([1], tf.float64)], axis=0)[num_capped]
     left = budget - tf.cast(num_capped, tf.float64)
     even_share = left / tf.maximum(n - tf.cast(num_capped, tf.float64), 1.0)
-    cap = tf.concat([[tf.constant(float("inf"), tf.float64)], descending], axis=0)[num_capped]
-    proportional = tf.minimum(1.0, sizes * tf.math.divide_no_nan(left, rest))
-    return tf.where(
-        rest > 0.0, proportional, tf.where((sizes > 0.0) & (sizes >= cap), 1.0, even_share)
-    )
+    cap = tf.concat([tf.constant([float("inf")], tf.float64), descending], axis=0)[num_capped]
+    proportional = tf.minimum(sizes * tf.math.divide_no_nan(left, rest), 1.0)
+    is_capped = tf.cast((sizes > 0.0) & (sizes >= cap), tf.float64)
+    return tf.where(rest > 0.0, proportional, tf.maximum(is_capped, even_share))
 
 
 def systematic(probabilities: tf.Tensor, order: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
