@@ -1,6 +1,7 @@
 """The click stream as sharded TFRecord files of tf.Examples with 39 scalar features."""
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,22 +101,37 @@ def write_tfrecords(
         )
         with tf.io.TFRecordWriter(path + ".open", compression) as writer:
             for window in part.as_numpy_iterator():
-                for row in range(len(window[EXAMPLE_ID])):
-                    writer.write(_serialize(window, row))
+                for serialized in _serialize(window):
+                    writer.write(serialized)
         tf.io.gfile.rename(path + ".open", path)
         paths.append(path)
     return paths
 
 
-def _serialize(window: dict[str, np.ndarray], row: int) -> bytes:
-    """One tf.Example from a row of a window."""
+def _serialize(window: dict[str, np.ndarray]) -> Iterator[bytes]:
+    """A tf.Example for each row of a window.
+
+    One message is filled again and again: building 42 features anew takes four times as long.
+    """
     example = tf.train.Example()
     feature = example.features.feature
-    for name in (EXAMPLE_ID, LABEL):
-        feature[name].int64_list.value.append(window[name][row])
-    feature[CLICK_PROBABILITY].float_list.value.append(window[CLICK_PROBABILITY][row])
-    for name, value in zip(DENSE_NAMES, window[DENSE][row].tolist(), strict=True):
-        feature[name].float_list.value.append(value)
-    for name, value in zip(CATEGORICAL_NAMES, window[CATEGORICAL][row].tolist(), strict=True):
-        feature[name].int64_list.value.append(value)
-    return example.SerializeToString()
+    columns = []
+    for name in (CLICK_PROBABILITY, *DENSE_NAMES):
+        columns.append(feature[name].float_list.value)
+    for name in (EXAMPLE_ID, LABEL, *CATEGORICAL_NAMES):
+        columns.append(feature[name].int64_list.value)
+    for column in columns:
+        column.append(0)
+    rows = zip(
+        window[CLICK_PROBABILITY].tolist(),
+        window[DENSE].tolist(),
+        window[EXAMPLE_ID].tolist(),
+        window[LABEL].tolist(),
+        window[CATEGORICAL].tolist(),
+        strict=True,
+    )
+    for probability, dense, example_id, label, categorical in rows:
+        values = (probability, *dense, example_id, label, *categorical)
+        for column, value in zip(columns, values, strict=True):
+            column[0] = value
+        yield example.SerializeToString()
