@@ -34,7 +34,7 @@ class RecordIndex:
         self._ids = example_ids
         first, last = int(ids[0]), int(ids[-1])
         bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
-        self._shift = max((last - first).bit_length() - bucket_bits, 0)
+        self._shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
         num_buckets = ((last - first) >> self._shift) + 1
         starts = np.uint64(first % 2**64) + (
             np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)

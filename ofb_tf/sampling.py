@@ -49,6 +49,8 @@ class SamplingConfig:
                 "window_size * rate must be at least 1, or most windows select nothing. "
                 f"Received: window_size={self.window_size}, rate={self.rate}"
             )
+        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be an integer in [-2^63, 2^63). Received: {self.seed!r}")
         if self.task is not None and self.task not in types.TASKS:
             raise ValueError(f"task must be one of {types.TASKS} or None. Received: {self.task!r}")
         if self.missing not in window.MISSING:

@@ -1,0 +1,25 @@
+"""The package as a whole: optional parts stay optional, public names are pinned."""
+
+import subprocess
+import sys
+
+import ofb_tf
+
+OPTIONAL = ("tfx", "apache_beam", "grpc", "matplotlib", "tensorflow_serving", "kfp")
+
+
+def test_import_pulls_in_no_optional_part():
+    # TensorFlow itself may import grpc; what counts is what ofb_tf adds to it.
+    code = (
+        "import sys, tensorflow, keras; keras.Model; before = set(sys.modules); import ofb_tf; "
+        "print(' '.join(sorted(set(sys.modules) - before)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = {name.split(".")[0] for name in run.stdout.split()}
+    assert "ofb_tf" in added
+    assert not added & set(OPTIONAL)
+
+
+def test_public_names():
+    assert ofb_tf.__all__ == sorted(ofb_tf.__all__)
+    assert all(getattr(ofb_tf, name) is not None for name in ofb_tf.__all__)

@@ -1,0 +1,493 @@
+"""`ofb_sample` on real record files: structure, exactness, reproducibility, checkpoints, faults."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ofb_tf
+
+N, WINDOW, CLASSES = 1000, 200, 4
+RNG = np.random.default_rng(2)
+IDS = RNG.permutation(np.arange(N)) * 7919 - 3_000_000
+LABELS = RNG.integers(0, CLASSES, N)
+LOGITS = (RNG.normal(size=(N, CLASSES)) * 2).astype(np.float32)
+X = RNG.normal(size=(N, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("records")
+    with ofb_tf.ForwardRecordWriter(str(directory), num_outputs=CLASSES) as writer:
+        for begin in range(0, N, 128):
+            writer.write(IDS[begin : begin + 128], LOGITS[begin : begin + 128], model_version=3)
+    return str(directory)
+
+
+def dicts(n=N, **changes):
+    fields = {"example_id": IDS[:n], "label": LABELS[:n], "x": X[:n]} | changes
+    return tf.data.Dataset.from_tensor_slices(fields)
+
+
+def with_logits(n=N, **changes):
+    return dicts(n, **{"logits": LOGITS[:n]} | changes)
+
+
+def ids_and_weights(dataset):
+    ids, weights = [], []
+    for element in dataset:
+        ids.append(np.atleast_1d(element["example_id"]))
+        weights.append(np.atleast_1d(element["importance_weight"]))
+    if not ids:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return np.concatenate(ids), np.concatenate(weights)
+
+
+def sample(dataset=None, **arguments):
+    dataset = with_logits() if dataset is None else dataset
+    return dataset.apply(ofb_tf.ofb_sample(**{"seed": 5, "window_size": WINDOW} | arguments))
+
+
+# Exact values.
+
+
+def test_rate_one_changes_nothing_but_adds_a_weight_of_one(records):
+    got = list(sample(dicts(), records=records, rate=1.0, policy="uniform"))
+    assert len(got) == N
+    by_id = {int(e["example_id"]): e for e in got}
+    for i in range(0, N, 97):
+        element = by_id[int(IDS[i])]
+        assert int(element["label"]) == LABELS[i]
+        np.testing.assert_array_equal(element["x"], X[i])
+        assert float(element["importance_weight"]) == 1.0
+
+
+@pytest.mark.parametrize("batch_size", [None, 20, 64])
+def test_every_window_gives_its_budget_and_every_row_stays_whole(records, batch_size):
+    dataset = sample(dicts(), records=records, batch_size=batch_size, keep_record=True)
+    dataset = dataset.unbatch() if batch_size else dataset
+    place = {int(value): i for i, value in enumerate(IDS)}
+    windows = collections.Counter()
+    for element in dataset:
+        i = place[int(element["example_id"])]
+        windows[i // WINDOW] += 1
+        assert int(element["label"]) == LABELS[i]
+        np.testing.assert_array_equal(element["x"], X[i])
+        np.testing.assert_array_equal(element["logits"], LOGITS[i])
+        assert int(element["model_version"]) == 3
+    assert dict(windows) == dict.fromkeys(range(N // WINDOW), WINDOW // 10)
+
+
+def test_joined_records_and_records_in_the_elements_give_the_same_selection(records):
+    joined = sample(dicts(), records=records)
+    upstream = sample(dicts().apply(ofb_tf.join_forward_records(records)))
+    expected = ids_and_weights(joined)
+    for other in (sample(), upstream):
+        for a, b in zip(expected, ids_and_weights(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert joined.element_spec == sample().element_spec == upstream.element_spec
+
+
+@pytest.mark.parametrize("design", ["systematic", "poisson"])
+def test_the_weighted_mean_loss_is_unbiased_over_epochs(design):
+    p = np.exp(LOGITS - LOGITS.max(1, keepdims=True))
+    losses = -np.log((p / p.sum(1, keepdims=True))[np.arange(N), LABELS])
+    loss_of = dict(zip(IDS.tolist(), losses, strict=True))
+    dataset = sample(policy=ofb_tf.Importance(design=design), batch_size=50)
+    estimates = []
+    for _ in range(60):
+        ids, weights = ids_and_weights(dataset)
+        estimates.append((weights * [loss_of[i] for i in ids.tolist()]).sum() / (0.1 * N))
+    tolerance = 5 * np.std(estimates, ddof=1) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - losses.mean()) < tolerance
+
+
+# Structure.
+
+
+def test_with_every_argument_left_out():
+    element = next(iter(with_logits().repeat(5).apply(ofb_tf.ofb_sample())))
+    assert set(element) == {"example_id", "label", "x", "importance_weight"}
+    assert element["importance_weight"].dtype == tf.float32
+
+
+def test_without_ids_or_with_a_loss_alone():
+    dataset = tf.data.Dataset.from_tensor_slices({"loss": np.abs(X[:, 0]), "label": LABELS})
+    elements = list(dataset.apply(ofb_tf.ofb_sample(window_size=WINDOW, seed=1)))
+    assert len(elements) == N // 10
+    assert set(elements[0]) == {"label", "importance_weight"}
+
+
+def test_tuples_keep_their_structure(records):
+    features = {"example_id": IDS, "x": X}
+    weights = np.full(N, 3.0, np.float32)
+    pairs = tf.data.Dataset.from_tensor_slices((features, LABELS))
+    triples = tf.data.Dataset.from_tensor_slices((features, LABELS, weights))
+    two = list(sample(pairs, records=records))
+    three = list(sample(triples, records=records))
+    assert len(two) == len(three) == N // 10
+    for (x, y, w), (x3, y3, w3) in zip(two, three, strict=True):
+        assert set(x) == {"example_id", "x"}
+        assert int(x["example_id"]) == int(x3["example_id"])
+        assert int(y) == int(y3)
+        np.testing.assert_allclose(w3, 3 * w, rtol=1e-6)
+    kept = next(iter(sample(pairs, records=records, keep_record=True)))
+    assert set(kept[0]) >= {"logits", "has_record", "model_version", "timestamp"}
+
+
+def test_uniform_needs_neither_records_nor_a_dict():
+    dataset = tf.data.Dataset.from_tensor_slices((X, LABELS))
+    elements = list(sample(dataset, policy="uniform", batch_size=20, drop_remainder=True))
+    assert len(elements) == 5
+    assert elements[0][0].shape == (20, 3)
+    np.testing.assert_array_equal(elements[0][2], np.ones(20))
+
+
+def test_batches_have_a_static_size_with_drop_remainder():
+    dataset = sample(batch_size=32, drop_remainder=True)
+    assert dataset.element_spec["x"].shape == (32, 3)
+    assert [len(b["label"]) for b in dataset] == [32] * 3
+    assert [len(b["label"]) for b in sample(batch_size=32)] == [32, 32, 32, 4]
+
+
+def test_string_ids(tmp_path):
+    names = np.array([f"request-{i}" for i in range(N)])
+    ids = ofb_tf.hashing.as_example_ids(tf.constant(names)).numpy()
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(ids, LOGITS)
+    dataset = dicts(example_id=names)
+    got = list(sample(dataset, records=str(tmp_path), missing="error"))
+    assert len(got) == N // 10
+    assert got[0]["example_id"].dtype == tf.string
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 200, 333])
+def test_batched_input_gives_the_same_selection(batch_size):
+    batched = sample(with_logits().batch(batch_size), batched_input=True, batch_size=50)
+    for a, b in zip(ids_and_weights(batched), ids_and_weights(sample(batch_size=50)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Late decode.
+
+
+def serialized():
+    def example(i):
+        feature = {
+            "example_id": tf.train.Feature(int64_list=tf.train.Int64List(value=[IDS[i]])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[LABELS[i]])),
+            "x": tf.train.Feature(float_list=tf.train.FloatList(value=X[i])),
+        }
+        features = tf.train.Features(feature=feature)
+        return tf.train.Example(features=features).SerializeToString()
+
+    return tf.data.Dataset.from_tensor_slices([example(i) for i in range(N)])
+
+
+SPEC = {
+    "example_id": tf.io.FixedLenFeature([], tf.int64),
+    "label": tf.io.FixedLenFeature([], tf.int64),
+    "x": tf.io.FixedLenFeature([3], tf.float32),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_late_decode_gives_what_early_decode_gives(records, batch_size):
+    late = sample(
+        serialized(),
+        records=records,
+        batch_size=batch_size,
+        parse_fn=lambda examples: tf.io.parse_example(examples, SPEC),
+    )
+    early = sample(dicts(), records=records, batch_size=batch_size)
+    assert late.element_spec == early.element_spec
+    for a, b in zip(late, early, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_parse_fn_sees_only_what_was_selected(records):
+    parsed = tf.Variable(0, dtype=tf.int64)
+
+    def parse(examples):
+        parsed.assign_add(tf.size(examples, tf.int64))
+        features = tf.io.parse_example(examples, SPEC)
+        return features, features.pop("label")
+
+    elements = list(sample(serialized(), records=records, batch_size=20, parse_fn=parse))
+    assert int(parsed) == N // 10
+    assert len(elements[0]) == 3
+
+
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_decode_fn_sees_only_what_was_selected(records, batch_size):
+    decoded = tf.Variable(0, dtype=tf.int64)
+
+    def decode(element):
+        decoded.assign_add(1)
+        return element | {"twice": element["x"] * 2}
+
+    got = list(sample(dicts(), records=records, decode_fn=decode, batch_size=batch_size))
+    assert int(decoded) == N // 10
+    np.testing.assert_array_equal(got[0]["twice"], got[0]["x"] * 2)
+    ids = np.concatenate([np.atleast_1d(e["example_id"]) for e in got])
+    plain, _ = ids_and_weights(sample(dicts(), records=records))
+    assert set(ids) == set(plain)
+
+
+def test_decode_fn_alone_takes_serialized_examples(records):
+    dataset = sample(
+        serialized(),
+        records=records,
+        decode_fn=lambda example: tf.io.parse_single_example(example, SPEC),
+    )
+    assert dataset.element_spec == sample(dicts(), records=records).element_spec
+
+
+# Reproducibility.
+
+
+@pytest.mark.parametrize("design", ["systematic", "poisson"])
+def test_same_seed_equal_other_seed_different_at_any_parallelism(design):
+    def run(seed, threads):
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = threads
+        policy = ofb_tf.Importance(design=design)
+        return ids_and_weights(sample(seed=seed, policy=policy).with_options(options))
+
+    one, four, other = run(9, 1), run(9, 4), run(10, 4)
+    np.testing.assert_array_equal(one[0], four[0])
+    np.testing.assert_array_equal(one[1], four[1])
+    assert set(one[0]) != set(other[0])
+
+
+def test_each_epoch_draws_anew_and_runs_repeat():
+    first, second = sample(), sample()
+    epochs = [ids_and_weights(first)[0] for _ in range(3)]
+    again = [ids_and_weights(second)[0] for _ in range(3)]
+    for a, b in zip(epochs, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len({tuple(e) for e in epochs}) == 3
+    repeated = ids_and_weights(sample().repeat(3))[0]
+    np.testing.assert_array_equal(repeated, np.concatenate(epochs))
+
+
+def test_redrawing_can_be_turned_off():
+    dataset = sample(redraw_each_iteration=False)
+    np.testing.assert_array_equal(ids_and_weights(dataset)[0], ids_and_weights(dataset)[0])
+
+
+def test_the_seed_none_draws_one_at_construction():
+    a, b = (with_logits().apply(ofb_tf.ofb_sample(window_size=WINDOW)) for _ in range(2))
+    assert set(ids_and_weights(a)[0]) != set(ids_and_weights(b)[0])
+
+
+# Empty, short, infinite.
+
+
+def test_an_empty_dataset_stays_empty():
+    assert list(sample(with_logits(0))) == []
+    assert list(sample(with_logits(0), batch_size=8)) == []
+
+
+def test_a_dataset_shorter_than_a_window_keeps_the_rate_on_average():
+    sizes = []
+    dataset = sample(with_logits(25), batch_size=8)
+    for _ in range(80):
+        sizes.append(len(ids_and_weights(dataset)[0]))
+    assert set(sizes) == {2, 3}
+    assert abs(np.mean(sizes) - 2.5) < 5 * 0.5 / np.sqrt(80)
+
+
+def test_an_infinite_dataset():
+    dataset = sample(with_logits().repeat(), batch_size=20)
+    assert len(list(dataset.take(30))) == 30
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": 0.0}, r"rate must be in \(0, 1\]. Received: 0.0"),
+        ({"rate": 1.5}, r"rate must be in \(0, 1\]. Received: 1.5"),
+        ({"rate": float("nan")}, r"rate must be in \(0, 1\]"),
+        ({"window_size": 0}, "window_size must be an integer of at least 1. Received: 0"),
+        ({"window_size": 2.5}, "window_size must be an integer"),
+        ({"window_size": 5, "rate": 0.1}, "window_size . rate must be at least 1"),
+        ({"batch_size": -1}, "batch_size must be an integer of at least 1. Received: -1"),
+        ({"task": "ranking"}, "task must be one of"),
+        ({"missing": "ignore"}, "missing must be one of"),
+        ({"policy": "best"}, "policy must be one of .* Received: 'best'"),
+        ({"parse_fn": 3}, "parse_fn must be a function"),
+        ({"seed": 2**63}, r"seed must be an integer in"),
+        ({"seed": 0.5}, r"seed must be an integer in"),
+        ({"max_age": -1.0, "records": "unused"}, "max_age must be positive seconds"),
+    ],
+)
+def test_arguments_out_of_range_fail_at_construction(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ofb_tf.ofb_sample(**arguments)
+
+
+@pytest.mark.parametrize("mix", [-0.1, 1.1, float("nan")])
+def test_uniform_mix_out_of_range(mix):
+    with pytest.raises(ValueError, match=r"uniform_mix must be in \[0, 1\]. Received"):
+        ofb_tf.Importance(uniform_mix=mix)
+
+
+@pytest.mark.parametrize("arguments", [{"design": "random"}, {"score": "entropy"}])
+def test_unknown_design_or_score(arguments):
+    with pytest.raises(ValueError, match="must be 'systematic'|must be 'gradient_norm_bound'"):
+        ofb_tf.Importance(**arguments)
+
+
+def fails(dataset, message, **arguments):
+    with pytest.raises(ValueError, match=message):
+        sample(dataset, **arguments)
+
+
+def test_spec_errors_name_field_expected_got_and_remedy(records):
+    fails(dicts(), "neither 'logits' nor 'loss' .* Pass records=")
+    without_id = tf.data.Dataset.from_tensor_slices({"label": LABELS})
+    fails(without_id, "'example_id' is missing .*\\['label'\\].*Set id_key", records=records)
+    without_label = tf.data.Dataset.from_tensor_slices({"example_id": IDS})
+    fails(without_label, "'label' is missing .* Set label_key", records=records)
+    fails(with_logits(label=X), "'label' must be a scalar, got .*shape=\\(3,\\)")
+    fails(with_logits(label=np.array(["a"] * N)), "'label' must be numeric")
+    fails(with_logits(example_id=IDS.astype(np.float32)), "'example_id' must be one of int64")
+    fails(with_logits(logits=LABELS), "'logits' must be a float scalar or vector")
+    fails(with_logits(logits=LOGITS[:, :, None]), "'logits' must be a float scalar or vector")
+    fails(dicts(loss=X), "'loss' must be a scalar float")
+    fails(dicts().batch(8), "Elements look batched.*unbatch", records=records)
+    fails(dicts(), "with batched_input=True .* batch dimension", batched_input=True)
+    fails(dicts().map(lambda e: e["x"]), "elements must be dicts", records=records)
+    fails(serialized(), "parse_fn", records=records)
+    fails(dicts(), "parse_fn and feature_spec are for serialized", parse_fn=lambda x: x)
+    fails(dicts(logits=LOGITS[:, 0], label=X[:, 0]), "Set task='binary' or task='regression'")
+    fails(with_logits(label=X[:, 0]), "must be an integer class id")
+
+
+def test_records_of_another_number_of_outputs(records, tmp_path):
+    fails(
+        dicts(),
+        r"must be \[7\], got \[4\] \(records hold num_outputs=4\)",
+        records=records,
+        num_outputs=7,
+    )
+    fails(dicts(), r"must be \[1\] for task='binary', got \[4\]", records=records, task="binary")
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=1) as writer:
+        writer.write(IDS, LOGITS[:, 0])
+    fails(
+        dicts(),
+        r"at least 2 for task='multiclass', got \[1\]",
+        records=str(tmp_path),
+        task="multiclass",
+    )
+
+
+def test_record_patterns_that_match_nothing(tmp_path):
+    for pattern in (str(tmp_path / "*.ofbr"), str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match="matches nothing|holds no record"):
+            ofb_tf.ofb_sample(records=pattern)
+
+
+@pytest.mark.parametrize("missing", ["uniform", "keep", "drop"])
+def test_unusable_records_and_labels_never_make_a_nan_weight(tmp_path, missing):
+    logits, labels = LOGITS.copy(), LABELS.copy()
+    logits[::7, 0], logits[::11, 1] = np.nan, np.inf
+    labels[::13] = 99
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(IDS[:900], logits[:900])
+    got = sample(dicts(label=labels), records=str(tmp_path), missing=missing, keep_record=True)
+    elements = list(got)
+    weights = np.array([e["importance_weight"] for e in elements])
+    assert np.isfinite(weights).all()
+    usable = np.array([bool(e["has_record"]) for e in elements])
+    if missing == "drop":
+        assert usable.all()
+    else:
+        expected = 1.0 if missing == "uniform" else 0.1
+        np.testing.assert_allclose(weights[~usable], expected, rtol=1e-6)
+        assert (~usable).any()
+
+
+def test_missing_error_names_an_example(tmp_path):
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(IDS[:-1], LOGITS[:-1])
+    dataset = sample(dicts(), records=str(tmp_path), missing="error")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"No .*record.*{IDS[-1]}"):
+        list(dataset)
+
+
+def test_old_records_are_missing(tmp_path):
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(IDS[:500], LOGITS[:500], timestamp=1_000_000)
+        writer.write(IDS[500:], LOGITS[500:], timestamp=61_000_000)
+    arguments = {"records": str(tmp_path), "as_of": 62_000_000, "missing": "drop"}
+    young, _ = ids_and_weights(sample(dicts(), max_age=60.0, **arguments))
+    assert set(young) <= set(IDS[500:])
+    assert len(young) == 50
+    every, _ = ids_and_weights(sample(dicts(), max_age=62.0, **arguments))
+    assert len(every) == 100
+
+
+def test_the_newest_of_several_records_counts(tmp_path):
+    wrong = np.full_like(LOGITS, np.nan)
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(IDS, wrong, timestamp=1)
+        writer.write(IDS, LOGITS, timestamp=3, model_version=3)
+        writer.write(IDS, wrong, timestamp=2)
+    got = ids_and_weights(sample(dicts(), records=str(tmp_path), missing="error"))
+    for a, b in zip(got, ids_and_weights(sample()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize("design", ["systematic", "poisson"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_restore_at_every_step_continues_exactly(records, tmp_path, design, late, batch_size):
+    source = serialized().take(400) if late else dicts(400)
+    parse = (lambda examples: tf.io.parse_example(examples, SPEC)) if late else None
+    dataset = sample(
+        source,
+        records=records,
+        policy=ofb_tf.Importance(design=design),
+        parse_fn=parse,
+        batch_size=batch_size,
+    )
+
+    def key(element):
+        ids, weights = element["example_id"], element["importance_weight"]
+        return np.atleast_1d(ids).tolist(), np.atleast_1d(weights).tolist()
+
+    iterator = iter(dataset)
+    steps, paths = [], []
+    while True:
+        path = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / f"at{len(paths)}"))
+        paths.append(path)
+        try:
+            steps.append(key(next(iterator)))
+        except StopIteration:
+            break
+    for step in range(0, len(paths), 1 if batch_size else 9):
+        restored = iter(dataset)
+        tf.train.Checkpoint(iterator=restored).read(paths[step])
+        assert [key(element) for element in restored] == steps[step:]
+
+
+def test_a_checkpoint_in_the_second_epoch_restores_in_a_new_dataset(tmp_path):
+    dataset = sample(batch_size=10)
+    list(dataset)
+    iterator = iter(dataset)
+    next(iterator)
+    path = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "second"))
+    expected = [e["example_id"].numpy().tolist() for e in iterator]
+    restored = iter(sample(batch_size=10))
+    tf.train.Checkpoint(iterator=restored).read(path)
+    assert [e["example_id"].numpy().tolist() for e in restored] == expected
