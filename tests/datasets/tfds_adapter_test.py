@@ -1,0 +1,256 @@
+"""TFDS datasets with stable ids, on tiny prepared ones and, where they are at hand, on real ones.
+
+The tiny ones are written to disk by TFDS itself, under the names and features of the real ones.
+`OFB_TFDS_DIR`, or `../shared/tfds` beside the repository, may hold `mnist` and `diamonds`.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from ofb_tf import testing
+from ofb_tf.datasets import describe_tfds, load_tfds
+
+_REAL = pathlib.Path(
+    os.environ.get(
+        "OFB_TFDS_DIR", pathlib.Path(__file__).resolve().parents[2].parent / "shared" / "tfds"
+    )
+)
+_DIAMOND_FEATURES = {
+    "carat": tf.float32,
+    "clarity": tfds.features.ClassLabel(num_classes=8),
+    "color": tfds.features.ClassLabel(num_classes=7),
+    "cut": tfds.features.ClassLabel(num_classes=5),
+    "depth": tf.float32,
+    "table": tf.float32,
+    "x": tf.float32,
+    "y": tf.float32,
+    "z": tf.float32,
+}
+
+
+def _image(row):
+    return np.random.default_rng(row).integers(256, size=(28, 28, 1), dtype=np.uint8)
+
+
+def _diamond(row):
+    return {
+        "features": {
+            name: row % 5 if isinstance(dtype, tfds.features.ClassLabel) else row + 0.5
+            for name, dtype in _DIAMOND_FEATURES.items()
+        },
+        "price": 100.0 + row,
+    }
+
+
+def _prepare(data_dir, name, version, features, supervised_keys, splits, example, num_shards=1):
+    """Writes a dataset as TFDS stores it, from `example(row)`."""
+
+    class TinyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+        pkg_dir_path = pathlib.Path(__file__).parent
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=supervised_keys,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(count) for split, count in splits.items()}
+
+        def _generate_examples(self, count):
+            for row in range(count):
+                yield row, example(row)
+
+    TinyBuilder.name = name
+    TinyBuilder(data_dir=data_dir).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=num_shards, try_download_gcs=False)
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Tiny `mnist` (three shards of 20), `diamonds`, and datasets that cannot be used."""
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    mnist = {
+        "image": tfds.features.Image(shape=(28, 28, 1)),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
+    _prepare(
+        directory,
+        "mnist",
+        "3.0.1",
+        mnist,
+        ("image", "label"),
+        {"train": 60, "test": 20},
+        lambda row: {"image": _image(row), "label": row % 10},
+        num_shards=3,
+    )
+    _prepare(
+        directory,
+        "diamonds",
+        "1.0.0",
+        {"features": _DIAMOND_FEATURES, "price": tf.float32},
+        ("features", "price"),
+        {"train": 40},
+        _diamond,
+    )
+    pair = {"a": tf.int64, "b": tf.int64}
+    for name, keys in (("unsupervised", None), ("counted", ("a", "b")), ("paired", ("a", "a"))):
+        _prepare(directory, name, "1.0.0", pair, keys, {"train": 3}, lambda r: {"a": r, "b": r})
+    clicks = {
+        "nested": {"example_id": tf.int64},
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
+    _prepare(
+        directory,
+        "clashing",
+        "1.0.0",
+        clicks,
+        ("nested", "label"),
+        {"train": 3},
+        lambda row: {"nested": {"example_id": row}, "label": row % 2},
+    )
+    return directory
+
+
+def _by_id(dataset, field="label"):
+    return {int(element["example_id"]): element[field] for element in dataset.as_numpy_iterator()}
+
+
+def test_mnist(data_dir):
+    dataset = load_tfds("mnist", "train", data_dir=data_dir)
+    assert dataset.element_spec == {
+        "example_id": tf.TensorSpec([], tf.int64),
+        "image": tf.TensorSpec([28, 28, 1], tf.uint8),
+        "label": tf.TensorSpec([], tf.int64),
+    }
+    elements = list(dataset.as_numpy_iterator())
+    written = {_image(row).tobytes(): row % 10 for row in range(60)}
+    assert {e["image"].tobytes(): e["label"] for e in elements} == written
+    assert all(element["example_id"] >= 0 for element in elements)
+
+
+def test_diamonds_learns_the_logarithm_of_the_price(data_dir):
+    elements = list(load_tfds("diamonds", "train", data_dir=data_dir).as_numpy_iterator())
+    assert set(elements[0]) == {"example_id", "label", *_DIAMOND_FEATURES}
+    expected = {row + 0.5: np.log(100.0 + row) for row in range(40)}
+    for element in elements:
+        assert element["label"].dtype == np.float32
+        np.testing.assert_allclose(element["label"], expected.pop(element["carat"]), rtol=1e-6)
+    assert not expected
+
+
+def test_ids_are_unique_over_the_splits(data_dir):
+    ids = [
+        int(element["example_id"])
+        for name, split in (("mnist", "train"), ("mnist", "test"), ("diamonds", "train"))
+        for element in load_tfds(name, split, data_dir=data_dir).as_numpy_iterator()
+    ]
+    assert len(set(ids)) == len(ids) == 120
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"shuffle_files": True},
+        {"read_config": tfds.ReadConfig(interleave_cycle_length=1)},
+        {"read_config": tfds.ReadConfig(interleave_cycle_length=3, interleave_block_length=1)},
+        {
+            "shuffle_files": True,
+            "read_config": tfds.ReadConfig(shuffle_seed=7, num_parallel_calls_for_decode=2),
+        },
+    ],
+)
+def test_ids_do_not_depend_on_how_files_are_read(data_dir, arguments):
+    expected = _by_id(
+        load_tfds("mnist", "train", data_dir=data_dir), field="image"
+    )  # in the order of the files
+    actual = _by_id(load_tfds("mnist", "train", data_dir=data_dir, **arguments), field="image")
+    assert actual.keys() == expected.keys()
+    for example_id, image in expected.items():
+        np.testing.assert_array_equal(actual[example_id], image)
+
+
+def test_ids_of_a_part_are_those_of_the_whole(data_dir):
+    whole = _by_id(load_tfds("mnist", "train", data_dir=data_dir), field="image")
+    parts = {}
+    for split in ("train[:35%]", "train[35%:]"):
+        parts |= _by_id(load_tfds("mnist", split, data_dir=data_dir), field="image")
+    assert parts.keys() == whole.keys()
+    assert all(np.array_equal(parts[key], whole[key]) for key in whole)
+
+
+def test_undecoded_images_decode_to_the_same(data_dir):
+    dataset = load_tfds("mnist", "test", data_dir=data_dir, decode_images=False)
+    assert dataset.element_spec["image"] == tf.TensorSpec([], tf.string)
+    decoded = dataset.map(lambda element: element | {"image": tf.io.decode_png(element["image"])})
+    testing.assert_same_elements(
+        decoded.as_numpy_iterator(),
+        load_tfds("mnist", "test", data_dir=data_dir).as_numpy_iterator(),
+    )
+
+
+def test_checkpoint(data_dir):
+    testing.assert_checkpoint_roundtrip(load_tfds("diamonds", "train", data_dir=data_dir).batch(9))
+
+
+def test_describe(data_dir):
+    mnist = describe_tfds("mnist", data_dir=data_dir)
+    assert (mnist.name, mnist.task, mnist.num_classes) == ("mnist/3.0.1", "multiclass", 10)
+    assert mnist.feature_names == ("image",)
+    assert mnist.num_examples == {"train": 60, "test": 20}
+    diamonds = describe_tfds("diamonds", data_dir=data_dir)
+    assert (diamonds.task, diamonds.num_classes) == ("regression", 0)
+    assert diamonds.feature_names == tuple(sorted(_DIAMOND_FEATURES))
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "error", "message"),
+    [
+        ("mnits", "train", ValueError, "must be a TFDS dataset. Received: 'mnits'.*Did you mean"),
+        ("mnist", "trian", ValueError, r"split must be .*\['test', 'train'\].*Received: 'trian'"),
+        ("iris", "train", FileNotFoundError, "'iris' is not prepared in .*download=True"),
+        ("unsupervised", "train", ValueError, "supervised keys with one target.*tfds.load"),
+        ("clashing", "train", ValueError, r"Repeated: \['example_id'\]"),
+    ],
+)
+def test_rejects(data_dir, name, split, error, message):
+    with pytest.raises(error, match=message):
+        load_tfds(name, split, data_dir=data_dir)
+
+
+def test_describe_rejects_integers_that_are_no_classes(data_dir):
+    with pytest.raises(ValueError, match="must be a ClassLabel or a float"):
+        describe_tfds("counted", data_dir=data_dir)
+
+
+def test_an_empty_directory_is_not_filled_unasked(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Pass download=True, or the data_dir"):
+        load_tfds("mnist", "train", data_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not (_REAL / "mnist").is_dir(), reason="no prepared TFDS directory")
+@pytest.mark.parametrize(
+    ("name", "split", "count"), [("mnist", "test", 10_000), ("diamonds", "train[:10%]", 5_394)]
+)
+def test_real_datasets(name, split, count):
+    assert split.split("[")[0] in describe_tfds(name, data_dir=str(_REAL)).num_examples
+
+    def ids(**arguments):
+        dataset = load_tfds(name, split, data_dir=str(_REAL), decode_images=False, **arguments)
+        batches = dataset.map(lambda element: element["example_id"]).batch(4096)
+        return np.concatenate(list(batches.as_numpy_iterator()))
+
+    whole = ids()
+    assert len(np.unique(whole)) == len(whole) == count
+    again = ids(shuffle_files=True, read_config=tfds.ReadConfig(interleave_cycle_length=4))
+    np.testing.assert_array_equal(np.sort(whole), np.sort(again))
