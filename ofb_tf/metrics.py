@@ -1,6 +1,7 @@
 """Keras metrics of a weighted selection."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ofb_tf import types
@@ -55,6 +56,11 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
         self._maxima.assign(
             tf.maximum(self._maxima, tf.where(slot > 0, largest, tf.zeros_like(slot)))
         )
+
+    def totals(self) -> np.ndarray:
+        """Count, sum, sum of squares and maximum since the last reset: float64 `[4]`, eagerly."""
+        maximum = keras.ops.convert_to_numpy(self._maxima).max()
+        return np.append(keras.ops.convert_to_numpy(self._sums).astype(np.float64), maximum)
 
     def result(self) -> dict[str, tf.Tensor]:
         """The three figures, float32 scalars; 0 where no weight was seen."""

@@ -191,7 +191,7 @@ class OFBModel(keras.Model):
                 weight = factor if weight is None else factor * tf.cast(weight, factor.dtype)
             return tuple(part for part in (x, y, weight) if part is not None)
 
-        return data.map(unpack, deterministic=True)
+        return data.map(unpack, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")

@@ -1,0 +1,96 @@
+"""What a simulation runs: one dataclass, validated at construction."""
+
+import dataclasses
+from typing import Any
+
+from ofb_tf.policies import POLICIES
+
+UNIFORM = "uniform"
+IMPORTANCE = "importance"
+EVERYTHING = "everything"
+
+CLICK_STREAM = "click_stream"
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    CLICK_STREAM: {"window_size": 1280, "passes": 1, "num_examples": 600_000, "seeds": 3},
+    "mnist": {"window_size": 640, "passes": 6, "seeds": 3},
+    "diamonds": {"window_size": 640, "passes": 10, "seeds": 5},
+}
+_OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulationConfig:
+    """Settings of one dataset's comparison; every policy and seed shares them.
+
+    Attributes:
+      dataset: "click_stream", or the name of a supervised TFDS dataset.
+      data_dir: directory of TFDS datasets; None for TFDS's own, with download.
+      rate: fraction of the stream that goes on to the backward pass, in (0, 1].
+      window_size: examples among which one selection is made, at least 2. One optimiser step
+        a window: of `rate * window_size` examples, or of the whole window for "everything".
+      refresh_interval: windows between two exports of the serving snapshot, at least 1.
+      passes: times the stream goes over the data, at least 1.
+      num_examples: examples of one pass; None for all that the dataset has.
+      test_examples: at most this many held-out examples are evaluated.
+      learning_rate: of Adam, the same for every policy.
+      policies: names from `ofb_tf.policies.POLICIES` and "everything". "uniform" and
+        "everything", between which gap closure is measured, are added where absent.
+      seeds: number of repetitions, numbered from 0. A seed fixes initial weights, data order and
+        selection; all policies of one seed share the first two.
+      positive_rate: share of positives of the click stream, in (0, 1).
+    """
+
+    dataset: str = CLICK_STREAM
+    data_dir: str | None = None
+    rate: float = 0.1
+    window_size: int = 1280
+    refresh_interval: int = 20
+    passes: int = 1
+    num_examples: int | None = None
+    test_examples: int = 50_000
+    learning_rate: float = 1e-3
+    policies: tuple[str, ...] = (UNIFORM, IMPORTANCE, EVERYTHING)
+    seeds: int = 3
+    positive_rate: float = 0.01
+
+    def __post_init__(self):
+        if not self.dataset or not isinstance(self.dataset, str):
+            raise ValueError(f"dataset must be a name. Received: {self.dataset!r}")
+        _check("rate", self.rate, "in (0, 1]", 0 < self.rate <= 1)
+        _check("window_size", self.window_size, "at least 2", self.window_size >= 2)
+        for name in ("refresh_interval", "passes", "seeds", "test_examples"):
+            _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        if self.num_examples is not None:
+            _check("num_examples", self.num_examples, "at least 1", self.num_examples >= 1)
+        _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
+        _check("positive_rate", self.positive_rate, "in (0, 1)", 0 < self.positive_rate < 1)
+        if self.batch_size < 1:
+            raise ValueError(
+                "rate * window_size must be at least 1. "
+                f"Received: rate={self.rate}, window_size={self.window_size}"
+            )
+        known = [*POLICIES, EVERYTHING]
+        for policy in self.policies:
+            if policy not in known:
+                raise ValueError(f"policies must be among {known}. Received: {policy!r}")
+        ends = [UNIFORM, *self.policies, EVERYTHING]
+        order = [UNIFORM, *(p for p in ends if p not in (UNIFORM, EVERYTHING)), EVERYTHING]
+        object.__setattr__(self, "policies", tuple(dict.fromkeys(order)))
+
+    @classmethod
+    def for_dataset(cls, dataset: str, **settings: Any) -> "SimulationConfig":
+        """The defaults of a dataset, with those settings replaced that are not None."""
+        defaults = _DEFAULTS.get(dataset, _OTHER_DEFAULTS)
+        given = {name: value for name, value in settings.items() if value is not None}
+        return cls(dataset=dataset, **{**defaults, **given})
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of one optimiser step after selection: `rate * window_size`, rounded."""
+        return round(self.rate * self.window_size)
+
+
+def _check(name: str, value: Any, expected: str, fits: bool) -> None:
+    if not fits:
+        raise ValueError(f"{name} must be {expected}. Received: {value}")

@@ -1,0 +1,222 @@
+"""One cell of an experiment: serve → record → join → sample → train → measure, interval by interval.
+
+Nothing is short-cut: the snapshot is a SavedModel on disk that is loaded back, its forward passes
+go through `ForwardRecordWriter` into files, the join reads those files, selection runs inside
+tf.data, and `OFBModel.fit` trains with the weights.
+"""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import scores, types
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import serving
+from ofb_tf.experiments.workloads import Workload, get_workload
+from ofb_tf.join import RecordLookup
+from ofb_tf.models import OFBModel
+from ofb_tf.policies import get_policy
+from ofb_tf.sampling import ofb_sample
+
+_HISTOGRAM_SEED = 0
+
+
+@dataclasses.dataclass
+class CellResult:
+    """What one policy did with one seed.
+
+    Attributes:
+      policy: its name.
+      seed: the seed.
+      metrics: the workload's metric, calibration and what else it measures, at the end.
+      stream_examples: examples that the stream brought.
+      backward_examples: examples that went through forward and backward pass in training.
+      mean_weight: of the importance weights of those.
+      max_weight: of the same.
+      effective_sample_size: (Σw)² / (n Σw²) of the same, in (0, 1].
+      train_seconds: input pipeline, join, selection and training: the wall-clock of `fit`.
+      serving_seconds: export, load, forward passes and writing records. A production system pays
+        the forward passes for its users anyway; 0 for policies that use no records.
+      curve: dicts of `stream_examples`, `backward_examples`, `train_seconds` and the metric,
+        once before training and once an interval.
+      histogram: losses of the last interval's examples under their records, `selected` and
+        `not_selected`; None for policies without records and for seeds after the first.
+    """
+
+    policy: str
+    seed: int
+    metrics: dict[str, float]
+    stream_examples: int
+    backward_examples: int
+    mean_weight: float
+    max_weight: float
+    effective_sample_size: float
+    train_seconds: float
+    serving_seconds: float
+    curve: list[dict[str, float]]
+    histogram: dict[str, list[float]] | None = None
+
+
+def run_cell(
+    config: configs.SimulationConfig,
+    policy: str,
+    seed: int,
+    *,
+    on_progress: Callable[[int], None] = lambda windows: None,
+) -> CellResult:
+    """Streams the whole dataset by one policy.
+
+    Args:
+      config: the experiment.
+      policy: a name of `config.policies`.
+      seed: of initial weights, data order and selection.
+      on_progress: called with the number of windows after each interval.
+
+    Returns:
+      The measurements.
+    """
+    workload = get_workload(config, seed)
+    directory = tempfile.mkdtemp(prefix="ofb_simulation_")
+    try:
+        return _Cell(config, policy, seed, workload, directory).run(on_progress)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def num_windows(config: configs.SimulationConfig, num_examples: int) -> int:
+    """Windows of all passes, of which the last may be short."""
+    return -(-num_examples * config.passes // config.window_size)
+
+
+class _Cell:
+    """The state of a running cell."""
+
+    def __init__(
+        self,
+        config: configs.SimulationConfig,
+        policy: str,
+        seed: int,
+        workload: Workload,
+        directory: str,
+    ):
+        self.config, self.seed, self.workload, self.directory = config, seed, workload, directory
+        self.policy = policy
+        self.uses_records = policy != configs.EVERYTHING and get_policy(policy).needs_records
+        keras.utils.set_random_seed(seed)  # the same initial weights for every policy
+        self.model = OFBModel(*workload.build())
+        self.model.compile(
+            keras.optimizers.Adam(config.learning_rate), workload.loss(), jit_compile=False
+        )
+        self._forward = tf.function(lambda fields: self.model(fields, training=False))
+        self._weight_totals = np.zeros(3)
+        self._max_weight = 0.0
+        self.result = CellResult(policy, seed, {}, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
+
+    def run(self, on_progress: Callable[[int], None]) -> CellResult:
+        length = self.workload.num_examples * self.config.passes
+        per_interval = self.config.window_size * self.config.refresh_interval
+        self._measure()
+        for interval, start in enumerate(range(0, length, per_interval)):
+            count = min(per_interval, length - start)
+            is_last = start + count == length
+            records = self._serve(interval, start, count) if self.uses_records else None
+            self._train(interval, start, count, records)
+            self._measure()
+            if records is not None:
+                if is_last and self.seed == _HISTOGRAM_SEED:
+                    self._make_histogram(interval, start, count, records)
+                shutil.rmtree(records)
+            on_progress(-(-count // self.config.window_size))
+        return self._finish()
+
+    def _serve(self, interval: int, start: int, count: int) -> str:
+        """Exports the snapshot and has it answer the interval; returns the records' directory."""
+        began = time.perf_counter()
+        snapshot = os.path.join(self.directory, f"snapshot_{interval}")
+        records = os.path.join(self.directory, f"records_{interval}")
+        serving.export_snapshot(self.model, snapshot)
+        examples = self.workload.stream(start, count, self.config.window_size)
+        serving.serve_and_record(
+            snapshot, examples, records, num_outputs=self.workload.num_outputs, version=interval
+        )
+        shutil.rmtree(snapshot)
+        self.result.serving_seconds += time.perf_counter() - began
+        return records
+
+    def _sample(self, interval: int, start: int, count: int, records: str | None):
+        """The interval's stream after selection, in batches."""
+        stream = self.workload.stream(start, count, self.config.window_size)
+        if self.policy == configs.EVERYTHING:
+            return stream
+        return stream.apply(
+            ofb_sample(
+                records=records,
+                rate=self.config.rate,
+                policy=self.policy,
+                task=self.workload.task,
+                window_size=self.config.window_size,
+                batch_size=self.config.batch_size,
+                seed=1_000_003 * self.seed + interval,
+                batched_input=True,
+                redraw_each_iteration=False,
+            )
+        )
+
+    def _train(self, interval: int, start: int, count: int, records: str | None) -> None:
+        began = time.perf_counter()
+        selected = self._sample(interval, start, count, records).prefetch(tf.data.AUTOTUNE)
+        self.model.fit(selected, epochs=1, verbose=0)
+        self.result.train_seconds += time.perf_counter() - began
+        totals = self.model.importance_weight_statistics.totals()
+        self._weight_totals += totals[:3]
+        self._max_weight = max(self._max_weight, totals[3])
+        self.result.stream_examples += count
+        self.result.backward_examples = int(self._weight_totals[0])
+
+    def _measure(self) -> None:
+        outputs = self._forward({name: self.workload.test[name] for name in self.model.input})
+        self.result.metrics = self.workload.evaluate(outputs.numpy())
+        self.result.curve.append(
+            {
+                "stream_examples": self.result.stream_examples,
+                "backward_examples": self.result.backward_examples,
+                "train_seconds": self.result.train_seconds,
+                self.workload.metric: self.result.metrics[self.workload.metric],
+            }
+        )
+
+    def _make_histogram(self, interval: int, start: int, count: int, records: str) -> None:
+        """Losses under the records of the last interval, by whether the example was selected."""
+        lookup = RecordLookup(records)
+        ids, losses = [], []
+        for batch in self.workload.stream(start, count, self.config.window_size):
+            logits = lookup.fields(batch[types.EXAMPLE_ID])[types.LOGITS]
+            ids.append(batch[types.EXAMPLE_ID])
+            losses.append(scores.example_loss(logits, batch[types.LABEL], self.workload.task))
+        ids, losses = np.concatenate(ids), np.concatenate(losses)
+        selected = self._sample(interval, start, count, records)
+        is_chosen = np.isin(ids, np.concatenate([b[types.EXAMPLE_ID] for b in selected]))
+        self.result.histogram = {
+            "selected": losses[is_chosen].tolist(),
+            "not_selected": losses[~is_chosen].tolist(),
+        }
+
+    def _finish(self) -> CellResult:
+        count, total, squares = self._weight_totals
+        self.result.mean_weight = float(total / max(count, 1))
+        self.result.max_weight = float(self._max_weight)
+        self.result.effective_sample_size = float(total**2 / max(count * squares, 1e-30))
+        return self.result
+
+
+def to_json(result: CellResult) -> dict[str, Any]:
+    """The result as plain values."""
+    return dataclasses.asdict(result)

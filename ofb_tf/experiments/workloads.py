@@ -1,0 +1,232 @@
+"""A workload: a stream with labels, a model for it, and how the model is judged."""
+
+import abc
+import math
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import types
+from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
+from ofb_tf.experiments import config as configs
+
+
+class Workload(abc.ABC):
+    """What a simulation needs to know of a dataset.
+
+    Attributes:
+      task: "multiclass", "binary" or "regression".
+      metric: name of the figure that is reported; less is better.
+      metric_text: what the metric is, in a sentence's words.
+      num_examples: length of one pass.
+      num_outputs: width of the model's last layer.
+      test: the held-out examples' fields, leading dimension `[n]`.
+    """
+
+    task: str
+    metric: str
+    metric_text: str
+    num_examples: int
+    num_outputs: int
+    test: dict[str, tf.Tensor]
+
+    @abc.abstractmethod
+    def stream(self, start: int, count: int, batch_size: int | None = None) -> tf.data.Dataset:
+        """A part of the stream: dicts with `example_id`, `label` and the model's inputs.
+
+        Args:
+          start: position in the stream, which goes on over the passes.
+          count: number of examples.
+          batch_size: None for single examples; otherwise batches, the last one maybe short.
+        """
+
+    @abc.abstractmethod
+    def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
+        """Inputs, named after fields, and output logits (or predictions) `[n, num_outputs]`."""
+
+    @abc.abstractmethod
+    def loss(self) -> keras.losses.Loss:
+        """The training loss, with Keras's default reduction."""
+
+    @abc.abstractmethod
+    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
+        """`metric` and `calibration` from the model's outputs on `test`, `[n, num_outputs]`."""
+
+
+class ClickWorkload(Workload):
+    """The generated click stream; judged by what its hidden click probability says.
+
+    The test examples are the ones that follow the stream in time.
+    """
+
+    task = types.BINARY
+    metric = "excess_kl"
+    metric_text = "mean KL divergence from the true click probability to the predicted one, in nats"
+    num_outputs = 1
+
+    def __init__(self, config: configs.SimulationConfig, seed: int):
+        self.num_examples = config.num_examples or 600_000
+        length = self.num_examples * config.passes
+        self._positive_rate = config.positive_rate
+        self._source = ClickStream(
+            num_examples=length + config.test_examples,
+            positive_rate=config.positive_rate,
+            seed=seed,
+        )
+        self._window_size = config.window_size
+        self.test = self._source.generate(
+            tf.range(length, length + config.test_examples, dtype=tf.int64)
+        )
+
+    def stream(self, start: int, count: int, batch_size: int | None = None) -> tf.data.Dataset:
+        """A part of the stream; with several passes it goes on in time instead of repeating."""
+        return self._source.dataset(
+            start=start,
+            count=count,
+            window_size=batch_size or self._window_size,
+            batched=batch_size is not None,
+        )
+
+    def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
+        """Embeddings of the categorical fields and logarithms of the dense ones, into an MLP."""
+        dense = keras.Input((13,), name="dense")
+        categorical = keras.Input((26,), name="categorical", dtype="int64")
+        offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]])
+        embedded = keras.layers.Embedding(sum(VOCABULARY_SIZES), 8)(
+            categorical + offsets.astype(np.int64)
+        )
+        hidden = keras.layers.Concatenate()(
+            [keras.layers.Flatten()(embedded), keras.ops.log(dense)]
+        )
+        for number, units in enumerate((64, 32), 1):
+            name = f"hidden_{number}"  # Keras's own name would be that of the field
+            hidden = keras.layers.Dense(units, activation="relu", name=name)(hidden)
+        base_rate = math.log(self._positive_rate / (1 - self._positive_rate))
+        logits = keras.layers.Dense(
+            1, bias_initializer=keras.initializers.Constant(base_rate), name="logit"
+        )(hidden)
+        return {"dense": dense, "categorical": categorical}, logits
+
+    def loss(self) -> keras.losses.Loss:
+        """Sigmoid cross-entropy."""
+        return keras.losses.BinaryCrossentropy(from_logits=True)
+
+    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
+        """Excess KL, and mean prediction over mean click probability."""
+        logits = outputs[:, 0].astype(np.float64)
+        truth = self.test["click_probability"].numpy().astype(np.float64)
+        predicted = 1 / (1 + np.exp(-logits))
+        log_predicted, log_rest = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
+        divergence = truth * (np.log(truth) - log_predicted) + (1 - truth) * (
+            np.log1p(-truth) - log_rest
+        )
+        return {
+            self.metric: float(divergence.mean()),
+            "calibration": float(predicted.mean() / truth.mean()),
+        }
+
+
+class ArrayWorkload(Workload):
+    """Examples in memory, shuffled anew by the seed in every pass; a small MLP on flat features.
+
+    Args:
+      train: `example_id` int64 `[n]`, `features` `[n, d]`, `label` int64 or float32 `[n]`.
+      test: the same fields.
+      num_classes: None for regression.
+      seed: of the data order.
+      feature_scale: features are multiplied by it inside the model (1/255 for images).
+      hidden_units: of the two hidden layers.
+    """
+
+    def __init__(
+        self,
+        train: dict[str, np.ndarray],
+        test: dict[str, np.ndarray],
+        *,
+        num_classes: int | None,
+        seed: int,
+        feature_scale: float = 1.0,
+        hidden_units: int = 128,
+    ):
+        self._train = train
+        self.test = {name: tf.constant(values) for name, values in test.items()}
+        self.num_examples = len(train[types.LABEL])
+        self.num_outputs = num_classes or 1
+        self._is_regression = num_classes is None
+        self.task = types.REGRESSION if self._is_regression else types.MULTICLASS
+        self.metric = "test_rmse" if self._is_regression else "test_loss"
+        self.metric_text = (
+            "root mean squared error on held-out examples"
+            if self._is_regression
+            else "mean cross-entropy on held-out examples, in nats"
+        )
+        self._seed = seed
+        self._scale = feature_scale
+        self._hidden_units = hidden_units
+
+    def stream(self, start: int, count: int, batch_size: int | None = None) -> tf.data.Dataset:
+        """A part of the passes, laid end to end."""
+        positions = np.arange(start, start + count)
+        passes = positions // self.num_examples
+        rows = np.empty(count, np.int64)
+        for number in np.unique(passes):
+            order = np.random.default_rng([self._seed, number]).permutation(self.num_examples)
+            here = passes == number
+            rows[here] = order[positions[here] % self.num_examples]
+        part = {name: values[rows] for name, values in self._train.items()}
+        dataset = tf.data.Dataset.from_tensor_slices(part)
+        return dataset if batch_size is None else dataset.batch(batch_size)
+
+    def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
+        """Two hidden layers; a regression starts from the mean label."""
+        features = self._train["features"]
+        inputs = keras.Input(features.shape[1:], name="features", dtype=features.dtype.name)
+        hidden = keras.layers.Rescaling(self._scale)(inputs)
+        for _ in range(2):
+            hidden = keras.layers.Dense(self._hidden_units, activation="relu")(hidden)
+        bias = float(self._train[types.LABEL].mean()) if self._is_regression else 0.0
+        outputs = keras.layers.Dense(
+            self.num_outputs, bias_initializer=keras.initializers.Constant(bias)
+        )(hidden)
+        return {"features": inputs}, outputs
+
+    def loss(self) -> keras.losses.Loss:
+        """Squared error, or softmax cross-entropy."""
+        if self._is_regression:
+            return keras.losses.MeanSquaredError()
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
+        """RMSE or cross-entropy; mean prediction over mean label, or confidence over accuracy."""
+        labels = self.test[types.LABEL].numpy()
+        if self._is_regression:
+            predicted = outputs[:, 0].astype(np.float64)
+            rmse = np.sqrt(np.mean((predicted - labels) ** 2))
+            return {
+                self.metric: float(rmse),
+                "calibration": float(predicted.mean() / labels.mean()),
+            }
+        logits = outputs.astype(np.float64)
+        log_probabilities = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        chosen = log_probabilities[np.arange(len(labels)), labels]
+        accuracy = float(np.mean(logits.argmax(1) == labels))
+        confidence = float(np.exp(log_probabilities.max(1)).mean())
+        return {
+            self.metric: float(-chosen.mean()),
+            "calibration": confidence / max(accuracy, 1e-12),
+            "test_accuracy": accuracy,
+        }
+
+
+WorkloadFactory = Callable[[configs.SimulationConfig, int], Workload]
+
+
+def get_workload(config: configs.SimulationConfig, seed: int) -> Workload:
+    """The workload that a configuration names, for one seed."""
+    if config.dataset == configs.CLICK_STREAM:
+        return ClickWorkload(config, seed)
+    from ofb_tf.experiments import tfds_workload  # tensorflow_datasets takes seconds to import
+
+    return tfds_workload.load(config, seed)
