@@ -184,6 +184,7 @@ class OFBModel(keras.Model):
             return data
         table = None if class_weight is None else _class_weight_table(class_weight)
 
+        @tf.autograph.experimental.do_not_convert
         def unpack(*element):
             x, y, weight = self.unpack(element if len(element) > 1 else element[0])
             if table is not None:

@@ -87,7 +87,9 @@ def summarise(
             "gap_closure": gap_closure(*(float(np.mean(v)) for v in ends)),
             "gap_closure_standard_error": gap_closure_error(*ends),
             "calibration": float(np.mean([c.metrics["calibration"] for c in group])),
-            "realized_rate": float(np.mean([c.backward_examples / c.stream_examples for c in group])),
+            "realized_rate": float(
+                np.mean([c.backward_examples / c.stream_examples for c in group])
+            ),
             **{name: mean_of(name) for name in _COUNTED},
             "wall_seconds": mean_of("train_seconds"),
             "serving_seconds": mean_of("serving_seconds"),
@@ -174,7 +176,11 @@ def reading(results: dict[str, Any]) -> list[str]:
                 f"there is no gap for {name} to close."
             )
             continue
-        did = f"closed {closure:.0%} of" if closure >= 0 else f"was worse than uniform by {-closure:.0%} of"
+        did = (
+            f"closed {closure:.0%} of"
+            if closure >= 0
+            else f"was worse than uniform by {-closure:.0%} of"
+        )
         sentences.append(
             f"With {less:.1f} times fewer examples in the backward pass than training on "
             f"everything, {name} {did} the gap in {metric} between uniform sampling "

@@ -1,12 +1,12 @@
 """The serving side of the simulation: export, load back, answer, record."""
 
-import os
-
 import keras
 import tensorflow as tf
 
 from ofb_tf import types
 from ofb_tf.records import ForwardRecordWriter
+
+REQUEST_SIZE = 1024
 
 
 def export_snapshot(model: keras.Model, directory: str) -> None:
@@ -22,21 +22,27 @@ def export_snapshot(model: keras.Model, directory: str) -> None:
 
 
 def serve_and_record(
-    snapshot: str, examples: tf.data.Dataset, records: str, *, num_outputs: int, version: int
+    snapshot: str,
+    examples: dict[str, tf.Tensor],
+    records: str,
+    *,
+    num_outputs: int,
+    version: int,
 ) -> None:
-    """Runs a loaded snapshot over batches and writes what every forward pass leaves behind.
+    """Has a loaded snapshot answer requests, and writes what every forward pass leaves behind.
 
     Args:
       snapshot: directory that `export_snapshot` wrote.
-      examples: batches of dicts with `example_id` and the model's inputs.
+      examples: `example_id` and the model's inputs, each `[n, ...]`.
       records: directory of the record files, made where absent.
       num_outputs: width of the snapshot's output.
       version: the snapshot's number.
     """
-    os.makedirs(records, exist_ok=True)
     served = tf.saved_model.load(snapshot)
+    ids = examples[types.EXAMPLE_ID]
     names = list(served.serve.input_signature[0])
     with ForwardRecordWriter(records, num_outputs=num_outputs) as writer:
-        for batch in examples:
-            logits = served.serve({name: batch[name] for name in names})
-            writer.write(batch[types.EXAMPLE_ID], logits, model_version=version)
+        for start in range(0, len(ids), REQUEST_SIZE):
+            request = slice(start, start + REQUEST_SIZE)
+            logits = served.serve({name: examples[name][request] for name in names})
+            writer.write(ids[request], logits, model_version=version)

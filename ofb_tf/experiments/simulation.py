@@ -1,4 +1,4 @@
-"""One cell of an experiment: serve → record → join → sample → train → measure, interval by interval.
+"""One cell of an experiment: serve → record → join → sample → train → measure, in intervals.
 
 Nothing is short-cut: the snapshot is a SavedModel on disk that is loaded back, its forward passes
 go through `ForwardRecordWriter` into files, the join reads those files, selection runs inside
@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -127,23 +128,23 @@ class _Cell:
         for interval, start in enumerate(range(0, length, per_interval)):
             count = min(per_interval, length - start)
             is_last = start + count == length
-            records = self._serve(interval, start, count) if self.uses_records else None
-            self._train(interval, start, count, records)
+            examples = self.workload.examples(start, count)
+            records = self._serve(interval, examples) if self.uses_records else None
+            self._train(interval, examples, records)
             self._measure()
             if records is not None:
                 if is_last and self.seed == _HISTOGRAM_SEED:
-                    self._make_histogram(interval, start, count, records)
+                    self._make_histogram(interval, examples, records)
                 shutil.rmtree(records)
             on_progress(-(-count // self.config.window_size))
         return self._finish()
 
-    def _serve(self, interval: int, start: int, count: int) -> str:
+    def _serve(self, interval: int, examples: dict[str, tf.Tensor]) -> str:
         """Exports the snapshot and has it answer the interval; returns the records' directory."""
         began = time.perf_counter()
         snapshot = os.path.join(self.directory, f"snapshot_{interval}")
         records = os.path.join(self.directory, f"records_{interval}")
         serving.export_snapshot(self.model, snapshot)
-        examples = self.workload.stream(start, count, self.config.window_size)
         serving.serve_and_record(
             snapshot, examples, records, num_outputs=self.workload.num_outputs, version=interval
         )
@@ -151,11 +152,14 @@ class _Cell:
         self.result.serving_seconds += time.perf_counter() - began
         return records
 
-    def _sample(self, interval: int, start: int, count: int, records: str | None):
+    @tf.autograph.experimental.do_not_convert  # no Python control flow: tracing takes half as long
+    def _sample(
+        self, interval: int, examples: dict[str, tf.Tensor], records: str | None
+    ) -> tf.data.Dataset:
         """The interval's stream after selection, in batches."""
-        stream = self.workload.stream(start, count, self.config.window_size)
+        stream = tf.data.Dataset.from_tensor_slices(examples)
         if self.policy == configs.EVERYTHING:
-            return stream
+            return stream.batch(self.config.window_size)
         return stream.apply(
             ofb_sample(
                 records=records,
@@ -165,20 +169,22 @@ class _Cell:
                 window_size=self.config.window_size,
                 batch_size=self.config.batch_size,
                 seed=1_000_003 * self.seed + interval,
-                batched_input=True,
                 redraw_each_iteration=False,
             )
         )
 
-    def _train(self, interval: int, start: int, count: int, records: str | None) -> None:
+    def _train(self, interval: int, examples: dict[str, tf.Tensor], records: str | None) -> None:
         began = time.perf_counter()
-        selected = self._sample(interval, start, count, records).prefetch(tf.data.AUTOTUNE)
-        self.model.fit(selected, epochs=1, verbose=0)
+        selected = self._sample(interval, examples, records).prefetch(tf.data.AUTOTUNE)
+        with warnings.catch_warnings():
+            # How many batches a selection gives is unknown beforehand; Keras warns of that.
+            warnings.filterwarnings("ignore", message="Your input ran out of data")
+            self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
         self.result.train_seconds += time.perf_counter() - began
         totals = self.model.importance_weight_statistics.totals()
         self._weight_totals += totals[:3]
         self._max_weight = max(self._max_weight, totals[3])
-        self.result.stream_examples += count
+        self.result.stream_examples += len(examples[types.EXAMPLE_ID])
         self.result.backward_examples = int(self._weight_totals[0])
 
     def _measure(self) -> None:
@@ -193,16 +199,12 @@ class _Cell:
             }
         )
 
-    def _make_histogram(self, interval: int, start: int, count: int, records: str) -> None:
+    def _make_histogram(self, interval: int, examples: dict[str, tf.Tensor], records: str) -> None:
         """Losses under the records of the last interval, by whether the example was selected."""
-        lookup = RecordLookup(records)
-        ids, losses = [], []
-        for batch in self.workload.stream(start, count, self.config.window_size):
-            logits = lookup.fields(batch[types.EXAMPLE_ID])[types.LOGITS]
-            ids.append(batch[types.EXAMPLE_ID])
-            losses.append(scores.example_loss(logits, batch[types.LABEL], self.workload.task))
-        ids, losses = np.concatenate(ids), np.concatenate(losses)
-        selected = self._sample(interval, start, count, records)
+        ids = examples[types.EXAMPLE_ID]
+        logits = RecordLookup(records).fields(ids)[types.LOGITS]
+        losses = scores.example_loss(logits, examples[types.LABEL], self.workload.task).numpy()
+        selected = self._sample(interval, examples, records)
         is_chosen = np.isin(ids, np.concatenate([b[types.EXAMPLE_ID] for b in selected]))
         self.result.histogram = {
             "selected": losses[is_chosen].tolist(),

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ofb_tf import types
 from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
+from ofb_tf.datasets.click_stream import CATEGORICAL, CLICK_PROBABILITY, DENSE
 from ofb_tf.experiments import config as configs
 
 
@@ -33,13 +34,12 @@ class Workload(abc.ABC):
     test: dict[str, tf.Tensor]
 
     @abc.abstractmethod
-    def stream(self, start: int, count: int, batch_size: int | None = None) -> tf.data.Dataset:
-        """A part of the stream: dicts with `example_id`, `label` and the model's inputs.
+    def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
+        """A part of the stream: `example_id`, `label` and the model's inputs, each `[count, ...]`.
 
         Args:
           start: position in the stream, which goes on over the passes.
           count: number of examples.
-          batch_size: None for single examples; otherwise batches, the last one maybe short.
         """
 
     @abc.abstractmethod
@@ -70,29 +70,23 @@ class ClickWorkload(Workload):
         self.num_examples = config.num_examples or 600_000
         length = self.num_examples * config.passes
         self._positive_rate = config.positive_rate
-        self._source = ClickStream(
+        stream = ClickStream(
             num_examples=length + config.test_examples,
             positive_rate=config.positive_rate,
             seed=seed,
         )
-        self._window_size = config.window_size
-        self.test = self._source.generate(
-            tf.range(length, length + config.test_examples, dtype=tf.int64)
-        )
+        self._generate = tf.function(stream.generate, autograph=False, reduce_retracing=True)
+        self.test = self._generate(tf.range(length, length + config.test_examples, dtype=tf.int64))
 
-    def stream(self, start: int, count: int, batch_size: int | None = None) -> tf.data.Dataset:
+    def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
         """A part of the stream; with several passes it goes on in time instead of repeating."""
-        return self._source.dataset(
-            start=start,
-            count=count,
-            window_size=batch_size or self._window_size,
-            batched=batch_size is not None,
-        )
+        fields = self._generate(tf.range(start, start + count, dtype=tf.int64))
+        return {name: value for name, value in fields.items() if name != CLICK_PROBABILITY}
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Embeddings of the categorical fields and logarithms of the dense ones, into an MLP."""
-        dense = keras.Input((13,), name="dense")
-        categorical = keras.Input((26,), name="categorical", dtype="int64")
+        dense = keras.Input((13,), name=DENSE)
+        categorical = keras.Input((26,), name=CATEGORICAL, dtype="int64")
         offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]])
         embedded = keras.layers.Embedding(sum(VOCABULARY_SIZES), 8)(
             categorical + offsets.astype(np.int64)
@@ -107,7 +101,7 @@ class ClickWorkload(Workload):
         logits = keras.layers.Dense(
             1, bias_initializer=keras.initializers.Constant(base_rate), name="logit"
         )(hidden)
-        return {"dense": dense, "categorical": categorical}, logits
+        return {DENSE: dense, CATEGORICAL: categorical}, logits
 
     def loss(self) -> keras.losses.Loss:
         """Sigmoid cross-entropy."""
@@ -116,7 +110,7 @@ class ClickWorkload(Workload):
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
         """Excess KL, and mean prediction over mean click probability."""
         logits = outputs[:, 0].astype(np.float64)
-        truth = self.test["click_probability"].numpy().astype(np.float64)
+        truth = self.test[CLICK_PROBABILITY].numpy().astype(np.float64)
         predicted = 1 / (1 + np.exp(-logits))
         log_predicted, log_rest = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
         divergence = truth * (np.log(truth) - log_predicted) + (1 - truth) * (
@@ -166,7 +160,7 @@ class ArrayWorkload(Workload):
         self._scale = feature_scale
         self._hidden_units = hidden_units
 
-    def stream(self, start: int, count: int, batch_size: int | None = None) -> tf.data.Dataset:
+    def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
         """A part of the passes, laid end to end."""
         positions = np.arange(start, start + count)
         passes = positions // self.num_examples
@@ -175,9 +169,7 @@ class ArrayWorkload(Workload):
             order = np.random.default_rng([self._seed, number]).permutation(self.num_examples)
             here = passes == number
             rows[here] = order[positions[here] % self.num_examples]
-        part = {name: values[rows] for name, values in self._train.items()}
-        dataset = tf.data.Dataset.from_tensor_slices(part)
-        return dataset if batch_size is None else dataset.batch(batch_size)
+        return {name: tf.constant(values[rows]) for name, values in self._train.items()}
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Two hidden layers; a regression starts from the mean label."""
