@@ -70,32 +70,55 @@ def sample_window(
         example_ids = hashing.fold_in(bits, tf.range(tf.cast(n, tf.int64)))
     key_of_window = hashing.window_key(example_ids, key)
 
-    scored = tf.cast(tf.where(has_score)[:, 0], tf.int32)
-    budget, unscored_probability = _share_budget(rate, missing, n, tf.size(scored))
-    logits = record.get(types.LOGITS)
-    window = Window(
-        example_ids=tf.gather(example_ids, scored),
-        labels=tf.gather(labels, scored),
-        logits=None if logits is None else tf.gather(logits, scored),
-        losses=tf.gather(losses, scored),
-        scores=tf.gather(values, scored),
-        key=hashing.fold_in(key_of_window, tf.constant(1, tf.int64)),
-    )
-    probabilities, weights = _inclusion(policy, window, budget, rate)
-    full = tf.fill([n], unscored_probability)
-    full_weights = tf.fill([n], tf.cast(rate if missing == KEEP else 1.0, tf.float32))
-    probabilities = tf.tensor_scatter_nd_update(full, scored[:, None], probabilities)
-    weights = tf.tensor_scatter_nd_update(full_weights, scored[:, None], weights)
+    def decide(scored: tf.Tensor | None) -> tuple:
+        """Probabilities, weights and sort keys of the examples at these places, or of all."""
+
+        def take(values: tf.Tensor | None) -> tf.Tensor | None:
+            return values if values is None or scored is None else tf.gather(values, scored)
+
+        examples = Window(
+            example_ids=take(example_ids),
+            labels=take(labels),
+            logits=take(record.get(types.LOGITS)),
+            losses=take(losses),
+            scores=take(values),
+            key=hashing.fold_in(key_of_window, tf.constant(1, tf.int64)),
+        )
+        num_scored = tf.cast(tf.size(examples.example_ids), tf.float64)
+        return _decide(policy, examples, _budget(rate, missing, n, num_scored), task)
+
+    def decide_scored() -> tuple:
+        """The same where some examples have no score: those get what `missing` says."""
+        scored = tf.where(has_score)[:, 0]
+        defaults = (_unscored_probability(rate, missing), 1.0, float("inf"))
+        return tuple(
+            value
+            if value is None
+            else tf.tensor_scatter_nd_update(
+                tf.fill(tf.shape(labels), tf.constant(default, value.dtype)), scored[:, None], value
+            )
+            for value, default in zip(decide(scored), defaults, strict=True)
+        )
+
+    if policy.needs_records:
+        probabilities, weights, strata = tf.cond(
+            tf.reduce_all(has_score), lambda: decide(None), decide_scored
+        )
+    else:
+        probabilities, weights, strata = decide(None)
 
     if policy.design == base.POISSON:
         indices = designs.poisson(probabilities, hashing.hash01(example_ids, key))
     else:
-        strata = _strata(policy, window, task, n, scored)
         ordered = designs.systematic(
             probabilities, tf.argsort(strata, stable=True), hashing.uniform_start(key_of_window)
         )
         indices = tf.gather(ordered, designs.spread(tf.size(ordered), batch_size))
-    return WindowSample(indices, tf.gather(weights, indices), has_score, probabilities)
+    if weights is None:
+        weights = tf.cast(rate / tf.gather(probabilities, indices), tf.float32)
+    else:
+        weights = tf.gather(weights, indices)
+    return WindowSample(indices, weights, has_score, probabilities)
 
 
 def _score(
@@ -129,48 +152,34 @@ def _score(
     return losses, values, has_score
 
 
-def _share_budget(
-    rate: float, missing: str, n: tf.Tensor, num_scored: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The budget of the scored examples and the probability of each of the others."""
-    num_scored = tf.cast(num_scored, tf.float64)
-    budget = rate * num_scored
-    if missing == KEEP:
-        num_missing = tf.cast(n, tf.float64) - num_scored
-        left = rate * tf.cast(n, tf.float64) - num_missing
-        return tf.maximum(left, _KEEP_FLOOR * budget), tf.constant(1.0, tf.float64)
-    return budget, tf.constant(rate if missing == UNIFORM else 0.0, tf.float64)
+def _budget(rate: float, missing: str, n: tf.Tensor, num_scored: tf.Tensor) -> tf.Tensor:
+    """How many of the scored examples to select: float64 scalar."""
+    if missing != KEEP:
+        return rate * num_scored
+    num_missing = tf.cast(n, tf.float64) - num_scored
+    left = rate * tf.cast(n, tf.float64) - num_missing
+    return tf.maximum(left, _KEEP_FLOOR * rate * num_scored)
 
 
-def _inclusion(
-    policy: Policy, window: Window, budget: tf.Tensor, rate: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The policy's answer: float64 probabilities and float32 weights, both `[n]`."""
-    inclusion = policy.inclusion(window, budget)
+def _unscored_probability(rate: float, missing: str) -> float:
+    return {UNIFORM: rate, KEEP: 1.0, DROP: 0.0, ERROR: 0.0}[missing]
+
+
+def _decide(policy: Policy, examples: Window, budget: tf.Tensor, task: str) -> tuple:
+    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`."""
+    inclusion = policy.inclusion(examples, budget)
     if not isinstance(inclusion, Inclusion):
         raise TypeError(
             f"{type(policy).__name__}.inclusion must return an ofb_tf.Inclusion. "
             f"Received: {inclusion!r}"
         )
     probabilities = tf.clip_by_value(tf.cast(inclusion.probabilities, tf.float64), 0.0, 1.0)
-    if inclusion.weights is None:
-        # Where the probability is 0 the weight is never used.
-        weights = tf.math.divide_no_nan(tf.constant(rate, tf.float64), probabilities)
-    else:
-        weights = inclusion.weights
-    return probabilities, tf.cast(weights, tf.float32)
-
-
-def _strata(
-    policy: Policy, window: Window, task: str, n: tf.Tensor, scored: tf.Tensor
-) -> tf.Tensor:
-    """The systematic order's sort key, float64 `[n]`; examples without a score come last."""
+    weights = None if inclusion.weights is None else tf.cast(inclusion.weights, tf.float32)
     if policy.needs_records:
-        key = scores.stratification_key(
-            window.logits, window.labels, window.losses, window.scores, task
+        strata = scores.stratification_key(
+            examples.logits, examples.labels, examples.losses, examples.scores, task
         )
     else:
         # Without records the order is random, keyed by the ids: simple random sampling.
-        key = hashing.hash01(window.example_ids, window.key)
-    last = tf.fill([n], tf.constant(float("inf"), tf.float64))
-    return tf.tensor_scatter_nd_update(last, scored[:, None], key)
+        strata = hashing.hash01(examples.example_ids, examples.key)
+    return probabilities, weights, strata

@@ -11,10 +11,10 @@ _GOLDEN_RATIO = 0.6180339887498949
 def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     """Inclusion probabilities proportional to size, none above 1, with a fixed sum.
 
-    Solves sum(min(1, c * sizes)) = budget for c exactly: with sizes in descending order, the
-    first k are capped, where k is the least number with (budget - k) * sizes[k] <= the sum of
-    sizes from k on. Where the sizes that are left sum to zero they share evenly, so all sizes
-    zero means uniform.
+    Solves sum(min(1, c * sizes)) = budget for c exactly: whatever c carries over 1 is capped,
+    c is made anew for the rest, until nothing more is carried over. Each round caps at least one
+    size, so it ends; few rounds are usual, none where scores are alike. Where the sizes that are
+    left sum to zero they share evenly, so all sizes zero means uniform.
 
     Args:
       sizes: float64 `[n]`, finite, at least 0.
@@ -28,17 +28,26 @@ def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     """
     n = tf.cast(tf.size(sizes), tf.float64)
     budget = tf.minimum(tf.convert_to_tensor(budget, tf.float64), n)
-    descending = tf.sort(sizes, direction="DESCENDING")
-    rest = tf.cumsum(descending, reverse=True)
-    rank = tf.range(tf.size(sizes), dtype=tf.float64)
-    num_capped = tf.reduce_sum(tf.cast((budget - rank) * descending > rest, tf.int32))
-    rest = tf.concat([rest, tf.zeros([1], tf.float64)], axis=0)[num_capped]
-    left = budget - tf.cast(num_capped, tf.float64)
-    even_share = left / tf.maximum(n - tf.cast(num_capped, tf.float64), 1.0)
-    cap = tf.concat([tf.constant([float("inf")], tf.float64), descending], axis=0)[num_capped]
-    proportional = tf.minimum(sizes * tf.math.divide_no_nan(left, rest), 1.0)
-    is_capped = tf.cast((sizes > 0.0) & (sizes >= cap), tf.float64)
-    return tf.where(rest > 0.0, proportional, tf.maximum(is_capped, even_share))
+
+    def carried_over(capped: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any((sizes * factor > 1.0) & ~capped)
+
+    def cap(capped: tf.Tensor, factor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        capped |= sizes * factor > 1.0
+        left = budget - tf.cast(tf.math.count_nonzero(capped), tf.float64)
+        rest = tf.reduce_sum(tf.where(capped, tf.zeros_like(sizes), sizes))
+        return capped, tf.math.divide_no_nan(left, rest)
+
+    capped, factor = tf.while_loop(
+        carried_over,
+        cap,
+        (tf.zeros_like(sizes, tf.bool), tf.math.divide_no_nan(budget, tf.reduce_sum(sizes))),
+    )
+    num_capped = tf.cast(tf.math.count_nonzero(capped), tf.float64)
+    # A factor of 0 means that only zeros are left.
+    even_share = tf.math.divide_no_nan(budget - num_capped, n - num_capped)
+    shares = tf.where(factor > 0.0, sizes * factor, even_share)
+    return tf.where(capped, tf.ones_like(sizes), shares)
 
 
 def systematic(probabilities: tf.Tensor, order: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
@@ -90,8 +99,9 @@ def spread(count: tf.Tensor, batch_size: int | None) -> tf.Tensor:
 
     The systematic order puts alike examples side by side, so it must not be the order of
     training. Where whole batches fit, they are dealt: batch j of m takes positions j, j + m,
-    j + 2m, ... and is a systematic sample of its own. Otherwise positions leave by the
-    golden-ratio sequence, any run of which is spread evenly over the order.
+    j + 2m, ... and is a systematic sample of its own. Otherwise positions j leave by the
+    fractional part of j times the golden ratio: any run is spread evenly over the order, with
+    gaps of at most three lengths (the three-distance theorem).
 
     Args:
       count: int32 scalar, at least 0: how many leave.
@@ -102,8 +112,7 @@ def spread(count: tf.Tensor, batch_size: int | None) -> tf.Tensor:
     """
 
     def golden_ratio() -> tf.Tensor:
-        fractions = tf.math.floormod(tf.range(count, dtype=tf.float64) * _GOLDEN_RATIO, 1.0)
-        return tf.argsort(tf.argsort(fractions))
+        return tf.argsort(tf.math.floormod(tf.range(count, dtype=tf.float64) * _GOLDEN_RATIO, 1.0))
 
     if batch_size is None:
         return golden_ratio()

@@ -143,7 +143,7 @@ def test_any_run_of_neighbours_is_spread_alike():
     for begin in range(0, count - length, 7):
         run = np.sort(order[begin : begin + length])
         gaps = np.diff(np.concatenate([[run[-1] - count], run]))
-        # Golden-ratio gaps take at most three lengths, the largest under 2.7 times the mean
+        # Gaps take three lengths, the largest the sum of the others and under 2.7 times the mean
         # (three-distance theorem); a sorted run would leave a gap of 950.
         assert gaps.max() < 2.7 * count / length
 
