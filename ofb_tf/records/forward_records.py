@@ -110,7 +110,7 @@ class ForwardRecords:
             raise ValueError("logits or losses must be given. Received: neither")
         versions = np.broadcast_to(np.asarray(model_versions, np.int64), (n,))
         table, codes = np.unique(versions, return_inverse=True)
-        arrays[types.MODEL_VERSION] = codes.astype(reader.code_dtype(len(table)))
+        arrays[types.MODEL_VERSION] = codes.astype(reader.index_dtype(len(table)))
         arrays[types.TIMESTAMP] = np.array(np.broadcast_to(np.asarray(timestamps, np.int64), (n,)))
         schema = block_format.Schema(
             num_outputs=0 if logits is None else logits.shape[1],
@@ -133,7 +133,8 @@ class ForwardRecords:
                 bad = ~np.isfinite(data)
                 bad = bad if data.ndim == 1 else bad.any(axis=1)
                 nonfinite = nonfinite | bad if len(nonfinite) else bad
-            tensors[name] = tf.convert_to_tensor(data)
+            # A tensor made from an array keeps the array too; its deep copy stands alone.
+            tensors[name] = tf.raw_ops.DeepCopy(x=tf.convert_to_tensor(data))
             del data
         counts.num_nonfinite += int(nonfinite.sum())
         return cls(

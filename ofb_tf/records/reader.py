@@ -12,6 +12,7 @@ from ofb_tf.records import format as block_format
 from ofb_tf.records import paths, tfrecord
 
 _MAX_READERS = 8
+_JOIN_BLOCKS = 128
 _DAMAGED = block_format.Footer(-1, -1)  # the file's damage has been counted already
 
 
@@ -171,6 +172,15 @@ class _FilePart:
     schema: block_format.Schema | None = None
     pieces: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
     versions: dict[int, int] = dataclasses.field(default_factory=dict)
+    num_joined: int = 0
+
+    def join_recent(self) -> None:
+        """Joins recent blocks: many small arrays would leave holes in the heap when freed."""
+        for pieces in self.pieces.values():
+            recent = pieces[self.num_joined :]
+            if recent and not isinstance(recent[0], block_format.Runs):
+                pieces[self.num_joined :] = [_join(recent)]
+        self.num_joined += 1
 
 
 def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
@@ -182,24 +192,31 @@ def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
         elif block.schema != part.schema:
             raise ValueError(_schema_message(path, part.schema, path, block.schema))
         columns = dict(block.columns)
-        columns[types.TIMESTAMP] = columns[types.TIMESTAMP].expand()
-        columns[types.MODEL_VERSION] = _version_codes(columns[types.MODEL_VERSION], part.versions)
+        columns[types.MODEL_VERSION] = _index_versions(columns[types.MODEL_VERSION], part.versions)
         if as_of is not None:
-            kept = columns[types.TIMESTAMP] <= as_of
+            kept = columns[types.TIMESTAMP].expand() <= as_of
             if not kept.all():
                 part.counts.num_after += int((~kept).sum())
-                columns = {name: data[kept] for name, data in columns.items()}
+                columns = {name: _filter(data, kept) for name, data in columns.items()}
         for name, data in columns.items():
             part.pieces[name].append(data)
+        if part.counts.num_blocks % _JOIN_BLOCKS == 0:
+            part.join_recent()
+    part.join_recent()
     return part
 
 
-def _version_codes(runs: block_format.Runs, versions: dict[int, int]) -> np.ndarray:
+def _index_versions(runs: block_format.Runs, versions: dict[int, int]) -> block_format.Runs:
     """The block's versions as indices into the file's table, which grows on the way."""
     unique, inverse = np.unique(runs.values, return_inverse=True)
-    codes = np.array([versions.setdefault(int(v), len(versions)) for v in unique], np.int32)
-    dtype = np.uint16 if len(versions) <= 1 << 16 else np.int32
-    return runs.expand(codes.astype(dtype)[inverse])
+    indices = np.array([versions.setdefault(int(v), len(versions)) for v in unique], np.int64)
+    return block_format.Runs(indices[inverse], runs.lengths)
+
+
+def _filter(data: np.ndarray | block_format.Runs, kept: np.ndarray):
+    if isinstance(data, block_format.Runs):
+        return block_format.run_lengths(data.expand()[kept])
+    return data[kept]
 
 
 def _common_schema(files: list[str], parts: list[_FilePart]) -> block_format.Schema:
@@ -230,23 +247,34 @@ def _schema_message(
 
 def _concatenate(schema: block_format.Schema, parts: list[_FilePart]) -> Columns:
     table = sorted({version for part in parts for version in part.versions})
-    index = {version: code for code, version in enumerate(table)}
+    index = {version: position for position, version in enumerate(table)}
     for part in parts:
-        if part.schema is not None:
-            mapping = np.array([index[v] for v in part.versions], code_dtype(len(table)))
-            codes = part.pieces[types.MODEL_VERSION]
-            codes[:] = [mapping[piece] for piece in codes]
+        mapping = np.array([index[v] for v in part.versions], index_dtype(len(table)))
+        pieces = part.pieces.get(types.MODEL_VERSION, [])
+        pieces[:] = [block_format.Runs(mapping[runs.values], runs.lengths) for runs in pieces]
     arrays = {}
     for name in schema.columns:
-        pieces = [piece for part in parts for piece in part.pieces.get(name, ())]
-        for part in parts:
-            part.pieces.pop(name, None)  # so that a column's pieces go before the next is made
-        arrays[name] = np.concatenate(pieces)
-        del pieces
+        pieces = [piece for part in parts for piece in part.pieces.pop(name, ())]
+        arrays[name] = _join(pieces)
     return Columns(schema, arrays, np.array(table, np.int64))
 
 
-def code_dtype(num_versions: int) -> type:
+def _join(pieces: list[np.ndarray | block_format.Runs]) -> np.ndarray:
+    """One array of the pieces, which are expanded and given up one by one: that bounds memory."""
+    values = [p.values if isinstance(p, block_format.Runs) else p for p in pieces]
+    dtype = np.result_type(*{v.dtype for v in values}).newbyteorder("=")
+    joined = np.empty((sum(len(piece) for piece in pieces), *values[0].shape[1:]), dtype)
+    del values
+    end = len(joined)
+    while pieces:
+        piece = pieces.pop()
+        data = piece.expand() if isinstance(piece, block_format.Runs) else piece
+        joined[end - len(data) : end] = data
+        end -= len(data)
+    return joined
+
+
+def index_dtype(num_versions: int) -> type:
     """The smallest dtype of indices into a table of so many versions."""
     if num_versions <= 1 << 8:
         return np.uint8

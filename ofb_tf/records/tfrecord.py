@@ -126,7 +126,7 @@ def _dataset(path: str, compression: str, offset: int) -> tf.data.Dataset:
 
 
 def compression_of(path: str) -> str:
-    """ "GZIP", "ZLIB" or "", from the file's first bytes."""
+    """The compression that a file's first bytes show: GZIP, ZLIB or none (empty)."""
     with tf.io.gfile.GFile(path, "rb") as file:
         start = file.read(HEADER_BYTES)
     if len(start) == HEADER_BYTES and _valid_headers(np.frombuffer(start, np.uint8)[None])[0]:
