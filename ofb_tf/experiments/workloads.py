@@ -75,7 +75,9 @@ class ClickWorkload(Workload):
             positive_rate=config.positive_rate,
             seed=seed,
         )
-        self._generate = tf.function(stream.generate, autograph=False, reduce_retracing=True)
+        self._generate = tf.function(
+            stream.generate, [tf.TensorSpec([None], tf.int64)], autograph=False
+        )
         self.test = self._generate(tf.range(length, length + config.test_examples, dtype=tf.int64))
 
     def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
