@@ -1,0 +1,218 @@
+"""TFRecord files of tf.Examples: key columns read in batches, selected examples written."""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import hashing, types
+
+_BATCH = 4096
+_KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.string}
+
+
+@dataclasses.dataclass(frozen=True)
+class KeySpec:
+    """Which features of an example the sampler looks at, and their types.
+
+    Attributes:
+      id_feature: "" for the fingerprint of the serialized example.
+      label_feature: one number an example.
+      slice_features: one value an example, or none.
+      dtypes: feature → int64, float32 or string, as name of the dtype.
+    """
+
+    id_feature: str
+    label_feature: str
+    slice_features: tuple[str, ...]
+    dtypes: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """Key columns of n consecutive examples of a file.
+
+    Attributes:
+      example_ids: int64 `[n]`.
+      labels: int64 or float32 `[n]`.
+      slices: feature → object `[n]` of bytes.
+    """
+
+    example_ids: np.ndarray
+    labels: np.ndarray
+    slices: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+
+def compression_of(path: str) -> str:
+    """The compression that TFX means by a file's name: "GZIP" for `*.gz`, else ""."""
+    return "GZIP" if path.endswith(".gz") else ""
+
+
+def list_files(directory: str) -> list[str]:
+    """The data files of a split, sorted.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+    names = sorted(name for name in names if not name.startswith((".", "_")))
+    if not names:
+        raise FileNotFoundError(f"{directory} holds no data files.")
+    return [os.path.join(directory, name) for name in names]
+
+
+def probe(
+    paths: Sequence[str], id_feature: str, label_feature: str, slice_features: Sequence[str]
+) -> KeySpec:
+    """Finds the features' types on the first example of a split.
+
+    Raises:
+      ValueError: there is no example, or its id or label are missing or of no usable type.
+    """
+    serialized = next(
+        (record for path in paths for record in _dataset(path).take(1).as_numpy_iterator()), None
+    )
+    if serialized is None:
+        raise ValueError(f"the split is empty: no example in {len(paths)} files.")
+    try:
+        features = tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # the parser's class differs between protobuf releases
+        raise ValueError(
+            f"{paths[0]} does not hold tf.Examples: sample tf.Examples, or convert the payload."
+        ) from error
+    dtypes = {}
+    names = [label_feature, *([id_feature] if id_feature else []), *slice_features]
+    for name in names:
+        kind = features[name].WhichOneof("kind") if name in features else None
+        if kind is None and name not in slice_features:
+            role = "label" if name == label_feature else "id"
+            raise ValueError(
+                f"the first example has no {role} feature {name!r}; its features are "
+                f"{sorted(features)}. Set {role}_feature, or join the {role}s first."
+            )
+        # A slice feature that the first example lacks is read as text.
+        dtypes[name] = _KINDS[kind or "bytes_list"].name
+    if dtypes[label_feature] == "string":
+        raise ValueError(f"label feature {label_feature!r} must be a number. Received: bytes")
+    if id_feature and dtypes[id_feature] == "float32":
+        raise ValueError(
+            f"id feature {id_feature!r} must be int64 or bytes. Received: float, which does not "
+            "hold 64-bit ids."
+        )
+    if types.IMPORTANCE_WEIGHT in features:
+        raise ValueError(
+            f"the examples have {types.IMPORTANCE_WEIGHT!r} already: they are a sample. Sample "
+            "the Examples that ExampleGen made."
+        )
+    return KeySpec(id_feature, label_feature, tuple(slice_features), dtypes)
+
+
+def read_keys(path: str, spec: KeySpec) -> Iterator[Keys]:
+    """Reads the key columns of a file, batch by batch, in order.
+
+    Raises:
+      ValueError: the file is damaged, or an example lacks its id or label, or has it in another
+        type than the split's first example; the message names the file.
+    """
+    names = [spec.label_feature, *spec.slice_features]
+    if spec.id_feature:
+        names.append(spec.id_feature)
+    parsing = {name: tf.io.VarLenFeature(tf.dtypes.as_dtype(spec.dtypes[name])) for name in names}
+    position = 0
+    batches = iter(_dataset(path).batch(_BATCH))
+    while True:
+        try:
+            serialized = next(batches, None)
+        except tf.errors.OpError as error:
+            raise ValueError(
+                f"{path} is damaged after example {position}: {error.message}. Write it anew."
+            ) from error
+        if serialized is None:
+            return
+        try:
+            columns = tf.io.parse_example(serialized, parsing)
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(
+                f"{path}, examples {position} and following, do not have the types of the "
+                f"split's first example ({spec.dtypes}): {error.message}. Make the schema of all "
+                "files the same."
+            ) from error
+        where = f"{path}, examples {position} and following"
+        ids = serialized
+        if spec.id_feature:
+            ids = _one_each(columns[spec.id_feature], spec.id_feature, len(serialized), where)
+        labels = _one_each(columns[spec.label_feature], spec.label_feature, len(serialized), where)
+        yield Keys(
+            example_ids=hashing.as_example_ids(ids).numpy(),
+            labels=labels.numpy(),
+            slices={
+                name: _first_as_text(columns[name], len(serialized)) for name in spec.slice_features
+            },
+        )
+        position += len(serialized)
+
+
+def write_selected(
+    source: str, destination: str, positions: np.ndarray, weights: np.ndarray
+) -> None:
+    """Writes the selected examples of a file, in its order, each with its importance weight.
+
+    The file gets its name when it is complete, so a retry replaces it by the same bytes.
+
+    Args:
+      source: TFRecords of tf.Examples.
+      destination: path to write, compressed as its name says.
+      positions: int64 `[m]`, ascending.
+      weights: float32 `[m]`.
+    """
+    temporary = f"{os.path.dirname(destination)}/.tmp-{uuid.uuid4().hex}"
+    selected = iter(zip(positions.tolist(), weights.tolist(), strict=True))
+    next_position, weight = next(selected, (-1, 0.0))
+    with tf.io.TFRecordWriter(temporary, compression_of(destination)) as writer:
+        position = 0
+        for batch in _dataset(source).batch(_BATCH).as_numpy_iterator():
+            while 0 <= next_position < position + len(batch):
+                writer.write(with_weight(batch[next_position - position], weight))
+                next_position, weight = next(selected, (-1, 0.0))
+            if next_position < 0:
+                break
+            position += len(batch)
+    tf.io.gfile.rename(temporary, destination, overwrite=True)
+
+
+def with_weight(serialized: bytes, weight: float) -> bytes:
+    """The example with the feature `importance_weight` (one float)."""
+    example = tf.train.Example.FromString(serialized)
+    example.features.feature[types.IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
+    return example.SerializeToString(deterministic=True)
+
+
+def _dataset(path: str) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(path, compression_of(path), buffer_size=1 << 20)
+
+
+def _one_each(values: tf.SparseTensor, name: str, n: int, where: str) -> tf.Tensor:
+    """The only value of each example: `[n]`."""
+    counts = np.bincount(values.indices[:, 0].numpy(), minlength=n)
+    if (counts != 1).any():
+        raise ValueError(
+            f"{where}: {int((counts == 0).sum())} of {n} have no {name!r}, "
+            f"{int((counts > 1).sum())} have several; each example must have one. Fill the "
+            "feature in, or leave those examples out before sampling."
+        )
+    return values.values
+
+
+def _first_as_text(values: tf.SparseTensor, n: int) -> np.ndarray:
+    """The first value of each example as bytes, empty where there is none: object `[n]`."""
+    text = np.full(n, b"", object)
+    rows, first = np.unique(values.indices[:, 0].numpy(), return_index=True)
+    found = values.values.numpy()[first]
+    text[rows] = found if found.dtype == object else [str(value).encode() for value in found]
+    return text
