@@ -1,6 +1,5 @@
 """`ofb_sample`: window → scores → policy → weighted examples, inside a tf.data pipeline."""
 
-import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,57 +11,7 @@ from ofb_tf.elements import RECORD_FIELDS, Layout, attach
 from ofb_tf.join import RecordLookup, assert_joined
 from ofb_tf.policies import Policy, get_policy
 from ofb_tf.records import ForwardRecords
-
-_STAGE = "ofb_sample"
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """The arguments of `ofb_sample`, checked. See there."""
-
-    rate: float
-    policy: Policy
-    task: str | None
-    num_outputs: int | None
-    id_key: str
-    label_key: str
-    window_size: int
-    batch_size: int | None
-    drop_remainder: bool
-    seed: int
-    missing: str
-    parse_fn: Callable | None
-    feature_spec: dict[str, Any] | None
-    decode_fn: Callable | None
-    batched_input: bool
-    keep_record: bool
-    redraw_each_iteration: bool
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.rate <= 1.0:
-            raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
-        _check_positive("window_size", self.window_size)
-        if self.batch_size is not None:
-            _check_positive("batch_size", self.batch_size)
-        if self.window_size * self.rate < 1.0:
-            raise ValueError(
-                "window_size * rate must be at least 1, or most windows select nothing. "
-                f"Received: window_size={self.window_size}, rate={self.rate}"
-            )
-        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed must be an integer in [-2^63, 2^63). Received: {self.seed!r}")
-        if self.task is not None and self.task not in types.TASKS:
-            raise ValueError(f"task must be one of {types.TASKS} or None. Received: {self.task!r}")
-        if self.missing not in window.MISSING:
-            raise ValueError(f"missing must be one of {window.MISSING}. Received: {self.missing!r}")
-        for name in ("parse_fn", "decode_fn"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(f"{name} must be a function. Received: {getattr(self, name)!r}")
-
-
-def _check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1. Received: {value!r}")
+from ofb_tf.sampling_config import STAGE, SamplingConfig, check_fields, element_layout
 
 
 def ofb_sample(
@@ -79,6 +28,7 @@ def ofb_sample(
     drop_remainder: bool = False,
     seed: int | None = None,
     missing: str = window.UNIFORM,
+    uniform_holdout: float = 0.0,
     max_age: float | None = None,
     as_of: int | None = None,
     parse_fn: Callable | None = None,
@@ -87,7 +37,7 @@ def ofb_sample(
     batched_input: bool = False,
     keep_record: bool = False,
     redraw_each_iteration: bool = True,
-) -> types.DatasetTransform:
+) -> "OFBSampler":
     """Lets about `rate` of the stream through, chosen by what serving recorded, with weights.
 
     ```python
@@ -121,6 +71,10 @@ def ofb_sample(
         kept, with weight `rate`, at the cost of the others' budget ("keep"; where they exceed
         it, the others keep a fifth of their rate and the realised rate rises); excluded
         ("drop": the estimate then covers only examples with a record); or an error ("error").
+      uniform_holdout: in [0, rate * uniform_mix]: the fraction of the stream that is flagged, in
+        a bool field `uniform_holdout`, as a uniform sample for unbiased monitoring. Each
+        selected example is flagged with probability uniform_holdout / p, so that selection,
+        weights and budget stay as they are.
       max_age: in seconds; an older record counts as missing. None for no limit.
       as_of: microseconds since 1970: records written later are left out, ages count from here.
       parse_fn: for serialized tf.Examples: a function from a vector of serialized examples to
@@ -135,8 +89,9 @@ def ofb_sample(
       redraw_each_iteration: whether every iteration over the dataset draws anew.
 
     Returns:
-      A function for `dataset.apply`. Dicts come out with `importance_weight` (float32) added,
-      `(x, y)` as `(x, y, importance_weight)`, and `(x, y, sample_weight)` with the product.
+      A function for `dataset.apply`, with a method `statistics`. Dicts come out with
+      `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`, and
+      `(x, y, sample_weight)` with the product.
 
     Raises:
       ValueError: an argument out of range, no record file matches, or, at application,
@@ -155,6 +110,7 @@ def ofb_sample(
         drop_remainder=drop_remainder,
         seed=secrets.randbits(62) if seed is None else seed,
         missing=missing,
+        uniform_holdout=uniform_holdout,
         parse_fn=parse_fn,
         feature_spec=feature_spec,
         decode_fn=decode_fn,
@@ -165,26 +121,105 @@ def ofb_sample(
     lookup = None
     if records is not None:
         lookup = RecordLookup(records, max_age=max_age, as_of=as_of)
+    return OFBSampler(config, lookup)
 
-    def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        layout = _layout(dataset.element_spec, config)
-        resolved_task = _check_fields(layout, lookup, config)
-        if config.batched_input:
-            windows = dataset.rebatch(config.window_size)
-        else:
-            windows = dataset.batch(config.window_size)
 
-        def select_in_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+class OFBSampler:
+    """What `ofb_sample` returns: a function for `dataset.apply`, which can also count.
+
+    Args:
+      config: the arguments of `ofb_sample`.
+      lookup: the records to join, or None where elements carry them.
+    """
+
+    def __init__(self, config: SamplingConfig, lookup: RecordLookup | None) -> None:
+        self._config = config
+        self._lookup = lookup
+
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The sampled dataset. See `ofb_sample`."""
+        layout, task = self._resolve(dataset)
+
+        def select(batch: Any, key: tf.Tensor) -> tuple:
+            record, sample = self._sample(batch, layout, task, key)
+            return _gather(batch, record, sample, self._config, key)
+
+        # Fields that the join made are only in extras; those that came with the element go.
+        drop = RECORD_FIELDS if self._lookup is None and not layout.serialized else ()
+        return _leave(self._windows(dataset, select), self._config, drop)
+
+    def statistics(self, dataset: tf.data.Dataset) -> dict[str, float]:
+        """Counts what sampling this dataset meets and does; takes one pass over it.
+
+        A tf.data pipeline that can be checkpointed holds no counters, so this is a pass of its
+        own: over a part of the stream (`take`), or over all of it where every example matters.
+
+        Args:
+          dataset: what would be sampled, finite.
+
+        Returns:
+          `examples`, `selected`; `without_record` (none, or too old), `unusable` (a record, but
+          a non-finite logit, loss or score, or a label out of range); `coverage`, the fraction
+          with a usable record; `realized_rate`; `mean_weight`, `max_weight` and
+          `effective_sample_size` (sum(w)^2 / (selected * sum(w^2)), in (0, 1]) of the selected.
+          Ratios are not-a-number where nothing was counted.
+        """
+        layout, task = self._resolve(dataset)
+
+        def count(batch: Any, key: tf.Tensor) -> dict[str, tf.Tensor]:
+            record, sample = self._sample(batch, layout, task, key)
+            return window.count(record, sample)
+
+        total = None
+        for counts in self._windows(dataset, count).as_numpy_iterator():
+            total = counts if total is None else window.add_counts(total, counts)
+        return window.summarize(total)
+
+    def _resolve(self, dataset: tf.data.Dataset) -> tuple[Layout, str]:
+        """Where the fields are, and the task; raises where the elements do not fit."""
+        layout = element_layout(dataset.element_spec, self._config)
+        return layout, check_fields(layout, self._lookup, self._config)
+
+    def _windows(self, dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+        config = self._config
+        windows = (dataset.rebatch if config.batched_input else dataset.batch)(config.window_size)
+
+        def in_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
             key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
             return windows.map(
-                lambda *batch: _select(_element(batch), layout, lookup, resolved_task, config, key),
+                lambda *batch: function(_element(batch), key),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
 
-        return _leave(_epochs(config).flat_map(select_in_epoch), config, layout, lookup)
+        return _epochs(config).flat_map(in_epoch)
 
-    return transform
+    def _sample(
+        self, batch: Any, layout: Layout, task: str, key: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], window.WindowSample]:
+        """Of a window: its record fields and its `WindowSample`."""
+        config = self._config
+        keys = layout.keys(batch)
+        example_ids = None
+        if layout.id_key in keys:
+            example_ids = hashing.as_example_ids(keys[layout.id_key])
+        if self._lookup is not None:
+            record = self._lookup.fields(example_ids)
+        else:
+            record = {name: keys[name] for name in RECORD_FIELDS if name in keys}
+        labels = keys[layout.label_key]
+        sample = window.sample_window(
+            policy=config.policy,
+            rate=config.rate,
+            task=task,
+            missing=config.missing,
+            example_ids=example_ids,
+            labels=tf.cast(labels, tf.int64) if labels.dtype == tf.bool else labels,
+            record=record,
+            key=key,
+            batch_size=config.batch_size,
+        )
+        return record, sample
 
 
 def _epochs(config: SamplingConfig) -> tf.data.Dataset:
@@ -199,142 +234,21 @@ def _element(parts: tuple) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def _layout(spec: Any, config: SamplingConfig) -> Layout:
-    feature_spec = config.feature_spec
-    if feature_spec is None:
-        label_dtype = tf.float32 if config.task == types.REGRESSION else tf.int64
-        feature_spec = {
-            config.id_key: tf.io.FixedLenFeature([], tf.int64),
-            config.label_key: tf.io.FixedLenFeature([], label_dtype),
-        }
-    layout = Layout(
-        stage=_STAGE,
-        spec=spec,
-        id_key=config.id_key,
-        label_key=config.label_key,
-        batched=config.batched_input,
-        feature_spec=feature_spec,
-    )
-    if layout.serialized and spec.shape.rank != (1 if config.batched_input else 0):
-        raise ValueError(
-            f"{_STAGE}: serialized tf.Examples must be string scalars, got {spec}. Sample before "
-            "batch(), or set batched_input=True for batches."
-        )
-    if layout.serialized and config.parse_fn is None and config.decode_fn is None:
-        raise ValueError(
-            f"{_STAGE}: elements are serialized tf.Examples, so parse_fn (a function from "
-            "serialized examples to features) is needed."
-        )
-    if not layout.serialized and (config.parse_fn or config.feature_spec):
-        raise ValueError(
-            f"{_STAGE}: parse_fn and feature_spec are for serialized tf.Examples, got elements "
-            f"{spec}. Use decode_fn for other elements."
-        )
-    return layout
-
-
-def _check_fields(layout: Layout, lookup: RecordLookup | None, config: SamplingConfig) -> str:
-    """Checks id, label and record fields; returns the task."""
-    layout.check_label()
-    if lookup is not None or layout.has_id():
-        layout.check_id("Set id_key to the field that holds the example's id.")
-    if not config.policy.needs_records:
-        return config.task or types.REGRESSION
-    keys = layout.keys_spec()
-    if lookup is not None:
-        width = lookup.records.num_outputs or None
-        source = f"records hold num_outputs={lookup.records.num_outputs}"
-    else:
-        if types.LOGITS not in keys and types.LOSS not in keys:
-            raise ValueError(
-                f"{_STAGE}: neither {types.LOGITS!r} nor {types.LOSS!r} is in the elements. Pass "
-                "records=, apply join_forward_records first, or use policy='uniform'."
-            )
-        width, source = None, f"elements have {keys.get(types.LOGITS)}"
-        if types.LOGITS in keys:
-            width = _logits_width(keys[types.LOGITS])
-        if types.LOSS in keys and keys[types.LOSS].shape.rank != 0:
-            raise ValueError(
-                f"{_STAGE}: {types.LOSS!r} must be a scalar float, got {keys[types.LOSS]}."
-            )
-    if config.num_outputs is not None and width != config.num_outputs:
-        raise ValueError(
-            f"{_STAGE}: {types.LOGITS!r} must be [{config.num_outputs}], got [{width}] ({source}). "
-            "Write records with the model that serves this stream."
-        )
-    task = config.task or _infer_task(width, keys[config.label_key], source)
-    if width is not None and (task == types.MULTICLASS) != (width > 1):
-        expected = "[num_classes], at least 2" if task == types.MULTICLASS else "[1]"
-        raise ValueError(
-            f"{_STAGE}: {types.LOGITS!r} must be {expected} for task={task!r}, got [{width}] "
-            f"({source}). Write records with the model that serves this stream, or set task."
-        )
-    if task == types.MULTICLASS and not keys[config.label_key].dtype.is_integer:
-        raise ValueError(
-            f"{_STAGE}: {config.label_key!r} must be an integer class id for task='multiclass', "
-            f"got {keys[config.label_key]}. Cast it, or set task."
-        )
-    return task
-
-
-def _logits_width(spec: tf.TensorSpec) -> int | None:
-    if not spec.dtype.is_floating or spec.shape.rank not in (0, 1):
-        raise ValueError(
-            f"{_STAGE}: {types.LOGITS!r} must be a float scalar or vector, got {spec}."
-        )
-    return 1 if spec.shape.rank == 0 else spec.shape[0]
-
-
-def _infer_task(width: int | None, label: tf.TensorSpec, source: str) -> str:
-    if width is None:
-        # Only the loss counts, and the label merely orders the window.
-        return types.MULTICLASS if label.dtype.is_integer else types.REGRESSION
-    if width > 1:
-        return types.MULTICLASS
-    if label.dtype.is_integer or label.dtype == tf.bool:
-        return types.BINARY
-    raise ValueError(
-        f"{_STAGE}: one output ({source}) with a {label.dtype.name} label may be binary or "
-        "regression. Set task='binary' or task='regression'."
-    )
-
-
-def _select(
+def _gather(
     batch: Any,
-    layout: Layout,
-    lookup: RecordLookup | None,
-    task: str,
+    record: dict[str, tf.Tensor],
+    sample: window.WindowSample,
     config: SamplingConfig,
     key: tf.Tensor,
 ) -> tuple[Any, dict[str, tf.Tensor]]:
-    """A window → what was selected of it, and its weights (and record fields, where kept)."""
-    keys = layout.keys(batch)
-    example_ids = None
-    if layout.id_key in keys:
-        example_ids = hashing.as_example_ids(keys[layout.id_key])
-    if lookup is not None:
-        record = lookup.fields(example_ids)
-    else:
-        record = {name: keys[name] for name in RECORD_FIELDS if name in keys}
-    labels = keys[layout.label_key]
-    labels = tf.cast(labels, tf.int64) if labels.dtype == tf.bool else labels
-    sample = window.sample_window(
-        policy=config.policy,
-        rate=config.rate,
-        task=task,
-        missing=config.missing,
-        example_ids=example_ids,
-        labels=labels,
-        record=record,
-        key=key,
-        batch_size=config.batch_size,
-    )
+    """What was selected of a window, and its weights (and flags and record fields)."""
     indices = sample.indices
     if config.missing == window.ERROR:
-        ids = tf.range(tf.size(labels, tf.int64)) if example_ids is None else example_ids
-        with tf.control_dependencies([assert_joined(sample.has_score, ids)]):
+        with tf.control_dependencies([assert_joined(sample.has_score, sample.example_ids)]):
             indices = tf.identity(indices)
     extras = {types.IMPORTANCE_WEIGHT: sample.weights}
+    if config.uniform_holdout:
+        extras[types.UNIFORM_HOLDOUT] = window.uniform_holdout(sample, config.uniform_holdout, key)
     if config.keep_record:
         record = {types.HAS_RECORD: sample.has_score} | record
         extras |= {name: tf.gather(value, indices) for name, value in record.items()}
@@ -342,11 +256,9 @@ def _select(
 
 
 def _leave(
-    selected: tf.data.Dataset, config: SamplingConfig, layout: Layout, lookup: RecordLookup | None
+    selected: tf.data.Dataset, config: SamplingConfig, drop: tuple[str, ...]
 ) -> tf.data.Dataset:
     """Windows of selected examples → decoded, weighted examples or batches."""
-    # Fields that the join made are only in extras; those that came with the element are dropped.
-    drop = RECORD_FIELDS if lookup is None and not layout.serialized else ()
     parallel = tf.data.AUTOTUNE
     rebatch = config.batch_size is not None and config.decode_fn is None
     if rebatch:
@@ -354,10 +266,10 @@ def _leave(
 
     def decode_batch(batch: Any, extras: dict) -> Any:
         parsed = config.parse_fn(batch) if config.parse_fn else batch
-        return (parsed, extras) if config.decode_fn else attach(_STAGE, parsed, extras, drop)
+        return (parsed, extras) if config.decode_fn else attach(STAGE, parsed, extras, drop)
 
     def decode_one(element: Any, extras: dict) -> Any:
-        return attach(_STAGE, config.decode_fn(element), extras, drop)
+        return attach(STAGE, config.decode_fn(element), extras, drop)
 
     decoded = selected.map(decode_batch, num_parallel_calls=parallel, deterministic=True)
     if rebatch:

@@ -12,6 +12,7 @@ MODEL_VERSION = "model_version"
 TIMESTAMP = "timestamp"
 HAS_RECORD = "has_record"
 IMPORTANCE_WEIGHT = "importance_weight"
+UNIFORM_HOLDOUT = "uniform_holdout"
 
 # What the top-k form of a record keeps instead of every logit; see METHOD.md, "Scores".
 CLASS_IDS = "class_ids"

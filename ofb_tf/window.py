@@ -25,12 +25,14 @@ class WindowSample(NamedTuple):
       weights: float32 `[m]`, finite.
       has_score: bool `[n]`: which examples had a usable record.
       probabilities: float64 `[n]`: inclusion probabilities.
+      example_ids: int64 `[n]`: as given, or made from content and place.
     """
 
     indices: tf.Tensor
     weights: tf.Tensor
     has_score: tf.Tensor
     probabilities: tf.Tensor
+    example_ids: tf.Tensor
 
 
 def sample_window(
@@ -118,7 +120,64 @@ def sample_window(
         weights = tf.cast(rate / tf.gather(probabilities, indices), tf.float32)
     else:
         weights = tf.gather(weights, indices)
-    return WindowSample(indices, weights, has_score, probabilities)
+    return WindowSample(indices, weights, has_score, probabilities, example_ids)
+
+
+def uniform_holdout(sample: WindowSample, fraction: float, key: tf.Tensor) -> tf.Tensor:
+    """Flags a uniform sample of the stream among the selected: bool `[m]`.
+
+    An example is selected with probability p and then flagged with fraction / p, so every
+    example of the stream is flagged with the same probability, which is `fraction` where no p is
+    below it.
+    """
+    draws = hashing.hash01(
+        tf.gather(sample.example_ids, sample.indices),
+        hashing.fold_in(key, tf.constant(2, tf.int64)),
+    )
+    return draws * tf.gather(sample.probabilities, sample.indices) < fraction
+
+
+def count(record: dict[str, tf.Tensor], sample: WindowSample) -> dict[str, tf.Tensor]:
+    """Sums over one window that add up over windows; see `summarize`."""
+    has_record = record.get(types.HAS_RECORD, tf.ones_like(sample.has_score))
+    weights = tf.cast(sample.weights, tf.float64)
+    return {
+        "examples": tf.size(sample.has_score, tf.int64),
+        "selected": tf.size(sample.indices, tf.int64),
+        "without_record": tf.math.count_nonzero(~has_record),
+        "unusable": tf.math.count_nonzero(has_record & ~sample.has_score),
+        "sum_weights": tf.reduce_sum(weights),
+        "sum_squared_weights": tf.reduce_sum(tf.square(weights)),
+        "max_weight": tf.reduce_max(tf.concat([weights, tf.zeros([1], tf.float64)], axis=0)),
+    }
+
+
+def add_counts(total: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
+    """Sums of two parts of the stream."""
+    added = {name: total[name] + counts[name] for name in total}
+    return added | {"max_weight": max(total["max_weight"], counts["max_weight"])}
+
+
+def summarize(total: dict[str, float] | None) -> dict[str, float]:
+    """Counts and ratios from sums; of nothing where `total` is None. See `statistics`."""
+    names = ("examples", "selected", "without_record", "unusable")
+    counts = {name: 0 if total is None else int(total[name]) for name in names}
+
+    def ratio(numerator: float, denominator: float) -> float:
+        return float(numerator / denominator) if denominator else float("nan")
+
+    examples, selected = counts["examples"], counts["selected"]
+    usable = examples - counts["without_record"] - counts["unusable"]
+    sums = total or {"sum_weights": 0.0, "sum_squared_weights": 0.0, "max_weight": 0.0}
+    return counts | {
+        "coverage": ratio(usable, examples),
+        "realized_rate": ratio(selected, examples),
+        "mean_weight": ratio(sums["sum_weights"], selected),
+        "max_weight": float(sums["max_weight"]) if selected else float("nan"),
+        "effective_sample_size": ratio(
+            sums["sum_weights"] ** 2, selected * sums["sum_squared_weights"]
+        ),
+    }
 
 
 def _score(

@@ -491,3 +491,66 @@ def test_a_checkpoint_in_the_second_epoch_restores_in_a_new_dataset(tmp_path):
     restored = iter(sample(batch_size=10))
     tf.train.Checkpoint(iterator=restored).read(path)
     assert [e["example_id"].numpy().tolist() for e in restored] == expected
+
+
+# Counts and the uniform holdout.
+
+
+def test_statistics_count_every_example(tmp_path):
+    logits, labels = LOGITS.copy(), LABELS.copy()
+    logits[:30, 0] = np.nan
+    labels[30:50] = -1
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(IDS[:900], logits[:900])
+    sampler = ofb_tf.ofb_sample(records=str(tmp_path), window_size=WINDOW, seed=3)
+    dataset = dicts(label=labels)
+    got = sampler.statistics(dataset)
+    _, weights = ids_and_weights(dataset.apply(sampler))
+    assert (got["examples"], got["without_record"], got["unusable"]) == (N, 100, 50)
+    assert got["coverage"] == 0.85
+    assert got["selected"] == N // 10
+    assert got["realized_rate"] == 0.1
+    # The pass over the dataset is a pass of its own, with draws of its own.
+    assert abs(got["mean_weight"] - 1.0) < 5 * weights.std() / np.sqrt(len(weights))
+    assert 1.0 < got["max_weight"] <= 5.0 * (1 + 1e-6)
+
+
+def test_statistics_equal_the_sampled_dataset():
+    sampler = ofb_tf.ofb_sample(window_size=WINDOW, seed=3, redraw_each_iteration=False)
+    got = sampler.statistics(with_logits())
+    _, weights = ids_and_weights(with_logits().apply(sampler))
+    np.testing.assert_allclose(got["mean_weight"], weights.mean(), rtol=1e-6)
+    np.testing.assert_allclose(got["max_weight"], weights.max(), rtol=1e-6)
+    ess = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
+    np.testing.assert_allclose(got["effective_sample_size"], ess, rtol=1e-5)
+
+
+def test_statistics_of_an_empty_dataset():
+    got = ofb_tf.ofb_sample().statistics(with_logits(0))
+    assert got["examples"] == got["selected"] == 0
+    assert np.isnan(got["coverage"])
+
+
+def test_the_uniform_holdout_is_a_uniform_sample_of_the_stream():
+    fraction, epochs = 0.02, 150
+    dataset = sample(uniform_holdout=fraction)
+    flagged = collections.Counter()
+    for _ in range(epochs):
+        for element in dataset.as_numpy_iterator():
+            flagged[int(element["example_id"])] += bool(element["uniform_holdout"])
+    counts = np.array([flagged[i] for i in IDS.tolist()])
+    deviation = np.sqrt(fraction * (1 - fraction) * epochs)
+    assert abs(counts.mean() / epochs - fraction) < 5 * deviation / epochs / np.sqrt(N)
+    # Halves by recorded difficulty are flagged alike.
+    scores = ofb_tf.scores.gradient_norm_bound(LOGITS, LABELS, "multiclass").numpy()
+    hard = scores > np.median(scores)
+    gap = counts[hard].mean() - counts[~hard].mean()
+    assert abs(gap) < 5 * deviation * np.sqrt(2 / (N / 2))
+    plain = ids_and_weights(sample())
+    for a, b in zip(plain, ids_and_weights(sample(uniform_holdout=fraction)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_uniform_holdout_above_the_least_probability_is_refused():
+    with pytest.raises(ValueError, match=r"uniform_holdout must be in .* 0.02. Received: 0.05"):
+        ofb_tf.ofb_sample(uniform_holdout=0.05)
