@@ -91,12 +91,15 @@ def render(results: dict[str, Any]) -> str:
         "confidence over accuracy). ESS: effective sample size of the weights, as a fraction. "
         f"{html.escape(sentences[-1])}</p>"
     )
-    parts += ["<h2>Learning curves</h2>", _figure(_plot_curves(results), _curves_caption(results))]
+    parts.append("<h2>Learning curves</h2>")
+    for against, (_, heading) in _CURVES.items():
+        caption = f"{heading}. Line: mean over {results['seeds']} seeds; band: one standard error."
+        parts.append(_figure(_plot_curves(results, against), caption))
     for policy, histogram in results["histograms"].items():
         caption = (
             f"Losses that the serving snapshot had on the last interval's examples (first seed): "
-            f"those that {policy} selected, and those that it left out, as densities. What serving "
-            "got wrong is chosen more often, and its weight is smaller in turn."
+            f"those that {policy} selected, and those that it left out, each as shares. What "
+            "serving got wrong is chosen more often, and its weight is smaller in turn."
         )
         parts += [
             f"<h2>What {html.escape(policy)} selects</h2>",
@@ -127,12 +130,10 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _curves_caption(results: dict[str, Any]) -> str:
-    return (
-        f"{results['metric']} against what the stream brought (left) and against the examples that "
-        "went through the backward pass (right, logarithmic). Line: mean over "
-        f"{results['seeds']} seeds; band: one standard error."
-    )
+_CURVES = {
+    "stream_examples": ("examples of the stream", "What the stream brought"),
+    "backward_examples": ("examples in the backward pass", "What it cost, logarithmic"),
+}
 
 
 def colour(policy: str, policies: list[str]) -> str:
@@ -143,34 +144,33 @@ def colour(policy: str, policies: list[str]) -> str:
     return _OTHER_COLOURS[others.index(policy) % len(_OTHER_COLOURS)]
 
 
-def _plot_curves(results: dict[str, Any]) -> str:
-    figure, axes = _subplots(1, 2, (9, 4.2))
+def _plot_curves(results: dict[str, Any], against: str) -> str:
+    figure, axis = _axes()
     metric = results["metric"]
+    highest = 0.0
     for policy, figures in results["policies"].items():
         shade = colour(policy, list(results["policies"]))
-        curves = figures["curves"]
+        # The untrained model would set the scale.
+        curves = [curve[1:] for curve in figures["curves"]]
         values = np.array([[point[metric] for point in curve] for curve in curves])
+        x = np.mean([[point[against] for point in curve] for curve in curves], axis=0)
         mean = values.mean(0)
         error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * mean
-        for axis, name in zip(axes, ("stream_examples", "backward_examples"), strict=True):
-            x = np.mean([[point[name] for point in curve] for curve in curves], axis=0)
-            part = slice(1, None)  # the untrained model would set the scale
-            axis.plot(x[part], mean[part], color=shade, label=policy, linewidth=1.8)
-            axis.fill_between(
-                x[part], (mean - error)[part], (mean + error)[part], color=shade, alpha=0.2, lw=0
-            )
-    axes[0].set_xlabel("stream examples")
-    axes[1].set_xlabel("backward examples")
-    axes[1].set_xscale("log")
-    axes[0].set_ylabel(metric)
-    for axis in axes:
-        axis.set_yscale("log")
-    axes[0].legend(frameon=False)
+        axis.plot(x, mean, color=shade, label=policy, linewidth=2)
+        axis.fill_between(x, mean - error, mean + error, color=shade, alpha=0.2, linewidth=0)
+        highest = max(highest, *mean[len(mean) // 10 :])
+    axis.set_ylim(top=1.05 * highest)
+    axis.set_xlabel(_CURVES[against][0])
+    axis.set_ylabel(metric)
+    if against == "backward_examples":
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter("")  # its labels would overlap
+    axis.legend(frameon=False)
     return _svg(figure)
 
 
 def _plot_histogram(histogram: dict[str, list[float]]) -> str:
-    figure, (axis,) = _subplots(1, 1, (9, 3.6))
+    figure, axis = _axes()
     both = np.concatenate([histogram["selected"], histogram["not_selected"]])
     both = both[both > 0]
     edges = np.geomspace(*np.quantile(both, [0.001, 1.0]), 60) if len(both) else np.ones(2)
@@ -187,15 +187,14 @@ def _plot_histogram(histogram: dict[str, list[float]]) -> str:
     return _svg(figure)
 
 
-def _subplots(rows: int, columns: int, size: tuple[float, float]):
+def _axes() -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-    figure = Figure(figsize=size, layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    return figure, axes
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.add_subplot()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    return figure, axis
 
 
 def _svg(figure: Any) -> str:

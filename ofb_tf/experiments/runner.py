@@ -44,7 +44,7 @@ def run_experiment(
     tasks = [(policy, seed) for seed in range(config.seeds) for policy in _slowest_first(config)]
     workers = min(workers or os.cpu_count() or 1, len(tasks))
     with tqdm.tqdm(
-        total=total * len(tasks), unit="window", disable=not show_progress, smoothing=0.05
+        total=total * len(tasks), unit="window", disable=not show_progress, mininterval=1
     ) as bar:
         bar.set_description(f"{config.dataset}, {len(tasks)} runs")
         if workers == 1:
