@@ -6,6 +6,7 @@ of offsets, and after damage finds the next whole record.
 
 import dataclasses
 import os
+import uuid
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,23 +58,18 @@ def read_records(path: str) -> Iterator[tuple[int, bytes] | Damage]:
     """
     compression = compression_of(path)
     offset = 0
-    while True:
-        try:
-            for serialized in _dataset(path, compression, offset):
-                data = serialized.numpy()
-                yield offset, data
-                offset += len(data) + FRAME_BYTES
-        except _DAMAGE as error:
-            if compression:
-                yield Damage(offset, f"{compression} data: {_first_line(error)}", at_end=True)
-                return
-        else:
-            if compression or offset >= _size(path):
-                return
-        damage, offset = _step_over(path, offset)
-        yield damage
-        if damage.at_end:
+    try:
+        for serialized in tf.data.TFRecordDataset(path, compression, _READ_BUFFER_BYTES):
+            data = serialized.numpy()
+            yield offset, data
+            offset += len(data) + FRAME_BYTES
+    except _DAMAGE as error:
+        if compression:
+            reason = f"{compression} data: {_first_line(error)}"
+            yield Damage(offset, reason, at_end=True)
             return
+    if not compression and offset < _size(path):
+        yield from _read_on(path, offset)
 
 
 def masked_crc32c(data: np.ndarray) -> np.ndarray:
@@ -113,18 +109,6 @@ def _crc_table() -> np.ndarray:
 _CRC_TABLE = _crc_table()
 
 
-def _dataset(path: str, compression: str, offset: int) -> tf.data.Dataset:
-    if not offset:
-        return tf.data.TFRecordDataset(path, compression, _READ_BUFFER_BYTES)
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=[path],
-        compression_type=compression,
-        buffer_size=_READ_BUFFER_BYTES,
-        byte_offsets=[offset],
-    )
-    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
-
-
 def compression_of(path: str) -> str:
     """The compression that a file's first bytes show: GZIP, ZLIB or none (empty)."""
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -147,23 +131,47 @@ def _valid_headers(candidates: np.ndarray) -> np.ndarray:
     return masked_crc32c(candidates[:, :8]) == stored
 
 
-def _step_over(path: str, offset: int) -> tuple[Damage, int]:
-    """What is wrong at the offset, and the next offset at which a record may start."""
+def _read_on(path: str, offset: int) -> Iterator[tuple[int, bytes] | Damage]:
+    """Reads record by record from an offset, over any damage."""
     size = _size(path)
     with tf.io.gfile.GFile(path, "rb") as file:
-        file.seek(offset)
-        header = file.read(HEADER_BYTES)
-        if len(header) < HEADER_BYTES:
-            return Damage(offset, "the file ends inside a record's header", at_end=True), size
-        if _valid_headers(np.frombuffer(header, np.uint8)[None])[0]:
-            end = offset + FRAME_BYTES + int.from_bytes(header[:8], "little")
-            if end > size:
-                return Damage(offset, "the file ends inside a record", at_end=True), size
-            return Damage(offset, "a record's checksum does not match its data"), end
-        return (
-            Damage(offset, "a record's length does not match its checksum"),
-            _next_header(file, offset + 1, size),
-        )
+        while offset < size:
+            file.seek(offset)
+            header = file.read(HEADER_BYTES)
+            if len(header) < HEADER_BYTES:
+                yield Damage(offset, "the file ends inside a record's header", at_end=True)
+                return
+            if not _valid_headers(np.frombuffer(header, np.uint8)[None])[0]:
+                yield Damage(offset, "a record's length does not match its checksum")
+                offset = _next_header(file, offset + 1, size)
+                continue
+            length = int.from_bytes(header[:8], "little")
+            if offset + FRAME_BYTES + length > size:
+                yield Damage(offset, "the file ends inside a record", at_end=True)
+                return
+            data = _checked(header + file.read(length + FRAME_BYTES - HEADER_BYTES))
+            if data is None:
+                yield Damage(offset, "a record's checksum does not match its data")
+            else:
+                yield offset, data
+            offset += FRAME_BYTES + length
+
+
+def _checked(framed: bytes) -> bytes | None:
+    """The data of one framed record, or None if TensorFlow finds it damaged.
+
+    TensorFlow checks files only (and cannot start in the middle of one), so the record goes
+    through its file system in memory.
+    """
+    path = f"ram://ofb-tf-{uuid.uuid4().hex}"
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(framed)
+    try:
+        return next(iter(tf.data.TFRecordDataset(path))).numpy()
+    except _DAMAGE:
+        return None
+    finally:
+        tf.io.gfile.remove(path)
 
 
 def _next_header(file: tf.io.gfile.GFile, offset: int, size: int) -> int:
