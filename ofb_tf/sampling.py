@@ -184,15 +184,10 @@ class OFBSampler:
         config = self._config
         windows = (dataset.rebatch if config.batched_input else dataset.batch)(config.window_size)
 
-        def in_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
-            return windows.map(
-                lambda *batch: function(_element(batch), key),
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
+        def in_epoch(batch: Any, epoch: tf.Tensor) -> Any:
+            return function(batch, hashing.fold_in(tf.constant(config.seed, tf.int64), epoch))
 
-        return _epochs(config).flat_map(in_epoch)
+        return _map_with_epoch(windows, in_epoch, config)
 
     def _sample(
         self, batch: Any, layout: Layout, task: str, key: tf.Tensor
@@ -222,11 +217,22 @@ class OFBSampler:
         return record, sample
 
 
-def _epochs(config: SamplingConfig) -> tf.data.Dataset:
-    """One int64 a pass over the dataset, another in each pass: it survives a checkpoint."""
+def _map_with_epoch(
+    windows: tf.data.Dataset, function: Callable, config: SamplingConfig
+) -> tf.data.Dataset:
+    """Maps a function over windows and an int64 that differs from pass to pass.
+
+    The windows' source must be what the tf.data service's dynamic sharding splits: a flat_map
+    over epochs would give every worker all windows.
+    """
+    options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     if not config.redraw_each_iteration:
-        return tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
-    return tf.data.Dataset.random(seed=config.seed, rerandomize_each_iteration=True).take(1)
+        epoch = tf.constant(0, tf.int64)
+        return windows.map(lambda *batch: function(_element(batch), epoch), **options)
+    # One draw a pass, which survives a checkpoint, beside every window.
+    epochs = tf.data.Dataset.random(seed=config.seed, rerandomize_each_iteration=True).take(1)
+    epochs = epochs.flat_map(lambda epoch: tf.data.Dataset.from_tensors(epoch).repeat())
+    return tf.data.Dataset.zip(windows, epochs).map(function, **options)
 
 
 def _element(parts: tuple) -> Any:
