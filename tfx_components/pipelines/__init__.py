@@ -1,0 +1,1 @@
+"""Pipelines that put the components together: local, and Kubeflow Pipelines v2."""

@@ -1,0 +1,61 @@
+"""Chicago taxi trips as a binary task: was the tip more than a fifth of the fare?"""
+
+import csv
+import os
+
+from tfx_components.trainer_module import TrainingConfig
+
+LABEL = "tipped"
+_TIPS, _FARE = "tips", "fare"
+
+
+def prepare_csv(source: str, directory: str) -> str:
+    """Writes the trips with the label in the place of the tips, which would give it away.
+
+    Args:
+      source: CSV file with the columns `tips` and `fare`.
+      directory: where `data.csv` goes; made where missing.
+
+    Returns:
+      The directory.
+
+    Raises:
+      ValueError: a column is missing.
+    """
+    os.makedirs(directory, exist_ok=True)
+    with (
+        open(source, newline="") as file,
+        open(os.path.join(directory, "data.csv"), "w", newline="") as out,
+    ):
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        missing = [name for name in (_TIPS, _FARE) if name not in names]
+        if missing:
+            raise ValueError(f"{source} must have the columns {missing}. It has: {names}")
+        kept = [name for name in names if name != _TIPS]
+        writer = csv.DictWriter(out, [*kept, LABEL])
+        writer.writeheader()
+        for row in reader:
+            tips, fare = float(row.pop(_TIPS) or 0.0), float(row[_FARE] or 0.0)
+            writer.writerow(row | {LABEL: int(tips > 0.2 * fare)})
+    return directory
+
+
+def training_settings(**overrides: object) -> dict[str, object]:
+    """Trainer's `custom_config` for this task; `TrainingConfig` says what each means."""
+    settings = {
+        "label_feature": LABEL,
+        "task": "binary",
+        # Constant but for one trip, and a clock that no later trip repeats.
+        "exclude": ["pickup_census_tract", "trip_start_timestamp"],
+        "categorical": [
+            "pickup_community_area",
+            "dropoff_community_area",
+            "dropoff_census_tract",
+            "trip_start_hour",
+            "trip_start_day",
+            "trip_start_month",
+        ],
+    } | overrides
+    TrainingConfig(**settings)  # a wrong setting fails here and not in the Trainer
+    return settings

@@ -1,0 +1,140 @@
+"""Tabular tf.Examples as model inputs: the same code in training and in the served graph."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import tensorflow as tf
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+from ofb_tf import types
+from tfx_components.example_files import compression_of
+
+NUMBERS = "numbers"
+BUCKETS = "buckets"
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularSpec:
+    """Which features a model reads, and how.
+
+    Attributes:
+      numeric: FLOAT and INT features: signed log, with an indicator where the value is missing.
+      categorical: BYTES features, and those INT features that are names of something: hashed.
+      dtypes: feature → dtype name.
+      num_buckets: of the hash.
+    """
+
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    dtypes: dict[str, str]
+    num_buckets: int = 256
+
+    @classmethod
+    def from_schema(
+        cls,
+        schema: schema_pb2.Schema,
+        *,
+        exclude: tuple[str, ...],
+        categorical: tuple[str, ...] = (),
+        num_buckets: int = 256,
+    ) -> "TabularSpec":
+        """Reads all features of a schema but those excluded.
+
+        Args:
+          schema: from SchemaGen.
+          exclude: label, id and what else the model must not see.
+          categorical: INT features to hash.
+          num_buckets: of the hash, at least 2.
+
+        Raises:
+          ValueError: no feature is left, or a named one is not in the schema.
+        """
+        kinds = {
+            schema_pb2.FLOAT: "float32",
+            schema_pb2.INT: "int64",
+            schema_pb2.BYTES: "string",
+        }
+        dtypes = {f.name: kinds[f.type] for f in schema.feature if f.type in kinds}
+        unknown = [name for name in (*exclude, *categorical) if name not in dtypes]
+        if unknown:
+            raise ValueError(
+                f"features {unknown} are not in the schema, which has {sorted(dtypes)}."
+            )
+        names = sorted(set(dtypes) - set(exclude))
+        if not names:
+            raise ValueError(f"no feature is left besides {sorted(exclude)}.")
+        hashed = [name for name in names if dtypes[name] == "string" or name in categorical]
+        return cls(
+            numeric=tuple(name for name in names if name not in hashed),
+            categorical=tuple(hashed),
+            dtypes={name: dtypes[name] for name in names},
+            num_buckets=num_buckets,
+        )
+
+    def feature_spec(self) -> dict[str, tf.io.FixedLenFeature]:
+        """How the inputs are parsed; an absent value comes as NaN, the least int64 or ""."""
+        absent = {"float32": float("nan"), "int64": tf.int64.min, "string": ""}
+        return {
+            name: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(dtype), absent[dtype])
+            for name, dtype in self.dtypes.items()
+        }
+
+    def inputs(self, parsed: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Parsed features `[n]` → float32 `numbers` `[n, d]`, int64 `buckets` `[n, c]`."""
+        inputs = {}
+        if self.numeric:
+            inputs[NUMBERS] = tf.concat([_numbers(parsed[name]) for name in self.numeric], axis=1)
+        if self.categorical:
+            hashed = [
+                tf.strings.to_hash_bucket_fast(_text(parsed[name]), self.num_buckets)
+                for name in self.categorical
+            ]
+            inputs[BUCKETS] = tf.stack(hashed, axis=1)
+        return inputs
+
+
+def dataset(
+    files: Sequence[str],
+    spec: TabularSpec,
+    *,
+    label_feature: str,
+    label_dtype: str,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of `(inputs, label, importance_weight)`; the weight is 1 where there is none.
+
+    Args:
+      files: TFRecord files; `*.gz` are compressed.
+      spec: the inputs.
+      label_feature: one number an example.
+      label_dtype: "int64" or "float32".
+      batch_size: at least 1; the last batch may be smaller.
+      shuffle_seed: a shuffle of up to 100,000 examples, anew each pass; None for file order.
+    """
+    records = tf.data.TFRecordDataset(sorted(files), compression_of(files[0]))
+    if shuffle_seed is not None:
+        records = records.shuffle(100_000, seed=shuffle_seed)
+    fields = spec.feature_spec() | {
+        label_feature: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(label_dtype)),
+        types.IMPORTANCE_WEIGHT: tf.io.FixedLenFeature([], tf.float32, 1.0),
+    }
+
+    def parse(serialized: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        parsed = tf.io.parse_example(serialized, fields)
+        return spec.inputs(parsed), parsed[label_feature], parsed[types.IMPORTANCE_WEIGHT]
+
+    return records.batch(batch_size).map(parse, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _numbers(values: tf.Tensor) -> tf.Tensor:
+    """Signed logarithm, 0 where absent, and an indicator of absence: float32 `[n, 2]`."""
+    absent = values == values.dtype.min if values.dtype.is_integer else tf.math.is_nan(values)
+    values = tf.cast(tf.where(absent, tf.zeros_like(values), values), tf.float32)
+    return tf.stack(
+        [tf.sign(values) * tf.math.log1p(tf.abs(values)), tf.cast(absent, tf.float32)], axis=1
+    )
+
+
+def _text(values: tf.Tensor) -> tf.Tensor:
+    return values if values.dtype == tf.string else tf.strings.as_string(values)

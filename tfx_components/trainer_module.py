@@ -1,0 +1,260 @@
+"""`run_fn` for TFX's Trainer: an `OFBModel` on weighted examples, exported so that it records.
+
+Settings come from Trainer's `custom_config`, by the names of `TrainingConfig`. The served
+signature takes serialized tf.Examples and returns `logits` and `example_id`: what BulkInferrer or
+TF Serving logs of it is what ForwardRecordGen reads, and so the loop closes.
+"""
+
+import dataclasses
+import os
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.utils import io_utils
+
+import ofb_tf
+from ofb_tf import hashing, types
+from tfx_components import tabular
+
+_KERAS_FILE = "model.keras"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What is trained, and how.
+
+    Attributes:
+      label_feature: one number an example.
+      id_feature: "" for the fingerprint of the serialized example.
+      task: "multiclass", "binary" or "regression".
+      num_classes: of multiclass.
+      exclude: further features that the model must not see.
+      categorical: INT features that are names of something.
+      hidden_units: of the dense layers.
+      embedding_size: of each categorical feature.
+      epochs: passes over the training split.
+      batch_size: at least 1.
+      learning_rate: of Adam.
+      seed: of initialisation and shuffling.
+    """
+
+    label_feature: str
+    task: str
+    id_feature: str = ""
+    num_classes: int = 2
+    exclude: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    hidden_units: tuple[int, ...] = (64, 32)
+    embedding_size: int = 8
+    epochs: int = 4
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in types.TASKS:
+            raise ValueError(f"task must be one of {types.TASKS}. Received: {self.task!r}")
+        for name in ("num_classes", "embedding_size", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits an example."""
+        return self.num_classes if self.task == types.MULTICLASS else 1
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains and exports; called by TFX.
+
+    Args:
+      fn_args: `tfx.components.FnArgs`. With `base_model`, training goes on from it.
+
+    Raises:
+      ValueError: a setting is out of range, or the files do not fit the schema.
+    """
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in (fn_args.custom_config or {}).items()
+        if name in {field.name for field in dataclasses.fields(TrainingConfig)}
+    }
+    config = TrainingConfig(**settings)
+    schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
+    model = train(
+        config,
+        schema,
+        train_files=_glob(fn_args.train_files),
+        base_model=getattr(fn_args, "base_model", None),
+        steps=fn_args.train_steps,
+        log_dir=fn_args.model_run_dir,
+    )
+    export(model, config, schema, fn_args.serving_model_dir)
+
+
+def train(
+    config: TrainingConfig,
+    schema: schema_pb2.Schema,
+    *,
+    train_files: list[str],
+    base_model: str | None = None,
+    steps: int | None = None,
+    log_dir: str | None = None,
+) -> keras.Model:
+    """Trains a model, or goes on with one.
+
+    Args:
+      config: the settings.
+      schema: of the examples, before sampling.
+      train_files: TFRecords; `importance_weight` is applied where the examples have it.
+      base_model: directory of a served model that `export` wrote, to start from.
+      steps: the most batches; None for whole passes.
+      log_dir: for TensorBoard; None for none.
+
+    Returns:
+      The trained model.
+    """
+    keras.utils.set_random_seed(config.seed)
+    spec = _spec(config, schema)
+    data = tabular.dataset(
+        train_files,
+        spec,
+        label_feature=config.label_feature,
+        label_dtype=_dtype(schema, config.label_feature),
+        batch_size=config.batch_size,
+        shuffle_seed=config.seed,
+    )
+    if base_model:
+        model = load_keras_model(base_model)
+    else:
+        model = _build(config, spec, data)
+    compile_model(model, config)
+    data = data.repeat(config.epochs)
+    if steps:
+        data = data.take(steps)
+    callbacks = [keras.callbacks.TensorBoard(log_dir)] if log_dir else []
+    model.fit(data, epochs=1, verbose=2, callbacks=callbacks)
+    return model
+
+
+def compile_model(model: keras.Model, config: TrainingConfig) -> None:
+    """Compiles with the task's loss and Adam."""
+    loss = {
+        types.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        types.BINARY: keras.losses.BinaryCrossentropy(from_logits=True),
+        types.REGRESSION: keras.losses.MeanSquaredError(),
+    }[config.task]
+    model.compile(optimizer=keras.optimizers.Adam(config.learning_rate), loss=loss)
+
+
+def export(
+    model: keras.Model, config: TrainingConfig, schema: schema_pb2.Schema, directory: str
+) -> None:
+    """Writes the SavedModel, and beside it the Keras model that training can go on from.
+
+    The signature `serving_default` maps `examples`, string `[n]`, to `logits` float32
+    `[n, num_outputs]` and `example_id` int64 `[n]`.
+    """
+    spec = _spec(config, schema)
+    id_spec = {}
+    if config.id_feature:
+        dtype = tf.dtypes.as_dtype(_dtype(schema, config.id_feature))
+        id_spec = {config.id_feature: tf.io.FixedLenFeature([], dtype)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_example(examples, spec.feature_spec() | id_spec)
+        ids = parsed[config.id_feature] if config.id_feature else hashing.fingerprint(examples)
+        logits = model(spec.inputs(parsed), training=False)
+        return {types.LOGITS: logits, types.EXAMPLE_ID: hashing.as_example_ids(ids)}
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serving_default", serve)
+    archive.write_out(directory)
+    extra = os.path.join(directory, "assets.extra")
+    tf.io.gfile.makedirs(extra)
+    with tempfile.TemporaryDirectory() as local:
+        model.save(os.path.join(local, _KERAS_FILE))
+        tf.io.gfile.copy(
+            os.path.join(local, _KERAS_FILE), os.path.join(extra, _KERAS_FILE), overwrite=True
+        )
+
+
+def load_keras_model(directory: str) -> keras.Model:
+    """The Keras model beside a SavedModel that `export` wrote.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = os.path.join(directory, "assets.extra", _KERAS_FILE)
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(
+            f"Trainer: {path} does not exist, so training cannot go on from {directory}. Pass a "
+            "base_model that tfx_components.trainer_module exported."
+        )
+    with tempfile.TemporaryDirectory() as local:
+        tf.io.gfile.copy(path, os.path.join(local, _KERAS_FILE))
+        return keras.models.load_model(os.path.join(local, _KERAS_FILE))
+
+
+def _build(config: TrainingConfig, spec: tabular.TabularSpec, data: tf.data.Dataset) -> keras.Model:
+    inputs, parts = {}, []
+    if spec.numeric:
+        inputs[tabular.NUMBERS] = keras.Input((2 * len(spec.numeric),), name=tabular.NUMBERS)
+        scale = keras.layers.Normalization()
+        scale.adapt(data.map(lambda x, y, w: x[tabular.NUMBERS]))
+        parts.append(scale(inputs[tabular.NUMBERS]))
+    if spec.categorical:
+        shape = (len(spec.categorical),)
+        inputs[tabular.BUCKETS] = keras.Input(shape, dtype="int64", name=tabular.BUCKETS)
+        # One table: each feature has rows of its own.
+        offsets = np.arange(len(spec.categorical), dtype=np.int64) * spec.num_buckets
+        rows = keras.layers.Lambda(
+            _add_offsets, output_shape=shape, arguments={"offsets": offsets.tolist()}
+        )(inputs[tabular.BUCKETS])
+        table = keras.layers.Embedding(
+            spec.num_buckets * len(spec.categorical), config.embedding_size
+        )
+        parts.append(keras.layers.Flatten()(table(rows)))
+    x = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
+    for units in config.hidden_units:
+        x = keras.layers.Dense(units, activation="relu")(x)
+    outputs = keras.layers.Dense(config.num_outputs, name=types.LOGITS)(x)
+    return ofb_tf.OFBModel(inputs, outputs)
+
+
+@keras.saving.register_keras_serializable(package="tfx_components")
+def _add_offsets(buckets: tf.Tensor, offsets: list[int]) -> tf.Tensor:
+    return buckets + tf.constant(offsets, tf.int64)
+
+
+def _spec(config: TrainingConfig, schema: schema_pb2.Schema) -> tabular.TabularSpec:
+    exclude = [config.label_feature, *config.exclude]
+    if config.id_feature:
+        exclude.append(config.id_feature)
+    return tabular.TabularSpec.from_schema(
+        schema, exclude=tuple(exclude), categorical=config.categorical
+    )
+
+
+def _dtype(schema: schema_pb2.Schema, name: str) -> str:
+    for feature in schema.feature:
+        if feature.name == name:
+            return {schema_pb2.INT: "int64", schema_pb2.FLOAT: "float32"}.get(
+                feature.type, "string"
+            )
+    names = sorted(feature.name for feature in schema.feature)
+    raise ValueError(f"Trainer: feature {name!r} is not in the schema, which has {names}.")
+
+
+def _glob(patterns: list[str]) -> list[str]:
+    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+    if not files:
+        raise ValueError(f"Trainer: no file matches {patterns}. Check the split's name.")
+    return files
