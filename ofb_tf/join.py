@@ -39,9 +39,9 @@ class RecordIndex:
         starts = np.uint64(first % 2**64) + (
             np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)
         )
-        offsets = np.append(np.searchsorted(ids, starts.view(np.int64)), ids.size)
-        fullest = int(np.max(np.diff(offsets), initial=0))
-        self._steps = fullest.bit_length()
+        offsets = np.searchsorted(ids, starts.view(np.int64))
+        fullest = int(np.max(np.diff(offsets, append=ids.size)))
+        self._steps = [2**k for k in reversed(range((fullest - 1).bit_length()))]
         self._offsets = tf.constant(offsets, tf.int32)
         self._first, self._last = first, last
 
@@ -62,18 +62,14 @@ class RecordIndex:
             ),
             tf.int64,
         )
-        low = tf.gather(self._offsets, bucket)
-        high = tf.gather(self._offsets, bucket + 1)
-        end = high
-        for _ in range(self._steps):
-            middle = tf.bitwise.right_shift(low + high, 1)
-            # An empty interval keeps low == high == middle, and may stand one past the last row.
-            value = tf.gather(self._ids, tf.minimum(middle, self._ids.shape[0] - 1))
-            right = (value < example_ids) & (low < high)
-            low = tf.where(right, middle + 1, low)
-            high = tf.where(right, high, middle)
-        row = tf.minimum(low, self._ids.shape[0] - 1)
-        found = in_range & (low < end) & (tf.gather(self._ids, row) == example_ids)
+        row = tf.gather(self._offsets, bucket)
+        # From the bucket's first row, steps of falling powers of two for as long as the id there
+        # is not above the one sought. Ids are sorted throughout, so no step needs the bucket's
+        # end as a bound.
+        for step in self._steps:
+            ahead = tf.minimum(row + step, self._ids.shape[0] - 1)
+            row = tf.where(tf.gather(self._ids, ahead) <= example_ids, ahead, row)
+        found = in_range & (tf.gather(self._ids, row) == example_ids)
         return tf.where(found, row, 0), found
 
 
