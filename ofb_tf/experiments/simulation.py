@@ -43,7 +43,9 @@ class CellResult:
       mean_weight: of the importance weights of those.
       max_weight: of the same.
       effective_sample_size: (Σw)² / (n Σw²) of the same, in (0, 1].
-      train_seconds: input pipeline, join, selection and training: the wall-clock of `fit`.
+      train_seconds: input pipeline, join, selection and training, with `build_seconds`.
+      build_seconds: of those, loading the records and building the pipeline anew in every
+        interval; it grows with the number of refreshes and not with the length of the stream.
       serving_seconds: export, load, forward passes and writing records. A production system pays
         the forward passes for its users anyway; 0 for policies that use no records.
       curve: dicts of `stream_examples`, `backward_examples`, `train_seconds` and the metric,
@@ -61,6 +63,7 @@ class CellResult:
     max_weight: float
     effective_sample_size: float
     train_seconds: float
+    build_seconds: float
     serving_seconds: float
     curve: list[dict[str, float]]
     histogram: dict[str, list[float]] | None = None
@@ -119,7 +122,7 @@ class _Cell:
         self._forward = tf.function(lambda fields: self.model(fields, training=False))
         self._weight_totals = np.zeros(3)
         self._max_weight = 0.0
-        self.result = CellResult(policy, seed, {}, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
+        self.result = CellResult(policy, seed, {}, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
 
     def run(self, on_progress: Callable[[int], None]) -> CellResult:
         length = self.workload.num_examples * self.config.passes
@@ -176,6 +179,7 @@ class _Cell:
     def _train(self, interval: int, examples: dict[str, tf.Tensor], records: str | None) -> None:
         began = time.perf_counter()
         selected = self._sample(interval, examples, records).prefetch(tf.data.AUTOTUNE)
+        self.result.build_seconds += time.perf_counter() - began
         with warnings.catch_warnings():
             # How many batches a selection gives is unknown beforehand; Keras warns of that.
             warnings.filterwarnings("ignore", message="Your input ran out of data")

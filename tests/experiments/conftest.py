@@ -21,6 +21,7 @@ def cell(policy, seed, value):
         max_weight=2.0 + seed,
         effective_sample_size=0.8,
         train_seconds=4.0,
+        build_seconds=0.5,
         serving_seconds=1.0,
         curve=[
             {
