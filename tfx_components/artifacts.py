@@ -10,8 +10,8 @@ class ForwardRecords(artifact.Artifact):
     """Forward records, one per example id, partitioned by `ofb_tf.records.partition_of`.
 
     * `{uri}/manifest.json`: counts, see `tfx_components.manifest.Manifest`.
-    * `{uri}/part-00000-of-00016.ofbr`: one file a partition, sorted by id; a partition without
-      records has none.
+    * `{uri}/partition-00000-of-00016.ofbr`: one file a partition, sorted by id, as
+      `ofb records partition` writes them; a partition without records has none.
     """
 
     TYPE_NAME = "ofb.ForwardRecords"

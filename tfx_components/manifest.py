@@ -59,4 +59,4 @@ class Manifest:
 
 def partition_path(uri: str, partition: int, num_partitions: int) -> str:
     """The file of one partition."""
-    return os.path.join(uri, f"part-{partition:05d}-of-{num_partitions:05d}.ofbr")
+    return os.path.join(uri, f"partition-{partition:05d}-of-{num_partitions:05d}.ofbr")

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import scores, types
-from ofb_tf.join import RecordLookup
 from ofb_tf.policies import base
 from ofb_tf.records import ForwardRecords
 from tfx_components import manifest
@@ -35,9 +34,9 @@ def record_fields(
       example_ids: int64 `[n]`.
 
     Returns:
-      What `ofb_tf.join.RecordLookup.fields` gives, `found` bool `[n]` (a record, whatever its
-      age) and `age` float64 `[n]` (seconds); only `found` and `has_record` where the partition
-      has no record.
+      `found` bool `[n]`: a record, whatever its age; `has_record`: and not too old. Where the
+      partition has records, also `logits` `[n, k]` and / or `loss` `[n]`, `model_version` and
+      `timestamp` int64 `[n]`, and `age` float64 `[n]`, seconds: of any record where not `found`.
     """
     nothing = np.zeros(len(example_ids), bool)
     nothing = {FOUND: nothing, types.HAS_RECORD: nothing}
@@ -48,10 +47,19 @@ def record_fields(
     loaded = ForwardRecords.load(path, as_of=as_of)
     if not len(loaded):
         return nothing
-    fields = {
-        name: value.numpy() for name, value in RecordLookup(loaded).fields(example_ids).items()
+    row = np.searchsorted(loaded.example_ids.numpy(), example_ids)
+    row = np.minimum(row, len(loaded) - 1)
+    found = loaded.example_ids.numpy()[row] == example_ids
+    fields = {FOUND: found, types.HAS_RECORD: found}
+    columns = {
+        types.LOGITS: loaded.logits,
+        types.LOSS: loaded.losses,
+        types.MODEL_VERSION: loaded.model_versions,
+        types.TIMESTAMP: loaded.timestamps,
     }
-    fields[FOUND] = fields[types.HAS_RECORD]
+    for name, column in columns.items():
+        if column is not None:
+            fields[name] = column.numpy()[row]
     fields[AGE] = (as_of - fields[types.TIMESTAMP]) / types.MICROSECONDS
     if config.max_age:
         fields[types.HAS_RECORD] = fields[FOUND] & (fields[AGE] <= config.max_age)
