@@ -42,7 +42,8 @@ class OutputFile:
         Raises:
           OSError, tf.errors.OpError: it cannot be created.
         """
-        name = name or f"records-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex}"
+        # Names sort by time: between records of one timestamp the later file wins.
+        name = name or f"records-{time.time_ns() // 1000:016d}-{uuid.uuid4().hex[:16]}"
         self.path = os.path.join(directory, name + paths.SUFFIX)
         self.num_records = 0
         self.num_blocks = 0
@@ -93,6 +94,14 @@ class OutputFile:
         if fcntl is not None and paths.is_local(self._open_path):
             with contextlib.suppress(OSError, tf.errors.OpError, block_format.FormatError):
                 _finalise(self._open_path)
+
+    def discard(self) -> None:
+        """Removes the file, whatever is in it; never raises."""
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            self._writer.close()
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            tf.io.gfile.remove(self._open_path)
+        self._unlock()
 
     def _unlock(self) -> None:
         if self._lock is not None:

@@ -41,7 +41,7 @@ def _match_one(pattern: str) -> list[str]:
         raise ValueError("records pattern must not be empty. Received: ''")
     if tf.io.gfile.isdir(pattern):
         names = tf.io.gfile.listdir(pattern)
-        files = [os.path.join(pattern, name) for name in names if _is_record_file(name)]
+        files = [os.path.join(pattern, name) for name in names if is_record_file(name)]
         if not files:
             raise FileNotFoundError(
                 f"The directory {pattern!r} holds no record files ({SUFFIX}, {OPEN_SUFFIX}) among "
@@ -50,7 +50,7 @@ def _match_one(pattern: str) -> list[str]:
             )
         return files
     matched = tf.io.gfile.glob(pattern)
-    files = [file for file in matched if _is_record_file(file)]
+    files = [file for file in matched if is_record_file(file)]
     if matched == [pattern]:
         return matched  # a file named in full may have any name
     if not files:
@@ -62,5 +62,6 @@ def _match_one(pattern: str) -> list[str]:
     return files
 
 
-def _is_record_file(name: str) -> bool:
+def is_record_file(name: str) -> bool:
+    """Whether a file's name is that of a closed or open record file."""
     return name.endswith((SUFFIX, OPEN_SUFFIX))

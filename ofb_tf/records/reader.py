@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
 
 from ofb_tf import types
 from ofb_tf.records import format as block_format
@@ -20,6 +21,21 @@ class CorruptRecordsError(ValueError):
     """A record file is damaged; the message names file and offset."""
 
 
+@dataclasses.dataclass(frozen=True)
+class CorruptBlock:
+    """A place where a file is damaged.
+
+    Attributes:
+      path: file.
+      offset: bytes from its start.
+      reason: what is wrong there.
+    """
+
+    path: str
+    offset: int
+    reason: str
+
+
 @dataclasses.dataclass
 class ReadCounts:
     """What reading came upon.
@@ -32,7 +48,7 @@ class ReadCounts:
       num_after: of these, records later than `as_of`, left out.
       num_duplicates: of the rest, records that a newer one of the same id replaced.
       num_nonfinite: of those kept, records with a NaN or infinite logit or loss.
-      num_corrupt_blocks: damaged places (`on_corrupt="skip"`), each at least one block lost.
+      damages: damaged places (`on_corrupt="skip"`), each at least one block lost.
       num_open_files: files that are still being written, or whose writer died.
     """
 
@@ -43,8 +59,13 @@ class ReadCounts:
     num_after: int = 0
     num_duplicates: int = 0
     num_nonfinite: int = 0
-    num_corrupt_blocks: int = 0
     num_open_files: int = 0
+    damages: list["CorruptBlock"] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_corrupt_blocks(self) -> int:
+        """Damaged places."""
+        return len(self.damages)
 
 
 @dataclasses.dataclass
@@ -80,7 +101,10 @@ def read_blocks(
     """
     counts = ReadCounts() if counts is None else counts
     is_open = path.endswith(paths.OPEN_SUFFIX)
+    if is_open and not tf.io.gfile.exists(path):  # completed since it was listed
+        path, is_open = path[: -len(paths.OPEN_SUFFIX)] + paths.SUFFIX, False
     counts.num_files += 1
+    counts.num_bytes += tfrecord.size_of(path)
     counts.num_open_files += is_open
     num_blocks = num_records = end = 0
     footer = None
@@ -88,7 +112,7 @@ def read_blocks(
         if isinstance(item, tfrecord.Damage):
             end = item.offset
             if not (is_open and item.at_end):
-                _meet(CorruptRecordsError(_at(path, end, item.reason)), on_corrupt, counts)
+                _meet(CorruptBlock(path, end, item.reason), on_corrupt, counts)
             footer = _DAMAGED
             continue
         offset, data = item
@@ -96,7 +120,7 @@ def read_blocks(
         try:
             block = block_format.decode(data)
         except block_format.FormatError as error:
-            _meet(CorruptRecordsError(_at(path, offset, str(error))), on_corrupt, counts)
+            _meet(CorruptBlock(path, offset, str(error)), on_corrupt, counts)
             footer = _DAMAGED
             continue
         if isinstance(block, block_format.Footer):
@@ -107,16 +131,15 @@ def read_blocks(
         counts.num_blocks += 1
         counts.num_read += len(block)
         yield block
-    counts.num_bytes += end
     found = block_format.Footer(num_blocks, num_records)
     if footer is None and not is_open:
-        _meet(CorruptRecordsError(_at(path, end, "the footer is missing")), on_corrupt, counts)
+        _meet(CorruptBlock(path, end, "the footer is missing"), on_corrupt, counts)
     elif footer is not None and footer not in (found, _DAMAGED):
         reason = f"the footer counts {footer}, the file holds {found}"
-        _meet(CorruptRecordsError(_at(path, end, reason)), on_corrupt, counts)
+        _meet(CorruptBlock(path, end, reason), on_corrupt, counts)
 
 
-def read_schema(pattern: paths.Pattern) -> block_format.Schema:
+def read_schema(pattern: paths.Pattern, *, on_corrupt: str = "error") -> block_format.Schema:
     """The columns that the records under a pattern hold, from the first block of each file.
 
     Raises:
@@ -126,7 +149,7 @@ def read_schema(pattern: paths.Pattern) -> block_format.Schema:
     files = paths.match_files(pattern)
     parts = []
     for file in files:
-        block = next(read_blocks(file), None)
+        block = next(read_blocks(file, on_corrupt=on_corrupt), None)
         parts.append(_FilePart(ReadCounts(), block.schema if block else None))
     return _common_schema(files, parts)
 
@@ -281,14 +304,10 @@ def index_dtype(num_versions: int) -> type:
     return np.uint16 if num_versions <= 1 << 16 else np.int32
 
 
-def _meet(error: CorruptRecordsError, on_corrupt: str, counts: ReadCounts) -> None:
+def _meet(damage: CorruptBlock, on_corrupt: str, counts: ReadCounts) -> None:
     if on_corrupt == "error":
-        raise error
-    counts.num_corrupt_blocks += 1
-
-
-def _at(path: str, offset: int, reason: str) -> str:
-    return (
-        f"Corrupt record file {path!r} at byte {offset}: {reason}. `ofb records verify` lists all "
-        'damage; on_corrupt="skip" leaves it out and counts it.'
-    )
+        raise CorruptRecordsError(
+            f"Corrupt record file {damage.path!r} at byte {damage.offset}: {damage.reason}. "
+            '`ofb records verify` lists all damage; on_corrupt="skip" leaves it out and counts it.'
+        )
+    counts.damages.append(damage)

@@ -68,7 +68,7 @@ def read_records(path: str) -> Iterator[tuple[int, bytes] | Damage]:
             reason = f"{compression} data: {_first_line(error)}"
             yield Damage(offset, reason, at_end=True)
             return
-    if not compression and offset < _size(path):
+    if not compression and offset < size_of(path):
         yield from _read_on(path, offset)
 
 
@@ -122,7 +122,8 @@ def compression_of(path: str) -> str:
     return ""
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Bytes on disk."""
     return os.path.getsize(path) if paths.is_local(path) else tf.io.gfile.stat(path).length
 
 
@@ -133,7 +134,7 @@ def _valid_headers(candidates: np.ndarray) -> np.ndarray:
 
 def _read_on(path: str, offset: int) -> Iterator[tuple[int, bytes] | Damage]:
     """Reads record by record from an offset, over any damage."""
-    size = _size(path)
+    size = size_of(path)
     with tf.io.gfile.GFile(path, "rb") as file:
         while offset < size:
             file.seek(offset)

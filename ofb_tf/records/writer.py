@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import types
+from ofb_tf.records import batch
 from ofb_tf.records import format as block_format
 from ofb_tf.records.output_file import OutputFile, finalise_dead_files
 
@@ -61,6 +62,7 @@ class ForwardRecordWriter:
         directory: str | os.PathLike,
         *,
         num_outputs: int | None = None,
+        top_k: int | None = None,
         logits_dtype: str = "float32",
         compression: str | None = None,
         flush_seconds: float | None = 10.0,
@@ -75,6 +77,8 @@ class ForwardRecordWriter:
         Args:
           directory: where the files go, on any file system of `tf.io.gfile`.
           num_outputs: outputs of the model, at least 1; None takes it from the first batch.
+          top_k: keep this many of each instance's largest logits, with their classes and what
+            the loss and its gradient need of the rest; None keeps all. Less than num_outputs.
           logits_dtype: "float32", or "float16" for half the bytes and 11 bits of precision.
           compression: None, "GZIP" or "ZLIB".
           flush_seconds: the longest time that a record waits in the buffer; None: until its block
@@ -90,6 +94,12 @@ class ForwardRecordWriter:
           ValueError: an argument is out of range.
         """
         _check_positive("num_outputs", num_outputs, optional=True)
+        _check_positive("top_k", top_k, optional=True)
+        if top_k and num_outputs and top_k >= num_outputs:
+            raise ValueError(
+                f"top_k must be less than num_outputs={num_outputs}; leave it out to keep all "
+                f"logits. Received: {top_k}"
+            )
         _check_choice("logits_dtype", logits_dtype, _LOGITS_DTYPES)
         _check_choice("compression", compression, _COMPRESSIONS)
         _check_choice("on_error", on_error, ("raise", "drop"))
@@ -107,6 +117,7 @@ class ForwardRecordWriter:
         self.counts = WriterCounts()
         self.last_error: Exception | None = None
         self._num_outputs = num_outputs
+        self._top_k = top_k or 0
         self._logits_dtype = np.dtype(logits_dtype)
         self._compression = compression or ""
         self._flush_seconds = flush_seconds
@@ -147,18 +158,20 @@ class ForwardRecordWriter:
           RuntimeError: the writer is closed.
           OSError, tf.errors.OpError: the block could not be written (`on_error="raise"`).
         """
-        ids = _as_ids(example_ids)
+        ids = batch.as_ids(example_ids)
         columns = {types.EXAMPLE_ID: ids}
         if logits is not None:
             columns[types.LOGITS] = self._as_logits(logits, len(ids))
         if loss is not None:
-            columns[types.LOSS] = _as_floats(types.LOSS, loss, (len(ids),))
+            columns[types.LOSS] = batch.as_floats(types.LOSS, loss, (len(ids),))
         if len(columns) == 1:
             raise ValueError("write: logits or loss must be given. Received: neither")
-        num_nonfinite = _count_nonfinite(columns)
-        model_version = _as_int64(types.MODEL_VERSION, model_version, len(ids))
+        num_nonfinite = batch.count_nonfinite(columns)
+        if logits is not None and self._top_k:
+            columns |= batch.top_k_columns(columns[types.LOGITS], self._top_k)
+        model_version = batch.as_int64(types.MODEL_VERSION, model_version, len(ids))
         if timestamp is not None:
-            timestamp = _as_int64(types.TIMESTAMP, timestamp, len(ids))
+            timestamp = batch.as_int64(types.TIMESTAMP, timestamp, len(ids))
         with self._lock:
             if self._closed:
                 raise RuntimeError("write: the writer is closed. Make a new ForwardRecordWriter.")
@@ -224,15 +237,17 @@ class ForwardRecordWriter:
         array = np.asarray(logits)
         if array.ndim == 1 and self._num_outputs in (None, 1):
             array = array[:, None]
-        if self._num_outputs is None and array.ndim == 2 and array.shape[1]:
+        if self._num_outputs is None and array.ndim == 2 and array.shape[1] > self._top_k:
             self._num_outputs = array.shape[1]
-        return _as_floats(types.LOGITS, array, (num_records, self._num_outputs or "num_outputs"))
+        return batch.as_floats(
+            types.LOGITS, array, (num_records, self._num_outputs or f"more than {self._top_k}")
+        )
 
     def _fix_schema(self, columns: dict[str, np.ndarray]) -> None:
         names = (*columns, types.MODEL_VERSION, types.TIMESTAMP)
         schema = block_format.Schema(
             num_outputs=self._num_outputs if types.LOGITS in columns else 0,
-            top_k=0,
+            top_k=self._top_k if types.LOGITS in columns else 0,
             columns=tuple(c.name for c in block_format.COLUMNS if c.name in names),
         )
         if self._schema is None:
@@ -273,7 +288,7 @@ class ForwardRecordWriter:
             return
         columns: dict[str, Any] = {name: data[:count] for name, data in self._buffer.items()}
         for name, runs in self._runs.items():
-            columns[name] = _join_runs(runs)
+            columns[name] = batch.join_runs(runs)
             self._runs[name] = []
         self._buffered = 0
         try:
@@ -334,72 +349,6 @@ def _flush_regularly(
         with contextlib.suppress(OSError, tf.errors.OpError):
             writer.flush()
         del writer
-
-
-def _join_runs(runs: list[tuple[Any, int]]) -> block_format.Runs:
-    """Runs from one `(value or values, count)` a batch."""
-    if all(isinstance(value, int) for value, _ in runs):
-        values = np.fromiter((value for value, _ in runs), np.int64, len(runs))
-        counts = np.fromiter((count for _, count in runs), np.int64, len(runs))
-        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-        counts = np.add.reduceat(counts, starts)
-        if 2 * len(starts) > counts.sum():
-            return block_format.Runs(np.repeat(values[starts], counts))
-        return block_format.Runs(values[starts], counts)
-    return block_format.run_lengths(
-        np.concatenate([np.full(n, v, np.int64) if isinstance(v, int) else v for v, n in runs])
-    )
-
-
-def _as_ids(example_ids: Any) -> np.ndarray:
-    ids = np.asarray(example_ids)
-    if ids.ndim != 1:
-        raise ValueError(f"write: example_ids must have shape [n]. Received: {list(ids.shape)}")
-    if ids.dtype.kind in "SUO":
-        return hashing.fingerprint(tf.constant(ids, tf.string)).numpy()
-    if ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"write: example_ids must be integers or strings. Received dtype: {ids.dtype}"
-        )
-    return ids.astype(np.int64, copy=False)
-
-
-def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise ValueError(f"write: {name} must be floats. Received dtype: {array.dtype}")
-    if array.shape != shape:
-        wanted = ", ".join(str(size) for size in shape)
-        raise ValueError(
-            f"write: {name} must have shape [{wanted}] to go with {shape[0]} example ids. "
-            f"Received: {list(array.shape)}"
-        )
-    return array.astype(np.float32, copy=False)
-
-
-def _as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:
-    if isinstance(values, int):
-        if not -(2**63) <= values < 2**63:
-            raise ValueError(f"write: {name} must fit into int64. Received: {values}")
-        return values
-    array = np.asarray(values)
-    if array.dtype.kind not in "iu" or array.shape not in ((), (num_records,)):
-        raise ValueError(
-            f"write: {name} must be int64, one or [{num_records}]. "
-            f"Received: {array.dtype} {list(array.shape)}"
-        )
-    return int(array) if array.ndim == 0 else np.array(array, np.int64)
-
-
-def _count_nonfinite(columns: dict[str, np.ndarray]) -> int:
-    bad = None
-    for name in (types.LOGITS, types.LOSS):
-        if name in columns:
-            finite = np.isfinite(columns[name])
-            if not finite.all():
-                rows = ~finite.reshape(len(finite), -1).all(axis=1)
-                bad = rows if bad is None else bad | rows
-    return 0 if bad is None else int(bad.sum())
 
 
 def _check_positive(name: str, value: float | None, *, optional: bool = False) -> None:

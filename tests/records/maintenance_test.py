@@ -1,0 +1,199 @@
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ofb_tf.records import (
+    ForwardRecords,
+    ForwardRecordWriter,
+    inspection,
+    load_sorted_in_graph,
+    maintenance,
+    partition_of,
+    read_schema,
+    reader,
+)
+
+HOUR = 3_600_000_000
+
+
+def write(directory, seed, n=500, **arguments):
+    rng = np.random.default_rng(seed)
+    with ForwardRecordWriter(directory, block_records=64) as w:
+        w.write(
+            rng.integers(0, 400, n) * 7919 - 1_000_000,
+            rng.normal(size=(n, 2)),
+            model_version=rng.integers(0, 5, n),
+            **{"timestamp": rng.integers(0, 20, n)} | arguments,
+        )
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / "records"
+    for seed in range(3):
+        write(path, seed)
+    return path
+
+
+def assert_same(got, expected):
+    np.testing.assert_array_equal(got.example_ids, expected.example_ids)
+    np.testing.assert_array_equal(got.logits, expected.logits)
+    np.testing.assert_array_equal(got.timestamps, expected.timestamps)
+    np.testing.assert_array_equal(got.model_versions, expected.model_versions)
+
+
+def test_compact_keeps_what_loading_keeps(directory, tmp_path):
+    expected = ForwardRecords.load(directory)
+    report = maintenance.compact(directory, tmp_path / "out", records_per_file=100)
+    assert len(report.files) == -(-len(expected) // 100)
+    assert report.num_written == len(expected)
+    assert report.read.num_duplicates == 1500 - len(expected)
+    assert_same(ForwardRecords.load(tmp_path / "out"), expected)
+    columns = load_sorted_in_graph(report.files[0], read_schema(report.files))
+    np.testing.assert_array_equal(columns["example_id"], expected.example_ids[:100])
+    assert len(os.listdir(directory)) == 3
+
+
+def test_compact_in_place_removes_inputs_but_no_damaged_or_open_ones(directory):
+    expected = ForwardRecords.load(directory)
+    with ForwardRecordWriter(directory) as w:
+        w.write([1], [[1.0, 2.0]])
+        w.flush()
+        report = maintenance.compact(directory, directory, delete_inputs=True, compression="GZIP")
+    assert len(report.removed) == 3
+    assert len(os.listdir(directory)) == 2
+    assert_same(ForwardRecords.load(report.files), expected)
+
+
+def test_a_damaged_input_is_never_removed(directory, tmp_path):
+    damaged = sorted(directory.iterdir())[1]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(reader.CorruptRecordsError):
+        maintenance.compact(directory, tmp_path / "out", delete_inputs=True)
+    assert len(list(directory.iterdir())) == 3
+    report = maintenance.compact(directory, tmp_path / "out", delete_inputs=True, on_corrupt="skip")
+    assert list(directory.iterdir()) == [damaged]
+    assert report.read.num_corrupt_blocks == 1
+
+
+@pytest.mark.parametrize("spool_records", [100, 10**6])
+@pytest.mark.parametrize("num_partitions", [1, 5, 600])
+def test_partitions_are_sorted_disjoint_and_complete(
+    directory, tmp_path, monkeypatch, num_partitions, spool_records
+):
+    if spool_records == 100 and num_partitions == 600:
+        pytest.skip("thousands of tiny files")
+    monkeypatch.setattr(maintenance, "_SPOOL_RECORDS", spool_records)
+    expected = ForwardRecords.load(directory)
+    report = maintenance.partition(directory, tmp_path / "out", num_partitions)
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        f"partition-{p:05d}-of-{num_partitions:05d}.ofbr" for p in range(num_partitions)
+    ]
+    assert report.read.num_duplicates == 1500 - len(expected)
+    schema = read_schema(report.files)
+    for index in list(range(num_partitions))[:20]:
+        ids = load_sorted_in_graph(report.files[index], schema)["example_id"].numpy()
+        here = partition_of(expected.example_ids.numpy(), num_partitions) == index
+        np.testing.assert_array_equal(ids, expected.example_ids.numpy()[here])
+    assert_same(ForwardRecords.load(tmp_path / "out"), expected)
+
+
+def test_partition_refuses_a_directory_in_use(directory):
+    with pytest.raises(FileExistsError, match="empty"):
+        maintenance.partition(directory, directory, 4)
+    with pytest.raises(ValueError, match="num_partitions must be in"):
+        maintenance.partition(directory, directory / "x", 0)
+
+
+def test_partition_leaves_nothing_behind_when_it_fails(directory, tmp_path):
+    path = sorted(directory.iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(reader.CorruptRecordsError):
+        maintenance.partition(directory, tmp_path / "out", 3)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_expire_removes_old_files_and_rewrites_mixed_ones(tmp_path):
+    old = np.zeros(500, np.int64)
+    write(tmp_path, 0, timestamp=old)
+    write(tmp_path, 1, timestamp=np.where(np.arange(500) % 2, 0, 10 * HOUR))
+    write(tmp_path, 2, timestamp=np.full(500, 10 * HOUR))
+    first, second, third = sorted(tmp_path.iterdir())
+    untouched = third.read_bytes()
+    kept = {second: reader.read_columns(second), third: reader.read_columns(third)}
+    dry = maintenance.expire(tmp_path, max_age=3600, now=10 * 3600 + 1, dry_run=True)
+    assert len(list(tmp_path.iterdir())) == 3
+    report = maintenance.expire(tmp_path, max_age=3600, now=10 * 3600 + 1)
+    assert report == dry
+    assert report.num_expired == 750
+    assert report.removed == [str(first)]
+    assert report.files == [str(second)]
+    assert sorted(tmp_path.iterdir()) == [second, third]
+    assert third.read_bytes() == untouched
+    for name in ("example_id", "logits"):
+        np.testing.assert_array_equal(
+            reader.read_columns(second).arrays[name], kept[second].arrays[name][::2]
+        )
+    with pytest.raises(ValueError, match="max_age must be positive"):
+        maintenance.expire(tmp_path, max_age=0)
+
+
+def test_expire_leaves_open_files(tmp_path):
+    with ForwardRecordWriter(tmp_path) as w:
+        w.write([1], [[1.0]], timestamp=0)
+        w.flush()
+        with pytest.raises(FileNotFoundError, match="open files only"):
+            maintenance.expire(tmp_path, max_age=1)
+    assert maintenance.expire(tmp_path, max_age=1).num_expired == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_sums_up(directory):
+    summary = inspection.inspect(directory)
+    records = ForwardRecords.load(directory)
+    assert summary.num_records == 1500
+    assert summary.num_ids == len(records)
+    assert summary.num_duplicates == 1500 - len(records)
+    assert summary.num_outputs == 2
+    assert (summary.first_timestamp, summary.last_timestamp) == (0, 19)
+    assert sum(summary.model_versions.values()) == 1500
+    assert set(summary.model_versions) == set(range(5))
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    assert summary.num_bytes == size
+    assert summary.bytes_per_instance == size / 1500
+
+
+def test_verify_lists_the_damage(directory):
+    whole, damaged, cut = sorted(directory.iterdir())
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-10])
+    reports = {pathlib.Path(r.path): r for r in inspection.verify(directory)}
+    assert reports[whole].damages == ()
+    assert reports[whole].num_records == 500
+    assert "checksum" in reports[damaged].damages[0].reason
+    assert "ends inside" in reports[cut].damages[0].reason
+    assert reports[cut].num_records == 500
+
+
+def test_maintenance_of_top_k_records(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
+    with ForwardRecordWriter(tmp_path / "in", top_k=3) as w:
+        w.write(np.arange(50), logits)
+    report = maintenance.partition(tmp_path / "in", tmp_path / "out", 2)
+    records = ForwardRecords.load(report.files)
+    order = np.argsort(-logits, axis=1)[:, :3]
+    np.testing.assert_array_equal(records.class_ids, order)
+    np.testing.assert_array_equal(records.logits, np.take_along_axis(logits, order, 1))
+    np.testing.assert_allclose(records.logsumexp, tf.reduce_logsumexp(logits, 1), rtol=1e-6)
+    squares = tf.reduce_sum(tf.nn.softmax(logits) ** 2, 1)
+    np.testing.assert_allclose(records.sum_squared_probabilities, squares, rtol=1e-5)
+    assert records.num_outputs == 20
+    columns = load_sorted_in_graph(report.files[0], read_schema(report.files))
+    np.testing.assert_array_equal(columns["class_ids"].shape, [len(columns["example_id"]), 3])
