@@ -22,7 +22,7 @@ from ofb_tf import scores, types
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import serving
 from ofb_tf.experiments.workloads import Workload, get_workload
-from ofb_tf.join import RecordLookup
+from ofb_tf.join import join_forward_records
 from ofb_tf.models import OFBModel
 from ofb_tf.policies import get_policy
 from ofb_tf.sampling import ofb_sample
@@ -206,8 +206,12 @@ class _Cell:
     def _make_histogram(self, interval: int, examples: dict[str, tf.Tensor], records: str) -> None:
         """Losses under the records of the last interval, by whether the example was selected."""
         ids = examples[types.EXAMPLE_ID]
-        logits = RecordLookup(records).fields(ids)[types.LOGITS]
-        losses = scores.example_loss(logits, examples[types.LABEL], self.workload.task).numpy()
+        labelled = {types.EXAMPLE_ID: ids, types.LABEL: examples[types.LABEL]}
+        joined = tf.data.Dataset.from_tensor_slices(labelled).apply(join_forward_records(records))
+        fields = next(iter(joined.batch(len(ids))))
+        losses = scores.example_loss(
+            fields[types.LOGITS], fields[types.LABEL], self.workload.task
+        ).numpy()
         selected = self._sample(interval, examples, records)
         is_chosen = np.isin(ids, np.concatenate([b[types.EXAMPLE_ID] for b in selected]))
         self.result.histogram = {
