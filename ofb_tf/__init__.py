@@ -3,8 +3,8 @@
 from ofb_tf.join import join_forward_records
 from ofb_tf.models import OFBModel
 from ofb_tf.policies import Importance, Inclusion, Policy, Uniform, Window
-from ofb_tf.records import ForwardRecords, ForwardRecordWriter
-from ofb_tf.sampling import ofb_sample
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter, PartitionedRecords
+from ofb_tf.sampling import OFBSampler, ofb_sample
 from ofb_tf.types import DatasetTransform
 from ofb_tf.version import __version__
 
@@ -15,6 +15,8 @@ __all__ = [
     "Importance",
     "Inclusion",
     "OFBModel",
+    "OFBSampler",
+    "PartitionedRecords",
     "Policy",
     "Uniform",
     "Window",

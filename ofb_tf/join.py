@@ -1,149 +1,17 @@
 """Records + stream → stream with record fields: a lookup by id, in tensor operations."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from ofb_tf import hashing, types
 from ofb_tf.elements import Layout
+from ofb_tf.lookup import load_records, lookup_in_memory, oldest_timestamp
 from ofb_tf.records import ForwardRecords
 
 KEEP, DROP, ERROR = "keep", "drop", "error"
 _JOIN_BATCH = 4096
-# Buckets are a power of two, at most this many records to a bucket on average.
-_RECORDS_PER_BUCKET = 2.4
-
-
-class RecordIndex:
-    """Finds records by id: a table of bucket offsets, then a binary search in the bucket.
-
-    The records' ids are sorted; their leading bits (over the range of ids) give the bucket, and
-    a fixed number of halving steps, enough for the fullest bucket, gives the row. The graph
-    holds no mutable state, so it works under the tf.data service and iterator checkpoints.
-    Evenly spread ids (hashes, counters) need few steps; clustered ones at most log2(n).
-
-    Args:
-      example_ids: int64 `[n]`, ascending, unique, n at least 1.
-    """
-
-    def __init__(self, example_ids: tf.Tensor) -> None:
-        ids = np.asarray(example_ids)
-        self._ids = example_ids
-        first, last = int(ids[0]), int(ids[-1])
-        bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
-        self._shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
-        num_buckets = ((last - first) >> self._shift) + 1
-        starts = np.uint64(first % 2**64) + (
-            np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)
-        )
-        offsets = np.searchsorted(ids, starts.view(np.int64))
-        fullest = int(np.max(np.diff(offsets, append=ids.size)))
-        self._steps = [2**k for k in reversed(range((fullest - 1).bit_length()))]
-        self._offsets = tf.constant(offsets, tf.int32)
-        self._first, self._last = first, last
-
-    def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of the records with these ids.
-
-        Args:
-          example_ids: int64 `[n]`.
-
-        Returns:
-          int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
-        """
-        in_range = (example_ids >= self._first) & (example_ids <= self._last)
-        offset = tf.where(in_range, example_ids - self._first, 0)
-        bucket = tf.bitcast(
-            tf.bitwise.right_shift(
-                tf.bitcast(offset, tf.uint64), tf.constant(self._shift, tf.uint64)
-            ),
-            tf.int64,
-        )
-        row = tf.gather(self._offsets, bucket)
-        # From the bucket's first row, steps of falling powers of two for as long as the id there
-        # is not above the one sought. Ids are sorted throughout, so no step needs the bucket's
-        # end as a bound.
-        for step in self._steps:
-            ahead = tf.minimum(row + step, self._ids.shape[0] - 1)
-            row = tf.where(tf.gather(self._ids, ahead) <= example_ids, ahead, row)
-        found = in_range & (tf.gather(self._ids, row) == example_ids)
-        return tf.where(found, row, 0), found
-
-
-class RecordLookup:
-    """Record fields for a batch of ids.
-
-    Args:
-      records: `ForwardRecords`, or a pattern, directory, file or list of them to load.
-      max_age: in seconds; a record older than this at construction (or at `as_of`) counts as
-        missing. None for no limit.
-      as_of: microseconds since 1970, the time from which ages count; None for now.
-
-    Raises:
-      ValueError: `max_age` is not positive, or nothing matches the pattern.
-    """
-
-    def __init__(
-        self,
-        records: ForwardRecords | str | Sequence[str],
-        *,
-        max_age: float | None = None,
-        as_of: int | None = None,
-    ) -> None:
-        if max_age is not None and not max_age > 0:
-            raise ValueError(f"max_age must be positive seconds or None. Received: {max_age!r}")
-        if not isinstance(records, ForwardRecords):
-            records = ForwardRecords.load(records, as_of=as_of)
-        if not len(records):
-            raise ValueError("records must hold at least one record. Received: none")
-        self.records = records
-        self._index = RecordIndex(records.example_ids)
-        columns = {
-            types.LOGITS: records.logits,
-            types.LOSS: records.losses,
-            types.CLASS_IDS: records.class_ids,
-            types.LOGSUMEXP: records.logsumexp,
-            types.SUM_SQUARED_PROBABILITIES: records.sum_squared_probabilities,
-        }
-        self._columns = {name: column for name, column in columns.items() if column is not None}
-        self._oldest = None
-        if max_age is not None:
-            now = int(time.time() * types.MICROSECONDS) if as_of is None else as_of
-            self._oldest = now - int(max_age * types.MICROSECONDS)
-
-    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The fields of these examples' records.
-
-        Args:
-          example_ids: int64 `[n]`.
-
-        Returns:
-          `has_record` bool `[n]`; `logits` `[n, k]` and / or `loss` float32 `[n]`, as the
-          records have them, not-a-number where there is no record; `model_version` and
-          `timestamp` int64 `[n]`, -1 there; the columns of the top-k form where they have it.
-        """
-        row, found = self._index.find(example_ids)
-        records = self.records
-        timestamp = tf.gather(records.timestamps, row)
-        if self._oldest is not None:
-            found &= timestamp >= self._oldest
-        version = tf.gather(
-            records.version_table, tf.cast(tf.gather(records.version_indices, row), tf.int32)
-        )
-        fields = {
-            types.HAS_RECORD: found,
-            types.MODEL_VERSION: tf.where(found, version, -1),
-            types.TIMESTAMP: tf.where(found, timestamp, -1),
-        }
-        for name, column in self._columns.items():
-            values = tf.gather(column, row)
-            mask = found[:, None] if values.shape.rank == 2 else found
-            nothing = float("nan") if column.dtype.is_floating else -1
-            fields[name] = tf.where(mask, values, tf.constant(nothing, column.dtype))
-        return fields
 
 
 def join_forward_records(
@@ -183,7 +51,8 @@ def join_forward_records(
     """
     if missing not in (KEEP, DROP, ERROR):
         raise ValueError(f"missing must be 'keep', 'drop' or 'error'. Received: {missing!r}")
-    lookup = RecordLookup(records, max_age=max_age, as_of=as_of)
+    oldest = oldest_timestamp(max_age, as_of)
+    lookup = lookup_in_memory(load_records(records, as_of), oldest)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         layout = Layout("join_forward_records", dataset.element_spec, id_key)

@@ -8,15 +8,22 @@ import tensorflow as tf
 
 from ofb_tf import hashing, types, window
 from ofb_tf.elements import RECORD_FIELDS, Layout, attach
-from ofb_tf.join import RecordLookup, assert_joined
+from ofb_tf.join import assert_joined
+from ofb_tf.lookup import (
+    RecordLookup,
+    load_records,
+    lookup_in_columns,
+    lookup_in_memory,
+    oldest_timestamp,
+)
 from ofb_tf.policies import Policy, get_policy
-from ofb_tf.records import ForwardRecords
+from ofb_tf.records import ForwardRecords, PartitionedRecords
 from ofb_tf.sampling_config import STAGE, SamplingConfig, check_fields, element_layout
 
 
 def ofb_sample(
     *,
-    records: ForwardRecords | str | Sequence[str] | None = None,
+    records: ForwardRecords | PartitionedRecords | str | Sequence[str] | None = None,
     rate: float = 0.1,
     policy: str | Policy = "importance",
     task: str | None = None,
@@ -52,6 +59,7 @@ def ofb_sample(
 
     Args:
       records: `ForwardRecords`, or a pattern, directory, file or list of them to load and join;
+        `PartitionedRecords` where they are larger than memory, see `OFBSampler.partitions`;
         None where elements already carry `logits` or `loss`.
       rate: in (0, 1]: the fraction that goes on to training.
       policy: "importance", "uniform", or a `Policy` with settings of your own.
@@ -89,8 +97,8 @@ def ofb_sample(
       redraw_each_iteration: whether every iteration over the dataset draws anew.
 
     Returns:
-      A function for `dataset.apply`, with a method `statistics`. Dicts come out with
-      `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`, and
+      A function for `dataset.apply`, with the methods `statistics` and `partitions`. Dicts come
+      out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`, and
       `(x, y, sample_weight)` with the product.
 
     Raises:
@@ -118,10 +126,10 @@ def ofb_sample(
         keep_record=keep_record,
         redraw_each_iteration=redraw_each_iteration,
     )
-    lookup = None
-    if records is not None:
-        lookup = RecordLookup(records, max_age=max_age, as_of=as_of)
-    return OFBSampler(config, lookup)
+    oldest = oldest_timestamp(max_age, as_of)
+    if records is None or isinstance(records, PartitionedRecords):
+        return OFBSampler(config, records, oldest)
+    return OFBSampler(config, load_records(records, as_of), oldest)
 
 
 class OFBSampler:
@@ -129,33 +137,76 @@ class OFBSampler:
 
     Args:
       config: the arguments of `ofb_sample`.
-      lookup: the records to join, or None where elements carry them.
+      records: what to join, or None where elements carry logits or losses.
+      oldest: microseconds since 1970: an older record counts as missing. None for no limit.
     """
 
-    def __init__(self, config: SamplingConfig, lookup: RecordLookup | None) -> None:
+    def __init__(
+        self,
+        config: SamplingConfig,
+        records: ForwardRecords | PartitionedRecords | None,
+        oldest: int | None,
+    ) -> None:
         self._config = config
-        self._lookup = lookup
+        self._records = records
+        self._oldest = oldest
+        self._lookup = None
+        if isinstance(records, ForwardRecords):
+            self._lookup = lookup_in_memory(records, oldest)
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The sampled dataset. See `ofb_sample`."""
-        layout, task = self._resolve(dataset)
+        """The sampled dataset. See `ofb_sample`.
 
-        def select(batch: Any, key: tf.Tensor) -> tuple:
-            record, sample = self._sample(batch, layout, task, key)
-            return _gather(batch, record, sample, self._config, key)
+        Raises:
+          ValueError: the elements do not fit, or the records are partitioned.
+        """
+        if isinstance(self._records, PartitionedRecords):
+            raise ValueError(
+                f"{STAGE}: the records are partitioned, so the examples must be too: call "
+                "sampler.partitions(examples), where examples(k) is the dataset of partition k."
+            )
+        return self._sampled(dataset, self._select_windows(dataset, self._gather))
 
-        # Fields that the join made are only in extras; those that came with the element go.
-        drop = RECORD_FIELDS if self._lookup is None and not layout.serialized else ()
-        return _leave(self._windows(dataset, select), self._config, drop)
+    def partitions(self, examples: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
+        """The sampled dataset, where neither records nor examples fit into memory.
 
-    def statistics(self, dataset: tf.data.Dataset) -> dict[str, float]:
-        """Counts what sampling this dataset meets and does; takes one pass over it.
+        Partitions follow each other; only one partition's records are in memory at a time.
+        Windows do not reach over the end of a partition. A checkpoint of the iterator holds the
+        records of the partition in which it stands.
+
+        ```python
+        sampler = ofb_tf.ofb_sample(records=ofb_tf.PartitionedRecords("records-by-id"))
+        train = sampler.partitions(lambda k: tf.data.TFRecordDataset(tf.gather(files, k)))
+        ```
+
+        Args:
+          examples: from a partition's number, an int64 scalar, to its examples: those with
+            `ofb_tf.records.partition_of(example_id, num_partitions)` equal to it.
+
+        Returns:
+          As `dataset.apply(ofb_sample(...))`.
+
+        Raises:
+          ValueError: the elements do not fit, or the records are not partitioned.
+        """
+        if not isinstance(self._records, PartitionedRecords):
+            raise ValueError(
+                f"{STAGE}: partitions() needs records=PartitionedRecords(directory). "
+                f"Received: {type(self._records).__name__}"
+            )
+        one = examples(tf.constant(0, tf.int64))
+        return self._sampled(one, self._select_partitions(examples, self._gather))
+
+    def statistics(
+        self, examples: tf.data.Dataset | Callable[[tf.Tensor], tf.data.Dataset]
+    ) -> dict[str, float]:
+        """Counts what sampling these examples meets and does; takes one pass over them.
 
         A tf.data pipeline that can be checkpointed holds no counters, so this is a pass of its
         own: over a part of the stream (`take`), or over all of it where every example matters.
 
         Args:
-          dataset: what would be sampled, finite.
+          examples: what would be sampled, finite: a dataset, or as for `partitions`.
 
         Returns:
           `examples`, `selected`; `without_record` (none, or too old), `unusable` (a record, but
@@ -164,101 +215,129 @@ class OFBSampler:
           `effective_sample_size` (sum(w)^2 / (selected * sum(w^2)), in (0, 1]) of the selected.
           Ratios are not-a-number where nothing was counted.
         """
-        layout, task = self._resolve(dataset)
 
-        def count(batch: Any, key: tf.Tensor) -> dict[str, tf.Tensor]:
-            record, sample = self._sample(batch, layout, task, key)
+        def count(batch: Any, record: dict, sample: window.WindowSample, key: tf.Tensor) -> dict:
             return window.count(record, sample)
 
+        partitioned = isinstance(self._records, PartitionedRecords)
+        select = self._select_partitions if partitioned else self._select_windows
         total = None
-        for counts in self._windows(dataset, count).as_numpy_iterator():
+        for counts in select(examples, count).as_numpy_iterator():
             total = counts if total is None else window.add_counts(total, counts)
         return window.summarize(total)
 
-    def _resolve(self, dataset: tf.data.Dataset) -> tuple[Layout, str]:
-        """Where the fields are, and the task; raises where the elements do not fit."""
-        layout = element_layout(dataset.element_spec, self._config)
-        return layout, check_fields(layout, self._lookup, self._config)
+    def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
+        """Samples each window; `then` makes the elements of what is returned."""
+        sample = self._sampler(dataset.element_spec, self._lookup, then)
+        windows = self._with_epoch(self._batch(dataset))
+        return windows.map(sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def _windows(self, dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+    def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
+        """The same, partition by partition, each with its records."""
+
+        def in_partition(partition: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
+            dataset = examples(partition)
+
+            def with_records(columns: dict[str, tf.Tensor]) -> tf.data.Dataset:
+                lookup = lookup_in_columns(columns, self._oldest)
+                sample = self._sampler(dataset.element_spec, lookup, then)
+                return self._batch(dataset).map(
+                    lambda *batch: sample(_element(batch), epoch),
+                    num_parallel_calls=tf.data.AUTOTUNE,
+                    deterministic=True,
+                )
+
+            return self._records.dataset(partition).flat_map(with_records)
+
+        numbers = tf.data.Dataset.range(self._records.num_partitions)
+        return self._with_epoch(numbers).flat_map(in_partition)
+
+    def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        batch = dataset.rebatch if self._config.batched_input else dataset.batch
+        return batch(self._config.window_size)
+
+    def _with_epoch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Pairs elements with an int64 that differs from pass to pass.
+
+        The dataset's source stays what the tf.data service's dynamic sharding splits: a flat_map
+        over epochs would give every worker all windows.
+        """
         config = self._config
-        windows = (dataset.rebatch if config.batched_input else dataset.batch)(config.window_size)
+        # One draw a pass, which survives a checkpoint. Its source is endless also where nothing
+        # is drawn anew, so that under dynamic sharding no worker is left without an epoch.
+        epochs = tf.data.Dataset.random(seed=config.seed, rerandomize_each_iteration=True).take(1)
 
-        def in_epoch(batch: Any, epoch: tf.Tensor) -> Any:
-            return function(batch, hashing.fold_in(tf.constant(config.seed, tf.int64), epoch))
+        def repeated(epoch: tf.Tensor) -> tf.data.Dataset:
+            epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
+            return tf.data.Dataset.from_tensors(epoch).repeat()
 
-        return _map_with_epoch(windows, in_epoch, config)
+        epochs = epochs.flat_map(repeated)
+        return tf.data.Dataset.zip(dataset, epochs)
 
-    def _sample(
-        self, batch: Any, layout: Layout, task: str, key: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], window.WindowSample]:
-        """Of a window: its record fields and its `WindowSample`."""
+    def _sampler(self, spec: Any, lookup: RecordLookup | None, then: Callable) -> Callable:
+        """The function of one window and the epoch; raises where the elements do not fit."""
         config = self._config
-        keys = layout.keys(batch)
-        example_ids = None
-        if layout.id_key in keys:
-            example_ids = hashing.as_example_ids(keys[layout.id_key])
-        if self._lookup is not None:
-            record = self._lookup.fields(example_ids)
-        else:
-            record = {name: keys[name] for name in RECORD_FIELDS if name in keys}
-        labels = keys[layout.label_key]
-        sample = window.sample_window(
-            policy=config.policy,
-            rate=config.rate,
-            task=task,
-            missing=config.missing,
-            example_ids=example_ids,
-            labels=tf.cast(labels, tf.int64) if labels.dtype == tf.bool else labels,
-            record=record,
-            key=key,
-            batch_size=config.batch_size,
-        )
-        return record, sample
+        layout, task = self._resolve(spec)
 
+        def sample(batch: Any, epoch: tf.Tensor) -> Any:
+            key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
+            keys = layout.keys(batch)
+            example_ids = None
+            if layout.id_key in keys:
+                example_ids = hashing.as_example_ids(keys[layout.id_key])
+            if lookup is not None:
+                record = lookup.fields(example_ids)
+            else:
+                record = {name: keys[name] for name in RECORD_FIELDS if name in keys}
+            labels = keys[layout.label_key]
+            sampled = window.sample_window(
+                policy=config.policy,
+                rate=config.rate,
+                task=task,
+                missing=config.missing,
+                example_ids=example_ids,
+                labels=tf.cast(labels, tf.int64) if labels.dtype == tf.bool else labels,
+                record=record,
+                key=key,
+                batch_size=config.batch_size,
+            )
+            return then(batch, record, sampled, key)
 
-def _map_with_epoch(
-    windows: tf.data.Dataset, function: Callable, config: SamplingConfig
-) -> tf.data.Dataset:
-    """Maps a function over windows and an int64 that differs from pass to pass.
+        return sample
 
-    The windows' source must be what the tf.data service's dynamic sharding splits: a flat_map
-    over epochs would give every worker all windows.
-    """
-    options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    if not config.redraw_each_iteration:
-        epoch = tf.constant(0, tf.int64)
-        return windows.map(lambda *batch: function(_element(batch), epoch), **options)
-    # One draw a pass, which survives a checkpoint, beside every window.
-    epochs = tf.data.Dataset.random(seed=config.seed, rerandomize_each_iteration=True).take(1)
-    epochs = epochs.flat_map(lambda epoch: tf.data.Dataset.from_tensors(epoch).repeat())
-    return tf.data.Dataset.zip(windows, epochs).map(function, **options)
+    def _resolve(self, spec: Any) -> tuple[Layout, str]:
+        layout = element_layout(spec, self._config)
+        num_outputs = None if self._records is None else self._records.num_outputs
+        return layout, check_fields(layout, num_outputs, self._config)
+
+    def _gather(
+        self, batch: Any, record: dict, sample: window.WindowSample, key: tf.Tensor
+    ) -> tuple[Any, dict[str, tf.Tensor]]:
+        """What was selected of a window, and its weights (and flags and record fields)."""
+        config, indices = self._config, sample.indices
+        if config.missing == window.ERROR:
+            with tf.control_dependencies([assert_joined(sample.has_score, sample.example_ids)]):
+                indices = tf.identity(indices)
+        extras = {types.IMPORTANCE_WEIGHT: sample.weights}
+        if config.uniform_holdout:
+            extras[types.UNIFORM_HOLDOUT] = window.uniform_holdout(
+                sample, config.uniform_holdout, key
+            )
+        if config.keep_record:
+            record = {types.HAS_RECORD: sample.has_score} | record
+            extras |= {name: tf.gather(value, indices) for name, value in record.items()}
+        return tf.nest.map_structure(lambda part: tf.gather(part, indices), batch), extras
+
+    def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
+        layout, _ = self._resolve(dataset.element_spec)
+        # Fields that the join made are only in extras; those that came with the element go.
+        drop = RECORD_FIELDS if self._records is None and not layout.serialized else ()
+        return _leave(selected, self._config, drop)
 
 
 def _element(parts: tuple) -> Any:
     # Dataset.map unpacks tuples into arguments; everything else arrives as one.
     return parts[0] if len(parts) == 1 else parts
-
-
-def _gather(
-    batch: Any,
-    record: dict[str, tf.Tensor],
-    sample: window.WindowSample,
-    config: SamplingConfig,
-    key: tf.Tensor,
-) -> tuple[Any, dict[str, tf.Tensor]]:
-    """What was selected of a window, and its weights (and flags and record fields)."""
-    indices = sample.indices
-    if config.missing == window.ERROR:
-        with tf.control_dependencies([assert_joined(sample.has_score, sample.example_ids)]):
-            indices = tf.identity(indices)
-    extras = {types.IMPORTANCE_WEIGHT: sample.weights}
-    if config.uniform_holdout:
-        extras[types.UNIFORM_HOLDOUT] = window.uniform_holdout(sample, config.uniform_holdout, key)
-    if config.keep_record:
-        record = {types.HAS_RECORD: sample.has_score} | record
-        extras |= {name: tf.gather(value, indices) for name, value in record.items()}
-    return tf.nest.map_structure(lambda part: tf.gather(part, indices), batch), extras
 
 
 def _leave(

@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from ofb_tf import types, window
 from ofb_tf.elements import Layout
-from ofb_tf.join import RecordLookup
 from ofb_tf.policies import Policy
 
 STAGE = "ofb_sample"
@@ -104,17 +103,30 @@ def element_layout(spec: Any, config: SamplingConfig) -> Layout:
     return layout
 
 
-def check_fields(layout: Layout, lookup: RecordLookup | None, config: SamplingConfig) -> str:
-    """Checks id, label and record fields; returns the task."""
+def check_fields(layout: Layout, num_outputs: int | None, config: SamplingConfig) -> str:
+    """Checks id, label and record fields.
+
+    Args:
+      layout: where the fields are.
+      num_outputs: outputs of the records to join (0: only losses); None where elements carry
+        the record fields.
+      config: the arguments of `ofb_sample`.
+
+    Returns:
+      The task.
+
+    Raises:
+      ValueError: a field is missing or misshapen.
+    """
     layout.check_label()
-    if lookup is not None or layout.has_id():
+    if num_outputs is not None or layout.has_id():
         layout.check_id("Set id_key to the field that holds the example's id.")
     if not config.policy.needs_records:
         return config.task or types.REGRESSION
     keys = layout.keys_spec()
-    if lookup is not None:
-        width = lookup.records.num_outputs or None
-        source = f"records hold num_outputs={lookup.records.num_outputs}"
+    if num_outputs is not None:
+        width = num_outputs or None
+        source = f"records hold num_outputs={num_outputs}"
     else:
         if types.LOGITS not in keys and types.LOSS not in keys:
             raise ValueError(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ofb_tf
-from ofb_tf.join import RecordIndex, RecordLookup
+from ofb_tf.lookup import RecordIndex, lookup_in_memory, oldest_timestamp
 
 any_id = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
@@ -60,7 +60,7 @@ def records(**changes):
 
 
 def test_fields_of_a_batch():
-    fields = RecordLookup(records()).fields(tf.constant([20, 40, 10], tf.int64))
+    fields = lookup_in_memory(records(), None).fields(tf.constant([20, 40, 10], tf.int64))
     assert fields["has_record"].numpy().tolist() == [True, False, True]
     np.testing.assert_array_equal(fields["logits"], [[2, 0], [np.nan] * 2, [1, 0]])
     assert fields["model_version"].numpy().tolist() == [7, -1, 8]
@@ -68,7 +68,8 @@ def test_fields_of_a_batch():
 
 
 def test_losses_join_too():
-    lookup = RecordLookup(records(logits=None, losses=np.array([0.3, 0.1, 0.2], np.float32)))
+    losses = np.array([0.3, 0.1, 0.2], np.float32)
+    lookup = lookup_in_memory(records(logits=None, losses=losses), None)
     fields = lookup.fields(tf.constant([10, 11], tf.int64))
     np.testing.assert_array_equal(fields["loss"], np.array([0.1, np.nan], np.float32))
     assert "logits" not in fields
@@ -103,4 +104,4 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="'id' is missing from the elements"):
         stream().apply(ofb_tf.join_forward_records(records(), id_key="id"))
     with pytest.raises(ValueError, match="max_age must be positive"):
-        RecordLookup(records(), max_age=0)
+        oldest_timestamp(0, None)

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import ofb_tf
+from ofb_tf.records import maintenance
 
 N, WINDOW, CLASSES = 1000, 200, 4
 RNG = np.random.default_rng(2)
@@ -448,19 +449,44 @@ def test_the_newest_of_several_records_counts(tmp_path):
 # Checkpoints.
 
 
+@pytest.fixture(scope="module")
+def partitioned(records, tmp_path_factory):
+    directory = str(tmp_path_factory.mktemp("partitioned") / "by-id")
+    maintenance.partition(records, directory, 3)
+    return ofb_tf.PartitionedRecords(directory)
+
+
+def partition_of_dataset(dataset, partition):
+    """The examples of one partition; a user has them in files of their own."""
+
+    def belongs(element):
+        if element.dtype == tf.string if isinstance(element, tf.Tensor) else False:
+            element = tf.io.parse_single_example(element, SPEC)
+        return ofb_tf.records.partition_of(element["example_id"], 3) == partition
+
+    return dataset.filter(belongs)
+
+
+@pytest.mark.parametrize("by_partition", [False, True])
 @pytest.mark.parametrize("design", ["systematic", "poisson"])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 32])
-def test_restore_at_every_step_continues_exactly(records, tmp_path, design, late, batch_size):
+def test_restore_at_every_step_continues_exactly(
+    records, partitioned, tmp_path, by_partition, design, late, batch_size
+):
     source = serialized().take(400) if late else dicts(400)
-    parse = (lambda examples: tf.io.parse_example(examples, SPEC)) if late else None
-    dataset = sample(
-        source,
-        records=records,
+    sampler = ofb_tf.ofb_sample(
+        records=partitioned if by_partition else records,
         policy=ofb_tf.Importance(design=design),
-        parse_fn=parse,
+        parse_fn=(lambda examples: tf.io.parse_example(examples, SPEC)) if late else None,
         batch_size=batch_size,
+        window_size=100,
+        seed=8,
     )
+    if by_partition:
+        dataset = sampler.partitions(lambda k: partition_of_dataset(source, k))
+    else:
+        dataset = source.apply(sampler)
 
     def key(element):
         ids, weights = element["example_id"], element["importance_weight"]
@@ -475,9 +501,10 @@ def test_restore_at_every_step_continues_exactly(records, tmp_path, design, late
             steps.append(key(next(iterator)))
         except StopIteration:
             break
-    for step in range(0, len(paths), 1 if batch_size else 9):
+    assert len(steps) >= (30 if batch_size is None else 2)
+    for step, path in enumerate(paths):
         restored = iter(dataset)
-        tf.train.Checkpoint(iterator=restored).read(paths[step])
+        tf.train.Checkpoint(iterator=restored).read(path)
         assert [key(element) for element in restored] == steps[step:]
 
 
@@ -554,3 +581,64 @@ def test_the_uniform_holdout_is_a_uniform_sample_of_the_stream():
 def test_a_uniform_holdout_above_the_least_probability_is_refused():
     with pytest.raises(ValueError, match=r"uniform_holdout must be in .* 0.02. Received: 0.05"):
         ofb_tf.ofb_sample(uniform_holdout=0.05)
+
+
+# Records larger than memory.
+
+
+def test_partitions_give_every_example_its_record(partitioned):
+    sampler = ofb_tf.ofb_sample(
+        records=partitioned, window_size=50, seed=1, rate=1.0, keep_record=True, missing="error"
+    )
+    place = {int(value): i for i, value in enumerate(IDS)}
+    seen = []
+    for element in sampler.partitions(lambda k: partition_of_dataset(dicts(), k)):
+        i = place[int(element["example_id"])]
+        np.testing.assert_array_equal(element["logits"], LOGITS[i])
+        assert int(element["model_version"]) == 3
+        seen.append(i)
+    assert sorted(seen) == list(range(N))
+
+
+def test_partitions_with_the_poisson_design_select_what_one_join_selects(partitioned, records):
+    """Each window normalises its own probabilities, so scores of 1 for all make them equal."""
+    policy = ofb_tf.Importance(score=lambda window: tf.ones_like(window.losses), design="poisson")
+    arguments = {"policy": policy, "seed": 4, "window_size": 100}
+    whole, _ = ids_and_weights(sample(dicts(), records=records, **arguments))
+    parts = ofb_tf.ofb_sample(records=partitioned, **arguments).partitions(
+        lambda k: partition_of_dataset(dicts(), k)
+    )
+    assert set(ids_and_weights(parts)[0]) == set(whole)
+
+
+def test_partitions_redraw_each_epoch_and_count(partitioned):
+    sampler = ofb_tf.ofb_sample(records=partitioned, window_size=50, seed=4)
+    dataset = sampler.partitions(lambda k: partition_of_dataset(dicts(), k))
+    first, second = ids_and_weights(dataset)[0], ids_and_weights(dataset)[0]
+    assert set(first) != set(second)
+    missing = dicts(example_id=IDS + 1)
+    counts = sampler.statistics(lambda k: partition_of_dataset(missing, k))
+    assert (counts["examples"], counts["without_record"]) == (N, N)
+
+
+def test_an_empty_partition(tmp_path):
+    ids = np.array([i for i in range(100) if ofb_tf.records.partition_of(np.array([i]), 3)[0] != 1])
+    with ofb_tf.ForwardRecordWriter(str(tmp_path / "in"), num_outputs=1) as writer:
+        writer.write(ids, np.zeros(len(ids)))
+    maintenance.partition(str(tmp_path / "in"), str(tmp_path / "out"), 3)
+    records = ofb_tf.PartitionedRecords(str(tmp_path / "out"))
+    stream = tf.data.Dataset.from_tensor_slices({"example_id": np.arange(100), "label": [1] * 100})
+    counts = ofb_tf.ofb_sample(records=records, window_size=10).statistics(
+        lambda k: partition_of_dataset(stream, k)
+    )
+    assert counts["examples"] == 100
+    assert counts["without_record"] == 100 - len(ids)
+
+
+def test_partitioned_records_need_partitioned_examples(partitioned, records, tmp_path):
+    with pytest.raises(ValueError, match=r"call sampler\.partitions"):
+        sample(dicts(), records=partitioned)
+    with pytest.raises(ValueError, match=r"needs records=PartitionedRecords"):
+        ofb_tf.ofb_sample(records=records).partitions(lambda k: dicts())
+    with pytest.raises(ValueError, match="ofb records partition"):
+        ofb_tf.PartitionedRecords(records)

@@ -1,7 +1,7 @@
 """Forward records: what serving's forward pass leaves behind, on disk and in memory."""
 
 from ofb_tf.records.forward_records import ForwardRecords
-from ofb_tf.records.in_graph import load_sorted_in_graph, partition_of
+from ofb_tf.records.in_graph import partition_of, sorted_file_dataset
 from ofb_tf.records.partitioned import PartitionedRecords
 from ofb_tf.records.reader import CorruptRecordsError, ReadCounts, read_schema
 from ofb_tf.records.writer import ForwardRecordWriter, WriterCounts
@@ -13,7 +13,7 @@ __all__ = [
     "PartitionedRecords",
     "ReadCounts",
     "WriterCounts",
-    "load_sorted_in_graph",
     "partition_of",
     "read_schema",
+    "sorted_file_dataset",
 ]

@@ -31,13 +31,13 @@ def partition_of(example_ids: tf.Tensor | np.ndarray, num_partitions: int) -> tf
     return tf.cast(mixed % tf.constant(num_partitions, tf.uint64), tf.int64)
 
 
-def load_sorted_in_graph(
+def sorted_file_dataset(
     filename: tf.Tensor | str, schema: block_format.Schema, *, compression: str = ""
-) -> dict[str, tf.Tensor]:
-    """Loads a file that `partition` or `compact` wrote, with TensorFlow operations alone.
+) -> tf.data.Dataset:
+    """A file that `partition` or `compact` wrote, as a dataset of one element: its columns.
 
-    It may be called in the function of a `Dataset.flat_map`, and so under the tf.data service and
-    across an iterator's checkpoint.
+    It may be made in the function of a `Dataset.flat_map`, and so works under the tf.data service
+    and across an iterator's checkpoint, which `get_single_element` does not.
 
     Args:
       filename: string scalar.
@@ -45,8 +45,8 @@ def load_sorted_in_graph(
       compression: "", "GZIP" or "ZLIB".
 
     Returns:
-      By column name: `example_id` int64 `[n]`, strictly increasing; `logits` float32 `[n, k]`;
-      `loss` float32 `[n]`; `model_version` and `timestamp` int64 `[n]`; in the top-k form
+      A dataset of one dict, by column name: `example_id` int64 `[n]`, strictly increasing;
+      `logits` float32 `[n, k]`; `loss` float32 `[n]`; `model_version` and `timestamp` int64 `[n]`; in the top-k form
       `class_ids` int32 `[n, k]`, `logsumexp` and `sum_squared_probabilities` float32 `[n]`; those
       of them that the schema has.
 
@@ -60,7 +60,16 @@ def load_sorted_in_graph(
         lambda serialized: _decode(serialized, columns, schema)
     )
     # One ragged batch of all blocks: its flat values are the columns, concatenated.
-    whole = blocks.ragged_batch(_MAX_BLOCKS).get_single_element()
+    whole = blocks.ragged_batch(_MAX_BLOCKS)
+    return whole.map(lambda batch: _flatten(batch, columns, schema))
+
+
+def _flatten(
+    whole: dict[str, tf.RaggedTensor],
+    columns: list[block_format.Column],
+    schema: block_format.Schema,
+) -> dict[str, tf.Tensor]:
+    """The columns of all blocks, concatenated and checked."""
     result = {}
     for column in columns:
         values = whole[column.name].flat_values
@@ -72,13 +81,13 @@ def load_sorted_in_graph(
         tf.debugging.assert_less(
             ids[:-1],
             ids[1:],
-            message="load_sorted_in_graph: ids must be strictly increasing. Write the file with "
+            message="sorted_file_dataset: ids must be strictly increasing. Write the file with "
             "`ofb records partition` or `ofb records compact`.",
         ),
         tf.debugging.assert_equal(
             whole[block_format.NUM_RECORDS_KEY][-1],
             tf.size(ids, tf.int64),
-            message="load_sorted_in_graph: the file is not complete. `ofb records verify` says "
+            message="sorted_file_dataset: the file is not complete. `ofb records verify` says "
             "more; write it anew.",
         ),
     ]
@@ -109,7 +118,7 @@ def _decode(
     got = [parsed[block_format.NUM_OUTPUTS_KEY], parsed[block_format.TOP_K_KEY]]
     check = tf.debugging.Assert(
         is_footer | tf.reduce_all(tf.stack(got) == tf.constant(expected, tf.int64)),
-        [f"load_sorted_in_graph: the block must have {schema}; its num_outputs and top_k:", *got],
+        [f"sorted_file_dataset: the block must have {schema}; its num_outputs and top_k:", *got],
     )
     with tf.control_dependencies([check] if check is not None else []):
         result = {block_format.NUM_RECORDS_KEY: parsed[block_format.NUM_RECORDS_KEY]}

@@ -5,7 +5,7 @@ import re
 import tensorflow as tf
 
 from ofb_tf.records import paths, reader
-from ofb_tf.records.in_graph import load_sorted_in_graph
+from ofb_tf.records.in_graph import sorted_file_dataset
 from ofb_tf.records.tfrecord import compression_of
 
 _NAME = re.compile(r"partition-(\d+)-of-(\d+)\.ofbr$")
@@ -44,7 +44,7 @@ class PartitionedRecords:
         self.num_partitions = count
         self.num_outputs = self._schema.num_outputs
 
-    def load_in_graph(self, partition: tf.Tensor) -> dict[str, tf.Tensor]:
-        """One partition's columns, sorted by id. See `load_sorted_in_graph`."""
+    def dataset(self, partition: tf.Tensor) -> tf.data.Dataset:
+        """One partition's columns, sorted by id, as one element. See `sorted_file_dataset`."""
         filename = tf.gather(tf.constant(self._files), partition)
-        return load_sorted_in_graph(filename, self._schema, compression=self._compression)
+        return sorted_file_dataset(filename, self._schema, compression=self._compression)

@@ -8,9 +8,9 @@ import tensorflow as tf
 from ofb_tf.records import (
     ForwardRecords,
     ForwardRecordWriter,
-    load_sorted_in_graph,
     partition_of,
     read_schema,
+    sorted_file_dataset,
 )
 
 COLUMNS = {"example_id": "example_ids", "logits": "logits", "timestamp": "timestamps"}
@@ -35,7 +35,9 @@ def test_the_graph_reads_what_the_reader_reads(tmp_path, logits_dtype, compressi
     schema = read_schema(path)
 
     def load(name):
-        columns = load_sorted_in_graph(name, schema, compression=compression or "")
+        columns = sorted_file_dataset(
+            name, schema, compression=compression or ""
+        ).get_single_element()
         return tf.data.Dataset.from_tensors(columns)
 
     columns = next(iter(tf.data.Dataset.from_tensors(path).flat_map(load)))
@@ -49,22 +51,22 @@ def test_unsorted_repeated_damaged_and_other_files_are_refused(tmp_path):
     for name, ids in {"unsorted": [2, 1], "repeated": [1, 1]}.items():
         path = write(tmp_path / name, np.array(ids))
         with pytest.raises(tf.errors.InvalidArgumentError, match="strictly increasing"):
-            load_sorted_in_graph(path, read_schema(path))
+            sorted_file_dataset(path, read_schema(path)).get_single_element()
     path = write(tmp_path / "other", np.arange(100))
     schema = read_schema(path)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        load_sorted_in_graph(path, type(schema)(7, 0, schema.columns))
+        sorted_file_dataset(path, type(schema)(7, 0, schema.columns)).get_single_element()
     data = bytearray(pathlib.Path(path).read_bytes())
     data[500] ^= 1
     with open(path, "wb") as file:
         file.write(data)
     with pytest.raises(tf.errors.DataLossError):
-        load_sorted_in_graph(path, schema)
+        sorted_file_dataset(path, schema).get_single_element()
     blocks = list(tf.data.TFRecordDataset(write(tmp_path / "cut", np.arange(100))))
     with tf.io.TFRecordWriter(path) as w:
         w.write(blocks[0].numpy())
     with pytest.raises(tf.errors.InvalidArgumentError, match="not complete"):
-        load_sorted_in_graph(path, schema)
+        sorted_file_dataset(path, schema).get_single_element()
 
 
 def test_partitions_agree_between_graph_and_numpy_and_are_even():

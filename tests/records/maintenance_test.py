@@ -9,11 +9,11 @@ from ofb_tf.records import (
     ForwardRecords,
     ForwardRecordWriter,
     inspection,
-    load_sorted_in_graph,
     maintenance,
     partition_of,
     read_schema,
     reader,
+    sorted_file_dataset,
 )
 
 HOUR = 3_600_000_000
@@ -52,7 +52,7 @@ def test_compact_keeps_what_loading_keeps(directory, tmp_path):
     assert report.num_written == len(expected)
     assert report.read.num_duplicates == 1500 - len(expected)
     assert_same(ForwardRecords.load(tmp_path / "out"), expected)
-    columns = load_sorted_in_graph(report.files[0], read_schema(report.files))
+    columns = sorted_file_dataset(report.files[0], read_schema(report.files)).get_single_element()
     np.testing.assert_array_equal(columns["example_id"], expected.example_ids[:100])
     assert len(os.listdir(directory)) == 3
 
@@ -97,7 +97,11 @@ def test_partitions_are_sorted_disjoint_and_complete(
     assert report.read.num_duplicates == 1500 - len(expected)
     schema = read_schema(report.files)
     for index in list(range(num_partitions))[:20]:
-        ids = load_sorted_in_graph(report.files[index], schema)["example_id"].numpy()
+        ids = (
+            sorted_file_dataset(report.files[index], schema)
+            .get_single_element()["example_id"]
+            .numpy()
+        )
         here = partition_of(expected.example_ids.numpy(), num_partitions) == index
         np.testing.assert_array_equal(ids, expected.example_ids.numpy()[here])
     assert_same(ForwardRecords.load(tmp_path / "out"), expected)
@@ -195,5 +199,5 @@ def test_maintenance_of_top_k_records(tmp_path):
     squares = tf.reduce_sum(tf.nn.softmax(logits) ** 2, 1)
     np.testing.assert_allclose(records.sum_squared_probabilities, squares, rtol=1e-5)
     assert records.num_outputs == 20
-    columns = load_sorted_in_graph(report.files[0], read_schema(report.files))
+    columns = sorted_file_dataset(report.files[0], read_schema(report.files)).get_single_element()
     np.testing.assert_array_equal(columns["class_ids"].shape, [len(columns["example_id"]), 3])
