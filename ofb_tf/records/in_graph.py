@@ -46,7 +46,8 @@ def sorted_file_dataset(
 
     Returns:
       A dataset of one dict, by column name: `example_id` int64 `[n]`, strictly increasing;
-      `logits` float32 `[n, k]`; `loss` float32 `[n]`; `model_version` and `timestamp` int64 `[n]`; in the top-k form
+      `logits` float32 `[n, k]`; `loss` float32 `[n]`; `model_version` and `timestamp` int64
+      `[n]`; in the top-k form
       `class_ids` int32 `[n, k]`, `logsumexp` and `sum_squared_probabilities` float32 `[n]`; those
       of them that the schema has.
 
