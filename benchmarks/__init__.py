@@ -1,0 +1,1 @@
+"""`python -m benchmarks`: measured comparisons of ofb-tf with named peers. See README.md."""

@@ -1,0 +1,140 @@
+"""Inputs of the benchmarks: files that are written once and kept, and arrays made in place."""
+
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.parts import Settings
+from ofb_tf import hashing, types
+from ofb_tf.datasets import ClickStream, load_tfds
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter
+
+NUM_CLICKS = 200_000
+NUM_IMAGES = 20_000
+WINDOW = 4096
+BATCH = 256
+RATE = 0.1
+ID_AND_LABEL = {
+    types.EXAMPLE_ID: tf.io.FixedLenFeature([], tf.int64),
+    types.LABEL: tf.io.FixedLenFeature([], tf.int64),
+}
+IMAGE_SPEC = ID_AND_LABEL | {"image": tf.io.FixedLenFeature([], tf.string)}
+
+
+def click_stream() -> ClickStream:
+    return ClickStream(num_examples=NUM_CLICKS)
+
+
+def click_files(settings: Settings) -> list[str]:
+    """39-feature TFRecords of the click stream, 200,000 examples in four shards."""
+    directory = settings.inputs / "clicks"
+    if not directory.is_dir():
+        open_directory = _fresh(directory)
+        click_stream().write_tfrecords(open_directory, num_shards=4)
+        open_directory.rename(directory)
+    return sorted(map(str, directory.iterdir()))
+
+
+def click_records() -> ForwardRecords:
+    """What a good model would have recorded of the click stream."""
+    ids = np.arange(NUM_CLICKS)
+    probability = click_stream().generate(ids)["click_probability"].numpy().astype(np.float64)
+    return ForwardRecords.from_columns(ids, np.log(probability / (1 - probability)))
+
+
+def image_file(settings: Settings) -> str:
+    """PNG images and labels as TFDS stores MNIST, with an id added: 20,000 tf.Examples.
+
+    From the prepared TFDS dataset in `OFB_TFDS_DIR` or `../shared/tfds`, where there is one;
+    otherwise ten smooth shapes with noise, of the same size.
+    """
+    path = settings.inputs / "images.tfrecord"
+    if not path.exists():
+        with tf.io.TFRecordWriter(str(path) + ".open") as writer:
+            for element in _images().take(NUM_IMAGES).as_numpy_iterator():
+                writer.write(_image_example(element))
+        pathlib.Path(str(path) + ".open").rename(path)
+    return str(path)
+
+
+def tfds_directory() -> pathlib.Path:
+    """Where prepared TFDS datasets may lie."""
+    default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
+    return pathlib.Path(os.environ.get("OFB_TFDS_DIR", default))
+
+
+def record_files(settings: Settings, count: int) -> pathlib.Path:
+    """A directory of one-output records with scattered ids."""
+    directory = settings.inputs / f"records-{count}"
+    if not directory.is_dir():
+        open_directory = _fresh(directory)
+        ids = scattered_ids(count)
+        logits = logits_of(ids)
+        with ForwardRecordWriter(str(open_directory), num_outputs=1) as writer:
+            for start in range(0, count, 8192):
+                part = slice(start, start + 8192)
+                writer.write(ids[part], logits[part], model_version=start * 8 // count)
+        open_directory.rename(directory)
+    return directory
+
+
+def scattered_ids(count: int) -> np.ndarray:
+    """int64 `[count]`, distinct, over the whole range, in no order."""
+    return hashing.mix64_numpy(np.arange(count, dtype=np.int64)).view(np.int64)
+
+
+def logits_of(ids: np.ndarray) -> np.ndarray:
+    """float32 `[n]`: something that depends on the id."""
+    return (ids >> 40).astype(np.float32) / np.float32(2**21)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def consume(dataset: tf.data.Dataset, id_key: str = types.EXAMPLE_ID) -> int:
+    """Runs a dataset of batches through, in the graph; returns how many examples came."""
+
+    def add(total: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        return total + tf.size(batch[id_key], tf.int64)
+
+    return int(dataset.reduce(tf.constant(0, tf.int64), add))
+
+
+def _fresh(directory: pathlib.Path) -> pathlib.Path:
+    """An empty directory to write to, renamed once it is whole."""
+    path = directory.with_name(directory.name + ".open")
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def _images() -> tf.data.Dataset:
+    directory = tfds_directory()
+    if (directory / "mnist").is_dir():
+        return load_tfds("mnist", "train", data_dir=str(directory), decode_images=False)
+    shapes = tf.random.stateless_normal([10, 7, 7, 1], seed=[1, 2])
+    shapes = tf.image.resize(shapes, [28, 28], method="bicubic")
+
+    def image(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        label = index % 10
+        noise = 0.3 * tf.random.stateless_normal([28, 28, 1], seed=[3, index])
+        pixels = tf.nn.relu(shapes[label] + noise - 0.5)  # mostly black, as handwriting is
+        pixels = tf.image.convert_image_dtype(pixels / 2, tf.uint8, saturate=True)
+        return {"example_id": index, "label": label, "image": tf.io.encode_png(pixels)}
+
+    return tf.data.Dataset.range(NUM_IMAGES).map(image, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _image_example(element: dict) -> bytes:
+    example = tf.train.Example()
+    feature = example.features.feature
+    for name in (types.EXAMPLE_ID, types.LABEL):
+        feature[name].int64_list.value.append(element[name])
+    feature["image"].bytes_list.value.append(element["image"])
+    return example.SerializeToString()
