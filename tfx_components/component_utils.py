@@ -1,10 +1,43 @@
-"""What the components share: errors that name the component, outputs that are whole or absent."""
+"""What the components share: checks at construction, errors that name the component."""
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
+
+_PLAIN = (bool, int, float, str, list, type(None))
+
+
+def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable[[type], type]:
+    """Makes a component class check its parameters when a pipeline is put together.
+
+    Args:
+      check: called with the parameters whose values are known then (a runtime parameter's is
+        not); raises ValueError for one out of range.
+
+    Returns:
+      A decorator of component classes.
+    """
+
+    def decorate(component: type) -> type:
+        def __init__(self: Any, **kwargs: Any) -> None:
+            known = {name: value for name, value in kwargs.items() if isinstance(value, _PLAIN)}
+            try:
+                check(known)
+            except ValueError as error:
+                raise ValueError(f"{component.__name__}: {error}") from error
+            component.__init__(self, **kwargs)
+
+        namespace = {
+            "__init__": __init__,
+            "__module__": component.__module__,
+            "__doc__": component.test_call.__doc__,
+        }
+        return type(component.__name__, (component,), namespace)
+
+    return decorate
 
 
 @contextlib.contextmanager

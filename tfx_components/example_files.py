@@ -19,7 +19,7 @@ class KeySpec:
     """Which features of an example the sampler looks at, and their types.
 
     Attributes:
-      id_feature: "" for the fingerprint of the serialized example.
+      id_feature: "" for `fingerprints`.
       label_feature: one number an example.
       slice_features: one value an example, or none.
       dtypes: feature → int64, float32 or string, as name of the dtype.
@@ -144,12 +144,14 @@ def read_keys(path: str, spec: KeySpec) -> Iterator[Keys]:
                 "files the same."
             ) from error
         where = f"{path}, examples {position} and following"
-        ids = serialized
         if spec.id_feature:
             ids = _one_each(columns[spec.id_feature], spec.id_feature, len(serialized), where)
+            ids = hashing.as_example_ids(ids).numpy()
+        else:
+            ids = fingerprints(serialized.numpy())
         labels = _one_each(columns[spec.label_feature], spec.label_feature, len(serialized), where)
         yield Keys(
-            example_ids=hashing.as_example_ids(ids).numpy(),
+            example_ids=ids,
             labels=labels.numpy(),
             slices={
                 name: _first_as_text(columns[name], len(serialized)) for name in spec.slice_features
@@ -184,6 +186,25 @@ def write_selected(
                 break
             position += len(batch)
     tf.io.gfile.rename(temporary, destination, overwrite=True)
+
+
+def fingerprints(serialized: Sequence[bytes]) -> np.ndarray:
+    """Ids from the examples themselves, for those that have none.
+
+    The bytes of a tf.Example depend on who serialized it, as its features have no order; TFX's
+    BulkInferrer for one serializes anew. So the example is serialized with its features sorted.
+
+    Args:
+      serialized: n tf.Examples.
+
+    Returns:
+      int64 `[n]`: `ofb_tf.hashing.fingerprint` of that.
+    """
+    canonical = [
+        tf.train.Example.FromString(example).SerializeToString(deterministic=True)
+        for example in serialized
+    ]
+    return hashing.fingerprint(tf.constant(canonical, tf.string)).numpy()
 
 
 def with_weight(serialized: bytes, weight: float) -> bytes:

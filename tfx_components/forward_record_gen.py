@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
@@ -14,7 +15,11 @@ from tfx.proto import example_gen_pb2, range_config_pb2
 from ofb_tf import types
 from ofb_tf.records import paths
 from tfx_components import artifacts, record_sources
-from tfx_components.component_utils import naming_errors, remove_children
+from tfx_components.component_utils import (
+    checked_at_construction,
+    naming_errors,
+    remove_children,
+)
 from tfx_components.manifest import Manifest
 from tfx_components.record_transforms import WritePartitions
 
@@ -23,6 +28,15 @@ _LATEST = -1
 _SPAN = re.compile(r"\{(SPAN|VERSION|YYYY|MM|DD)(:\d+)?\}")
 
 
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    num_partitions, span = parameters.get("num_partitions", 1), parameters.get("span", _LATEST)
+    if num_partitions < 1:
+        raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
+    if span < _LATEST:
+        raise ValueError(f"span must be at least 0, or -1 for the latest. Received: {span}")
+
+
+@checked_at_construction(_check_parameters)
 @tfx.dsl.components.component(use_beam=True)
 def ForwardRecordGen(
     forward_records: tfx.dsl.components.OutputArtifact[artifacts.ForwardRecords],
@@ -64,10 +78,7 @@ def ForwardRecordGen(
         component and the remedy. Nothing is left in the artifact then.
     """
     with naming_errors(_NAME, [forward_records.uri]):
-        if num_partitions < 1:
-            raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
-        if span < _LATEST:
-            raise ValueError(f"span must be at least 0, or -1 for the latest. Received: {span}")
+        _check_parameters({"num_partitions": num_partitions, "span": span})
         given = [
             source
             for source in (inference_result, records_pattern, prediction_log_pattern)

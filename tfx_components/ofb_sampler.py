@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import List, Optional  # noqa: UP035 - TFX reads these type hints
+from typing import Any, List  # noqa: UP035 - TFX reads these type hints
 
 import apache_beam as beam
 import tensorflow as tf
@@ -14,14 +14,29 @@ from tfx.proto import example_gen_pb2
 from ofb_tf import types
 from tfx_components import artifacts, example_files, statistics
 from tfx_components.beam_transforms import CopyFiles, SampleSplit, WriteStatistics
-from tfx_components.component_utils import naming_errors, remove_children
+from tfx_components.component_utils import (
+    checked_at_construction,
+    naming_errors,
+    remove_children,
+)
 from tfx_components.manifest import Manifest
 from tfx_components.sampler_config import SamplerConfig
 
 _NAME = "OFBSampler"
+_SETTINGS = {field.name for field in dataclasses.fields(SamplerConfig)}
 _KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
 
 
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    settings = {name: value for name, value in parameters.items() if name in _SETTINGS}
+    SamplerConfig(**{"task": types.BINARY} | settings)
+    if parameters.get("splits") == []:
+        raise ValueError("splits must name at least one split. Received: []")
+    if parameters.get("num_outputs", 0) < 0:
+        raise ValueError(f"num_outputs must be at least 0. Received: {parameters['num_outputs']}")
+
+
+@checked_at_construction(_check_parameters)
 @tfx.dsl.components.component(use_beam=True)
 def OFBSampler(
     examples: tfx.dsl.components.InputArtifact[tfx.types.standard_artifacts.Examples],
@@ -31,8 +46,8 @@ def OFBSampler(
     task: tfx.dsl.components.Parameter[str],
     label_feature: tfx.dsl.components.Parameter[str] = types.LABEL,
     id_feature: tfx.dsl.components.Parameter[str] = "",
-    splits: tfx.dsl.components.Parameter[Optional[List[str]]] = None,  # noqa: UP006, UP045
-    slice_features: tfx.dsl.components.Parameter[Optional[List[str]]] = None,  # noqa: UP006, UP045
+    splits: tfx.dsl.components.Parameter[List[str]] = None,  # noqa: UP006
+    slice_features: tfx.dsl.components.Parameter[List[str]] = None,  # noqa: UP006
     rate: tfx.dsl.components.Parameter[float] = 0.1,
     policy: tfx.dsl.components.Parameter[str] = "importance",
     uniform_mix: tfx.dsl.components.Parameter[float] = 0.2,
@@ -58,8 +73,8 @@ def OFBSampler(
       sampling_statistics: output: see `tfx_components.statistics`.
       task: "multiclass", "binary" or "regression".
       label_feature: one number an example: class id, 0 / 1, or target.
-      id_feature: one int64 or bytes value an example; "" for the fingerprint of the serialized
-        example, which is what ForwardRecordGen uses with `id_feature=""`.
+      id_feature: one int64 or bytes value an example; "" for the fingerprint of the example
+        (`example_files.fingerprints`), as in ForwardRecordGen with `id_feature=""`.
       splits: to sample; None for `["train"]`.
       slice_features: statistics are also kept for each of their values.
       rate: in (0, 1].
@@ -82,6 +97,7 @@ def OFBSampler(
     """
     outputs = [sampled_examples.uri, sampling_statistics.uri]
     with naming_errors(_NAME, outputs):
+        _check_parameters({"splits": splits, "num_outputs": num_outputs})
         config = SamplerConfig(
             task=task,
             rate=rate,
@@ -128,8 +144,6 @@ def OFBSampler(
 
 
 def _check_examples(examples: tfx.types.standard_artifacts.Examples, splits: list[str]) -> None:
-    if not splits:
-        raise ValueError("splits must name at least one split. Received: []")
     unknown = [split for split in splits if split not in examples.splits]
     if unknown:
         raise ValueError(f"splits must be among {list(examples.splits)}. Received: {unknown}")

@@ -9,7 +9,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from ofb_tf import hashing, types
 from ofb_tf.records import reader
-from tfx_components.example_files import compression_of
+from tfx_components.example_files import compression_of, fingerprints
 
 _BATCH = 8192
 
@@ -122,17 +122,18 @@ def _ids(logs: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> n
             )
         serialized.extend(examples)
     if not spec.id_feature:
-        return hashing.fingerprint(tf.constant(serialized)).numpy()
-    for dtype in (tf.int64, tf.string):
-        try:
-            parsed = tf.io.parse_example(
-                tf.constant(serialized), {spec.id_feature: tf.io.FixedLenFeature([], dtype)}
-            )
-        except tf.errors.InvalidArgumentError as error:
-            message = error.message
-        else:
-            return hashing.as_example_ids(parsed[spec.id_feature]).numpy()
-    raise ValueError(
-        f"{where}: ids cannot be read from feature {spec.id_feature!r}: {message}. It must be "
-        "one int64 or bytes value in every example."
-    )
+        return fingerprints(serialized)
+    ids = [_id(tf.train.Example.FromString(example), spec, where) for example in serialized]
+    return hashing.as_example_ids(tf.constant(ids)).numpy()
+
+
+def _id(example: tf.train.Example, spec: PredictionLogSpec, where: str) -> int | bytes:
+    feature = example.features.feature[spec.id_feature]
+    values = feature.int64_list.value or feature.bytes_list.value
+    if len(values) != 1:
+        raise ValueError(
+            f"{where}: id feature {spec.id_feature!r} must be one int64 or bytes value in every "
+            f"example. Received: {len(values)} values; the features are "
+            f"{sorted(example.features.feature)}. Set id_feature."
+        )
+    return values[0]

@@ -1,13 +1,13 @@
 """The SamplingValidator component: may this sample be trained on?"""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tfx import v1 as tfx
 
 from tfx_components import artifacts, statistics
-from tfx_components.component_utils import naming_errors
+from tfx_components.component_utils import checked_at_construction, naming_errors
 from tfx_components.sampling_report import render
 from tfx_components.statistics import Tally
 
@@ -31,6 +31,15 @@ class Check(NamedTuple):
     message: str
 
 
+def _check_thresholds(thresholds: dict[str, Any]) -> None:
+    for name, value in thresholds.items():
+        most = 1.0 if name in ("min_coverage", "min_effective_sample_size") else float("inf")
+        if not 0.0 <= value <= most:
+            bound = "in [0, 1]" if most == 1.0 else "at least 0"
+            raise ValueError(f"{name} must be {bound}. Received: {value!r}")
+
+
+@checked_at_construction(_check_thresholds)
 @tfx.dsl.components.component
 def SamplingValidator(
     sampling_statistics: tfx.dsl.components.InputArtifact[artifacts.SamplingStatistics],
@@ -68,23 +77,19 @@ def SamplingValidator(
       ValueError: a threshold is out of range; names the component.
     """
     with naming_errors(_NAME, [blessing.uri]):
-        _check_thresholds(
-            min_coverage, max_rate_deviation, min_effective_sample_size, max_weight, max_record_age
-        )
+        thresholds = {
+            "min_coverage": min_coverage,
+            "max_rate_deviation": max_rate_deviation,
+            "min_effective_sample_size": min_effective_sample_size,
+            "max_weight": max_weight,
+            "max_record_age": max_record_age,
+        }
+        _check_thresholds(thresholds)
         config, splits = statistics.read(sampling_statistics.uri)
         checks = [
             check
             for split, content in splits.items()
-            for check in _check_split(
-                split,
-                content.total,
-                config,
-                min_coverage,
-                max_rate_deviation,
-                min_effective_sample_size,
-                max_weight,
-                max_record_age,
-            )
+            for check in _check_split(split, content.total, config, **thresholds)
         ]
         blessed = all(check.passed for check in checks)
         anomalies = [f"{c.split}: {c.message}" for c in checks if not c.passed]
@@ -95,32 +100,11 @@ def SamplingValidator(
         blessing.set_string_custom_property("anomalies", "\n".join(anomalies))
 
 
-def _check_thresholds(
-    min_coverage: float,
-    max_rate_deviation: float,
-    min_effective_sample_size: float,
-    max_weight: float,
-    max_record_age: float,
-) -> None:
-    for name, value in (
-        ("min_coverage", min_coverage),
-        ("min_effective_sample_size", min_effective_sample_size),
-    ):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1]. Received: {value!r}")
-    for name, value in (
-        ("max_rate_deviation", max_rate_deviation),
-        ("max_weight", max_weight),
-        ("max_record_age", max_record_age),
-    ):
-        if not value >= 0.0:
-            raise ValueError(f"{name} must be at least 0. Received: {value!r}")
-
-
 def _check_split(
     split: str,
     tally: Tally,
     config: dict,
+    *,
     min_coverage: float,
     max_rate_deviation: float,
     min_effective_sample_size: float,

@@ -71,16 +71,15 @@ class TabularSpec:
             num_buckets=num_buckets,
         )
 
-    def feature_spec(self) -> dict[str, tf.io.FixedLenFeature]:
-        """How the inputs are parsed; an absent value comes as NaN, the least int64 or ""."""
-        absent = {"float32": float("nan"), "int64": tf.int64.min, "string": ""}
+    def feature_spec(self) -> dict[str, tf.io.RaggedFeature]:
+        """How the inputs are parsed: any number of values, as CsvExampleGen writes none."""
         return {
-            name: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(dtype), absent[dtype])
+            name: tf.io.RaggedFeature(tf.dtypes.as_dtype(dtype))
             for name, dtype in self.dtypes.items()
         }
 
-    def inputs(self, parsed: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Parsed features `[n]` → float32 `numbers` `[n, d]`, int64 `buckets` `[n, c]`."""
+    def inputs(self, parsed: dict[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        """Parsed features → float32 `numbers` `[n, d]`, int64 `buckets` `[n, c]`."""
         inputs = {}
         if self.numeric:
             inputs[NUMBERS] = tf.concat([_numbers(parsed[name]) for name in self.numeric], axis=1)
@@ -127,14 +126,19 @@ def dataset(
     return records.batch(batch_size).map(parse, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _numbers(values: tf.Tensor) -> tf.Tensor:
+def _numbers(values: tf.RaggedTensor) -> tf.Tensor:
     """Signed logarithm, 0 where absent, and an indicator of absence: float32 `[n, 2]`."""
-    absent = values == values.dtype.min if values.dtype.is_integer else tf.math.is_nan(values)
-    values = tf.cast(tf.where(absent, tf.zeros_like(values), values), tf.float32)
-    return tf.stack(
-        [tf.sign(values) * tf.math.log1p(tf.abs(values)), tf.cast(absent, tf.float32)], axis=1
-    )
+    first = _first(tf.cast(values, tf.float32), 0.0)
+    absent = tf.cast(values.row_lengths() == 0, tf.float32)
+    return tf.stack([tf.sign(first) * tf.math.log1p(tf.abs(first)), absent], axis=1)
 
 
-def _text(values: tf.Tensor) -> tf.Tensor:
-    return values if values.dtype == tf.string else tf.strings.as_string(values)
+def _text(values: tf.RaggedTensor) -> tf.Tensor:
+    if values.dtype != tf.string:
+        values = tf.ragged.map_flat_values(tf.strings.as_string, values)
+    return _first(values, "")
+
+
+def _first(values: tf.RaggedTensor, default: float | str) -> tf.Tensor:
+    """The first value of each example: `[n]`."""
+    return values.to_tensor(default_value=default, shape=[None, 1])[:, 0]

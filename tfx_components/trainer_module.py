@@ -1,8 +1,9 @@
 """`run_fn` for TFX's Trainer: an `OFBModel` on weighted examples, exported so that it records.
 
 Settings come from Trainer's `custom_config`, by the names of `TrainingConfig`. The served
-signature takes serialized tf.Examples and returns `logits` and `example_id`: what BulkInferrer or
-TF Serving logs of it is what ForwardRecordGen reads, and so the loop closes.
+signature takes serialized tf.Examples and returns `logits` and, of examples that have an id,
+`example_id`: what BulkInferrer or TF Serving logs of it is what ForwardRecordGen reads, and so the
+loop closes.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class TrainingConfig:
 
     Attributes:
       label_feature: one number an example.
-      id_feature: "" for the fingerprint of the serialized example.
+      id_feature: "" where the examples have none.
       task: "multiclass", "binary" or "regression".
       num_classes: of multiclass.
       exclude: further features that the model must not see.
@@ -158,7 +159,7 @@ def export(
     """Writes the SavedModel, and beside it the Keras model that training can go on from.
 
     The signature `serving_default` maps `examples`, string `[n]`, to `logits` float32
-    `[n, num_outputs]` and `example_id` int64 `[n]`.
+    `[n, num_outputs]` and, where there is an id feature, `example_id` int64 `[n]`.
     """
     spec = _spec(config, schema)
     id_spec = {}
@@ -169,9 +170,10 @@ def export(
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
     def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(examples, spec.feature_spec() | id_spec)
-        ids = parsed[config.id_feature] if config.id_feature else hashing.fingerprint(examples)
-        logits = model(spec.inputs(parsed), training=False)
-        return {types.LOGITS: logits, types.EXAMPLE_ID: hashing.as_example_ids(ids)}
+        outputs = {types.LOGITS: model(spec.inputs(parsed), training=False)}
+        if config.id_feature:
+            outputs[types.EXAMPLE_ID] = hashing.as_example_ids(parsed[config.id_feature])
+        return outputs
 
     archive = keras.export.ExportArchive()
     archive.track(model)
