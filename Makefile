@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo lock clean
+.PHONY: help setup test test-core lint format demo bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,15 +28,22 @@ format: setup  ## ruff: fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint  ## lint and all core tests
+test: test-core test-tfx  ## lint and all tests, each stack in its own environment
+
+test-core: lint  ## lint and the core tests
 	$(BIN)/python -m pytest
 
 demo: setup  ## the main job on an embedded click stream
 	$(BIN)/ofb demo --output_dir=out/demo
 
+bench: setup  ## every comparison with a named peer; at most 15 minutes
+	$(BIN)/python -m benchmarks --output_dir=out/bench --markdown
+
 lock: setup  ## resolve requirements/core.in anew
 	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/core.in \
 		--no-header --no-emit-package ofb-tf -o requirements/core.txt
 
+include tfx.mk
+
 clean:  ## remove what setup and the runs made
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(VENV_TFX) out build dist *.egg-info
