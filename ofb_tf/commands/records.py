@@ -55,6 +55,37 @@ def _define_flags() -> absl_flags.FlagValues:
     )
     absl_flags.DEFINE_float("max_age_hours", None, "expire: records older than this go.", **shared)
     absl_flags.DEFINE_bool("dry_run", False, "expire: only say what would be done.", **shared)
+    absl_flags.DEFINE_enum(
+        "format", None, ["prediction_log", "jsonl", "csv"], "import: of the files.", **shared
+    )
+    absl_flags.DEFINE_string(
+        "id_output",
+        "example_id",
+        "import, prediction_log: tensor with the ids; empty for fingerprints of the examples.",
+        **shared,
+    )
+    absl_flags.DEFINE_string(
+        "logits_output", "logits", "import, prediction_log: tensor with the logits.", **shared
+    )
+    absl_flags.DEFINE_string("id_field", "example_id", "import, jsonl and csv.", **shared)
+    absl_flags.DEFINE_list(
+        "logits_fields", ["logits"], "import, jsonl and csv: one list, or one a number.", **shared
+    )
+    absl_flags.DEFINE_string("loss_field", None, "import, jsonl and csv.", **shared)
+    absl_flags.DEFINE_string("version_field", "model_version", "import, jsonl and csv.", **shared)
+    absl_flags.DEFINE_string("timestamp_field", "timestamp", "import, jsonl and csv.", **shared)
+    absl_flags.DEFINE_enum(
+        "timestamp_unit", "us", ["s", "ms", "us"], "import, jsonl and csv: since 1970.", **shared
+    )
+    absl_flags.DEFINE_enum(
+        "bad_rows", "count", ["count", "list", "error"], "import: what a bad row does.", **shared
+    )
+    absl_flags.DEFINE_integer(
+        "num_outputs", None, "import: of the model; from the first row by default.", **shared
+    )
+    absl_flags.DEFINE_string(
+        "id_secret_file", None, "import: hash the ids with the secret in this file.", **shared
+    )
     return values
 
 
@@ -78,7 +109,7 @@ def main(argv: list[str]) -> int:
     except _UsageError as error:
         print(f"ofb records {action}: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"ofb records {action}: {error}", file=sys.stderr)
         return 1
 
@@ -168,6 +199,49 @@ def _expire(patterns: list[str], values: absl_flags.FlagValues) -> int:
     return _print_report(report, values)
 
 
+def _import(patterns: list[str], values: absl_flags.FlagValues) -> int:
+    from ofb_tf.records import imports, prediction_log, text_rows
+
+    kind = _required(values, "format")
+    if kind == "prediction_log":
+        fields = prediction_log.PredictFields(values.id_output or None, values.logits_output)
+    else:
+        fields = text_rows.RowFields(
+            example_id=values.id_field,
+            logits=tuple(name for name in values.logits_fields if name),
+            loss=values.loss_field,
+            model_version=values.version_field,
+            timestamp=values.timestamp_field,
+            timestamp_unit=values.timestamp_unit,
+        )
+    report = imports.import_records(
+        patterns,
+        _required(values, "output_dir"),
+        format=kind,
+        fields=fields,
+        bad_rows=values.bad_rows,
+        num_outputs=values.num_outputs,
+        secret_file=values.id_secret_file,
+        compression=None if values.compression == "none" else values.compression,
+    )
+    if values.json:
+        print(json.dumps(dataclasses.asdict(report)))
+        return 0
+    _print_table(
+        [
+            ("files read", f"{report.num_files:,}"),
+            ("rows read", f"{report.num_rows:,}"),
+            ("bad rows", f"{report.num_bad_rows:,}"),
+            ("records written", f"{report.num_records:,}"),
+            ("not finite", f"{report.num_nonfinite:,}"),
+            ("log sampling rate", f"{report.sampling_rate:g}"),
+        ]
+    )
+    for path, offset, reason in report.bad_rows:
+        print(f"{path} at byte {offset}: {reason}")
+    return 0
+
+
 def _print_report(report, values: absl_flags.FlagValues) -> int:
     if values.json:
         result = dataclasses.asdict(report)
@@ -218,4 +292,5 @@ ACTIONS: dict[str, Callable[[list[str], absl_flags.FlagValues], int]] = {
     "compact": _compact,
     "partition": _partition,
     "expire": _expire,
+    "import": _import,
 }

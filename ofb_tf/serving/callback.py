@@ -1,0 +1,101 @@
+"""Recording inside the process that calls `model.predict`."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from ofb_tf import types
+from ofb_tf.records import ForwardRecordWriter
+
+
+class RecordPredictions(keras.callbacks.Callback):
+    """Writes what `model.predict` computes as forward records.
+
+    ```python
+    with ofb_tf.ForwardRecordWriter(directory) as writer:
+        model.predict(inputs, callbacks=[RecordPredictions(writer, example_ids)])
+    ```
+
+    Ids come in the order of prediction from `example_ids`, or from the model's own output where
+    that is a dict with `example_id` and `logits`.
+    """
+
+    def __init__(
+        self,
+        writer: ForwardRecordWriter,
+        example_ids: Any = None,
+        *,
+        model_version: int = 0,
+        id_output: str = types.EXAMPLE_ID,
+        logits_output: str = types.LOGITS,
+    ):
+        """Makes the callback.
+
+        Args:
+          writer: takes the records; it stays open.
+          example_ids: int64 or string `[n]`, one for each example of the prediction, in order;
+            None where the model's output carries them.
+          model_version: int64.
+          id_output: the output with the ids, where `example_ids` is None.
+          logits_output: the output with the logits, where the model's output is a dict.
+
+        Raises:
+          ValueError: example_ids is not `[n]`.
+        """
+        super().__init__()
+        self._ids = None if example_ids is None else np.asarray(example_ids)
+        if self._ids is not None and self._ids.ndim != 1:
+            raise ValueError(f"example_ids must have shape [n]. Received: {list(self._ids.shape)}")
+        self._writer = writer
+        self._model_version = model_version
+        self._id_output = id_output
+        self._logits_output = logits_output
+        self._position = 0
+
+    def on_predict_begin(self, logs: dict | None = None) -> None:
+        """Starts at the first id."""
+        self._position = 0
+
+    def on_predict_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Writes the batch.
+
+        Raises:
+          ValueError: ids or logits are not there, or the ids run out.
+        """
+        outputs = logs["outputs"]
+        is_dict = isinstance(outputs, dict)
+        if is_dict and self._logits_output not in outputs:
+            raise ValueError(
+                f"RecordPredictions: the model's output must have {self._logits_output!r}. "
+                f"Received: {sorted(outputs)}. Name it with logits_output."
+            )
+        logits = np.asarray(outputs[self._logits_output] if is_dict else outputs)
+        if self._ids is not None:
+            ids = self._ids[self._position : self._position + len(logits)]
+            self._position += len(logits)
+            if len(ids) < len(logits):
+                raise ValueError(
+                    f"RecordPredictions: example_ids must name every example. Received: "
+                    f"{len(self._ids)} ids for at least {self._position} examples"
+                )
+        elif is_dict and self._id_output in outputs:
+            ids = np.reshape(np.asarray(outputs[self._id_output]), [-1])
+        else:
+            raise ValueError(
+                "RecordPredictions: ids must come from example_ids, or from the model's output "
+                f"{self._id_output!r}. Received: neither"
+            )
+        self._writer.write(ids, logits, model_version=self._model_version)
+
+    def on_predict_end(self, logs: dict | None = None) -> None:
+        """Checks that ids and examples went together to the end.
+
+        Raises:
+          ValueError: more ids than examples.
+        """
+        if self._ids is not None and self._position != len(self._ids):
+            raise ValueError(
+                f"RecordPredictions: example_ids must name every example once. Received: "
+                f"{len(self._ids)} ids for {self._position} examples"
+            )

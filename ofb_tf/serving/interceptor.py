@@ -1,0 +1,72 @@
+"""gRPC client interceptors that record the answers of `PredictionService.Predict`.
+
+Needs grpc: `pip install ofb-tf[serving]`.
+
+```python
+writer = ofb_tf.ForwardRecordWriter(directory, on_error="drop")
+with PredictionRecorder(writer) as recorder:
+    channel = grpc.intercept_channel(channel, RecordingInterceptor(recorder))
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    stub.Predict(request)                    # as before
+```
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ofb_tf.serving.recorder import PredictionRecorder
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+
+class RecordingInterceptor(grpc.UnaryUnaryClientInterceptor):
+    """For channels of `grpc`, through `grpc.intercept_channel`."""
+
+    def __init__(self, recorder: PredictionRecorder):
+        """Records into `recorder`, which its owner closes."""
+        self._recorder = recorder
+
+    def intercept_unary_unary(
+        self, continuation: Callable, client_call_details: grpc.ClientCallDetails, request: Any
+    ) -> Any:
+        """Hands the response on when it is there; the call itself is untouched."""
+        call = continuation(client_call_details, request)
+        if _method(client_call_details) == PREDICT:
+            call.add_done_callback(lambda done: self._record(request, done))
+        return call
+
+    def _record(self, request: Any, call: Any) -> None:
+        if call.code() is grpc.StatusCode.OK:
+            self._recorder.offer(request, call.result())
+        else:
+            self._recorder.count_failure()
+
+
+class AsyncRecordingInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    """For channels of `grpc.aio`, as one of their `interceptors`."""
+
+    def __init__(self, recorder: PredictionRecorder):
+        """Records into `recorder`, which its owner closes."""
+        self._recorder = recorder
+
+    async def intercept_unary_unary(
+        self, continuation: Callable, client_call_details: Any, request: Any
+    ) -> Any:
+        """Hands the response on when it is there; the call itself is untouched."""
+        call = await continuation(client_call_details, request)
+        if _method(client_call_details) != PREDICT:
+            return call
+        try:
+            response = await call
+        except grpc.aio.AioRpcError:
+            self._recorder.count_failure()
+        else:
+            self._recorder.offer(request, response)
+        return call
+
+
+def _method(details: Any) -> str:
+    return details.method.decode() if isinstance(details.method, bytes) else details.method
