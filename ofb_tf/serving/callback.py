@@ -63,14 +63,14 @@ class RecordPredictions(keras.callbacks.Callback):
         Raises:
           ValueError: ids or logits are not there, or the ids run out.
         """
-        outputs = logs["outputs"]
-        is_dict = isinstance(outputs, dict)
-        if is_dict and self._logits_output not in outputs:
+        # Keras merges a dict of outputs into the logs.
+        name = "outputs" if "outputs" in logs else self._logits_output
+        if name not in logs:
             raise ValueError(
                 f"RecordPredictions: the model's output must have {self._logits_output!r}. "
-                f"Received: {sorted(outputs)}. Name it with logits_output."
+                f"Received: {sorted(logs)}. Name it with logits_output."
             )
-        logits = np.asarray(outputs[self._logits_output] if is_dict else outputs)
+        logits = np.atleast_1d(np.asarray(logs[name]))
         if self._ids is not None:
             ids = self._ids[self._position : self._position + len(logits)]
             self._position += len(logits)
@@ -79,8 +79,8 @@ class RecordPredictions(keras.callbacks.Callback):
                     f"RecordPredictions: example_ids must name every example. Received: "
                     f"{len(self._ids)} ids for at least {self._position} examples"
                 )
-        elif is_dict and self._id_output in outputs:
-            ids = np.reshape(np.asarray(outputs[self._id_output]), [-1])
+        elif self._id_output in logs:
+            ids = _ids_of_output(logs[self._id_output])
         else:
             raise ValueError(
                 "RecordPredictions: ids must come from example_ids, or from the model's output "
@@ -99,3 +99,15 @@ class RecordPredictions(keras.callbacks.Callback):
                 f"RecordPredictions: example_ids must name every example once. Received: "
                 f"{len(self._ids)} ids for {self._position} examples"
             )
+
+
+def _ids_of_output(ids: Any) -> np.ndarray:
+    if isinstance(ids, float):  # what Keras makes of a batch of one
+        if abs(ids) >= 2**53:
+            raise ValueError(
+                "RecordPredictions: Keras hands the id of a batch of one on as a float, which "
+                f"cannot hold it. Received: {ids}. Give example_ids, or a batch_size that leaves "
+                "no single example."
+            )
+        return np.array([int(ids)])
+    return np.reshape(np.asarray(ids), [-1])

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter
+from ofb_tf.serving import RecordPredictions
+
+
+def test_predict_leaves_a_record_for_every_example(model, examples, tmp_path):
+    ids, inputs, _ = examples
+    with ForwardRecordWriter(tmp_path) as writer:
+        callback = RecordPredictions(writer, ids, model_version=5)
+        for _ in range(2):  # a second prediction starts at the first id again
+            logits = model.predict(inputs, batch_size=10, callbacks=[callback], verbose=0)
+    records = ForwardRecords.load(tmp_path)
+    np.testing.assert_array_equal(records.example_ids, ids)
+    np.testing.assert_array_equal(records.logits, logits)
+    np.testing.assert_array_equal(records.model_versions, [5] * 64)
+    assert records.counts.num_read == 128
+
+
+def test_ids_from_the_models_own_output(tmp_path):
+    ids = keras.Input([], name="id", dtype="int64")
+    x = keras.Input([2], name="x")
+    outputs = {"example_id": keras.layers.Identity()(ids), "logits": keras.layers.Dense(3)(x)}
+    model = keras.Model({"id": ids, "x": x}, outputs)
+    inputs = {"id": np.arange(20) + 2**40, "x": np.ones([20, 2], np.float32)}
+    with ForwardRecordWriter(tmp_path) as writer:
+        model.predict(inputs, batch_size=8, callbacks=[RecordPredictions(writer)], verbose=0)
+        writer.flush()
+        np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, inputs["id"])
+        # Under older releases of numpy, Keras makes a float of a batch of one.
+        callback = RecordPredictions(writer)
+        with pytest.raises(ValueError, match="cannot hold it"):
+            callback.on_predict_batch_end(
+                0, {"example_id": float(2**53 + 1), "logits": np.ones([1, 3])}
+            )
+        callback.on_predict_batch_end(0, {"example_id": 7.0, "logits": np.ones([1, 3])})
+    assert 7 in ForwardRecords.load(tmp_path).example_ids
+
+
+def test_a_single_example_of_a_single_output(tmp_path):
+    x = keras.Input([2])
+    model = keras.Model(x, keras.layers.Dense(1)(x))
+    with ForwardRecordWriter(tmp_path) as writer:
+        callback = RecordPredictions(writer, [2**60 + 1])
+        logits = model.predict(np.ones([1, 2]), callbacks=[callback], verbose=0)
+    records = ForwardRecords.load(tmp_path)
+    np.testing.assert_array_equal(records.example_ids, [2**60 + 1])
+    np.testing.assert_array_equal(records.logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.arange(63), "63 ids for at least 64"),
+        (np.arange(65), "65 ids for 64 examples"),
+        (None, "Received: neither"),
+    ],
+)
+def test_ids_that_do_not_fit(model, examples, tmp_path, ids, message):
+    with ForwardRecordWriter(tmp_path) as writer:
+        callback = RecordPredictions(writer, ids)
+        with pytest.raises(ValueError, match=message):
+            model.predict(examples[1], batch_size=16, callbacks=[callback], verbose=0)
+        with pytest.raises(ValueError, match=r"example_ids must have shape \[n\]"):
+            RecordPredictions(writer, [[1]])
+
+
+@pytest.mark.slow
+def test_only_the_interceptor_imports_grpc():
+    code = (
+        "import sys, ofb_tf, ofb_tf.serving, ofb_tf.serving.recorder, ofb_tf.records.imports;"
+        "assert not {'grpc', 'tensorflow_serving'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ofb_tf.serving import export_recording_model
+
+FEATURE_SPEC = {
+    "example_id": tf.io.FixedLenFeature([], tf.int64),
+    "x": tf.io.FixedLenFeature([3], tf.float32),
+}
+
+
+def serialize(ids, inputs):
+    serialized = []
+    for example_id, x in zip(ids, inputs, strict=True):
+        example = tf.train.Example()
+        example.features.feature["example_id"].int64_list.value.append(int(example_id))
+        example.features.feature["x"].float_list.value.extend(x)
+        serialized.append(example.SerializeToString())
+    return serialized
+
+
+@pytest.fixture(scope="session")
+def examples():
+    inputs = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    ids = np.arange(64) * 1000 - 7
+    return ids, inputs, serialize(ids, inputs)
+
+
+@pytest.fixture(scope="session")
+def model():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input([3], name="x")
+    return keras.Model(inputs, keras.layers.Dense(4)(inputs))
+
+
+@pytest.fixture(scope="session")
+def exported(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "1"
+    export_recording_model(model, path, FEATURE_SPEC)
+    return path

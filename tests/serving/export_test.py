@@ -1,0 +1,100 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ofb_tf import hashing
+from ofb_tf.serving import export_recording_model
+
+SPEC = {
+    "example_id": tf.io.FixedLenFeature([], tf.int64),
+    "x": tf.io.FixedLenFeature([3], tf.float32),
+}
+
+
+def serve(path, serialized):
+    return tf.saved_model.load(str(path)).signatures["serving_default"](
+        examples=tf.constant(serialized)
+    )
+
+
+def one_output_model():
+    inputs = {"a": keras.Input([1], name="a"), "b": keras.Input([2], name="b")}
+    hidden = keras.layers.Concatenate()([inputs["a"], inputs["b"]])
+    return keras.Model(inputs, keras.layers.Dense(1)(hidden))
+
+
+def test_the_signature_answers_predictions_logits_and_ids(exported, model, examples):
+    ids, inputs, serialized = examples
+    answer = serve(exported, serialized)
+    assert set(answer) == {"predictions", "logits", "example_id"}
+    np.testing.assert_array_equal(answer["example_id"], ids)
+    np.testing.assert_allclose(answer["logits"], model(inputs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(answer["predictions"], tf.nn.softmax(model(inputs)), rtol=1e-5)
+    empty = serve(exported, np.array([], object))
+    assert empty["logits"].shape == [0, 4]
+
+
+def test_without_an_id_column_the_fingerprint_of_the_example_is_the_id(model, examples, tmp_path):
+    export_recording_model(model, tmp_path / "m", SPEC, id_key=None)
+    answer = serve(tmp_path / "m", examples[2])
+    np.testing.assert_array_equal(answer["example_id"], hashing.fingerprint(examples[2]))
+
+
+@pytest.mark.parametrize(("task", "activation"), [("binary", tf.sigmoid), ("regression", None)])
+def test_one_output_dict_inputs_and_string_ids(tmp_path, task, activation):
+    spec = {
+        "user": tf.io.FixedLenFeature([1], tf.string),
+        "a": tf.io.FixedLenFeature([], tf.float32),
+        "b": tf.io.FixedLenFeature([2], tf.float32),
+    }
+    model = one_output_model()
+    export_recording_model(model, tmp_path / "m", spec, id_key="user", task=task)
+    example = tf.train.Example()
+    example.features.feature["user"].bytes_list.value.append(b"someone")
+    example.features.feature["a"].float_list.value.append(0.5)
+    example.features.feature["b"].float_list.value.extend([1.0, -1.0])
+    answer = serve(tmp_path / "m", [example.SerializeToString()])
+    np.testing.assert_array_equal(answer["example_id"], hashing.fingerprint(["someone"]))
+    logits = model({"a": np.array([[0.5]]), "b": np.array([[1.0, -1.0]])})
+    np.testing.assert_allclose(answer["logits"], logits, rtol=1e-5)
+    expected = activation(logits) if activation else logits
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"id_key": "user"}, "id_key must be a feature of feature_spec.*'user'"),
+        ({"task": "binary"}, "Received: 'binary' for 4 outputs"),
+        ({"task": "ranking"}, "task must be"),
+    ],
+)
+def test_arguments_that_do_not_fit(model, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export_recording_model(model, tmp_path, SPEC, **arguments)
+    with pytest.raises(ValueError, match="Received: None for 1 outputs"):
+        export_recording_model(one_output_model(), tmp_path, SPEC)
+    with pytest.raises(ValueError, match=r"inputs \['x'\] must be features"):
+        export_recording_model(model, tmp_path, {"example_id": SPEC["example_id"]})
+
+
+@pytest.mark.slow
+def test_saved_model_cli_shows_and_runs_it(exported, examples, tmp_path):
+    cli = Path(sys.executable).parent / "saved_model_cli"
+    base = [str(cli), "{}", "--dir", str(exported), "--tag_set", "serve"]
+    base += ["--signature_def", "serving_default"]
+    show = subprocess.run(
+        [part.format("show") for part in base], capture_output=True, text=True, check=True
+    )
+    for name in ("inputs['examples']", "outputs['example_id']", "outputs['logits']"):
+        assert name in show.stdout
+    np.save(tmp_path / "input.npy", np.array(examples[2][:2]))
+    run = [part.format("run") for part in base]
+    run += ["--inputs", f"examples={tmp_path}/input.npy", "--outdir", str(tmp_path)]
+    subprocess.run(run, capture_output=True, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "example_id.npy"), examples[0][:2])
