@@ -4,11 +4,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
-
 EFFECTIVE_SAMPLE_SIZE = "effective_sample_size"
 MEAN_WEIGHT = "mean_weight"
 MAX_WEIGHT = "max_weight"
+RECORD_COVERAGE = "record_coverage"
+SCORE_CORRELATION = "score_correlation"
+VARIANCE_RATIO = "variance_ratio"
+REALIZED_RATE = "realized_rate"
+OWN_FIGURES = (
+    EFFECTIVE_SAMPLE_SIZE,
+    MEAN_WEIGHT,
+    MAX_WEIGHT,
+    REALIZED_RATE,
+    RECORD_COVERAGE,
+    SCORE_CORRELATION,
+    VARIANCE_RATIO,
+)
+"""What `OFBModel.fit` may report beside the user's metrics."""
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
@@ -72,17 +84,163 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
         }
 
 
-WEIGHT_METRICS = (EFFECTIVE_SAMPLE_SIZE, MEAN_WEIGHT, MAX_WEIGHT)
-RECORD_FIELDS = frozenset(
-    {
-        types.LOGITS,
-        types.LOSS,
-        types.MODEL_VERSION,
-        types.TIMESTAMP,
-        types.HAS_RECORD,
-        types.CLASS_IDS,
-        types.LOGSUMEXP,
-        types.SUM_SQUARED_PROBABILITIES,
-    }
-)
-"""Fields that a join adds and that are never inputs of the model under training."""
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class RecordStatistics(keras.metrics.Metric):
+    """How much of the stream has a record, and how stale the records are.
+
+    Both are weighted by the importance weights, so they speak of the stream and not of what was
+    selected from it.
+
+    - `record_coverage`: fraction with a record, in [0, 1].
+    - `score_correlation`: Pearson correlation of log(1 + loss) between the record and this step,
+      in [-1, 1]. Near 1: records point at what still matters. Near 0: they are stale or wrong.
+    """
+
+    def __init__(self, name: str = "record_statistics", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self._sums = self.add_variable((8,), "zeros", name="sums")
+
+    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+        """Adds one batch (the names are Keras's).
+
+        Args:
+          y_true: recorded losses, float `[n]`; not finite where there is no usable record.
+          y_pred: losses in this step, float `[n]`.
+          sample_weight: importance weights, float `[n]`, or None for ones.
+        """
+        recorded = tf.cast(y_true, tf.float32)
+        current = tf.cast(y_pred, tf.float32)
+        weight = tf.ones_like(current) if sample_weight is None else sample_weight
+        weight = tf.cast(weight, tf.float32)
+        known = tf.math.is_finite(recorded) & tf.math.is_finite(current)
+        # Correlation does not change with a shift; large losses are compressed for the same
+        # A few large losses would decide alone; their logarithms do not.
+        a, b = (tf.where(known, tf.math.log1p(tf.nn.relu(v)), 0.0) for v in (recorded, current))
+        counted = tf.where(known, weight, 0.0)
+        has_record = tf.where(tf.math.is_finite(recorded), weight, 0.0)
+        terms = (weight, has_record, counted, counted * a, counted * b)
+        squares = (counted * a * a, counted * b * b, counted * a * b)
+        self._sums.assign_add(tf.stack([tf.reduce_sum(term) for term in (*terms, *squares)]))
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """The two figures, float32 scalars; 0 where nothing was counted."""
+        sums = tf.unstack(tf.convert_to_tensor(self._sums))
+        weight, has_record, n, a, b, aa, bb, ab = sums
+        mean_a, mean_b = tf.math.divide_no_nan(a, n), tf.math.divide_no_nan(b, n)
+        covariance = tf.math.divide_no_nan(ab, n) - mean_a * mean_b
+        variances = [
+            tf.nn.relu(tf.math.divide_no_nan(square, n) - mean * mean)
+            for square, mean in ((aa, mean_a), (bb, mean_b))
+        ]
+        return {
+            RECORD_COVERAGE: tf.math.divide_no_nan(has_record, weight),
+            SCORE_CORRELATION: tf.math.divide_no_nan(
+                covariance, tf.sqrt(variances[0] * variances[1])
+            ),
+        }
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class VarianceRatio(keras.metrics.Metric):
+    """Variance of the weighted estimate over that of uniform sampling at the same rate.
+
+    With g the norm of an example's gradient (its bound at the last layer) under the model of this
+    step, the variance of independent draws is proportional to the stream's mean of g² w for
+    weights w, and to that of g² for uniform sampling, apart from a term that both share. The ratio
+    of the two is below 1 where selection helps and above 1 where uniform sampling would do
+    better. The systematic design is better than independent draws for both.
+    """
+
+    def __init__(self, name: str = "variance_ratio", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self._sums = self.add_variable((3,), "zeros", name="sums")
+
+    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+        """Adds one batch (the names are Keras's).
+
+        Args:
+          y_true: gradient norms g in this step, float `[n]`; those not finite are left out.
+          y_pred: importance weights, float `[n]`.
+          sample_weight: what makes the batch stand for the stream: 1 for examples of a uniform
+            holdout and 0 for others, or the importance weights where there is no holdout.
+        """
+        norms, weights = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
+        counted = tf.cast(sample_weight, tf.float32)
+        usable = tf.math.is_finite(norms) & tf.math.is_finite(weights)
+        squares = tf.where(usable, counted * tf.square(norms), 0.0)
+        count = tf.math.count_nonzero(usable & (counted > 0.0), dtype=tf.float32)
+        self._sums.assign_add(
+            tf.stack(
+                [
+                    count,
+                    tf.reduce_sum(squares * tf.where(usable, weights, 0.0)),
+                    tf.reduce_sum(squares),
+                ]
+            )
+        )
+
+    def count(self) -> int:
+        """Examples since the last reset, eagerly."""
+        return int(keras.ops.convert_to_numpy(self._sums)[0])
+
+    def result(self) -> tf.Tensor:
+        """float32 scalar, at least 0; 0 where nothing was counted."""
+        _, weighted, uniform = tf.unstack(tf.convert_to_tensor(self._sums))
+        return tf.math.divide_no_nan(weighted, uniform)
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class LogHistogram(keras.metrics.Metric):
+    """Counts of positive values between edges on a log scale; no entry in logs.
+
+    Args:
+      low: lowest inner edge, above 0.
+      high: highest inner edge.
+      bins: number of bins between them; two more take what lies outside.
+      name: the metric's name.
+      **kwargs: as of `keras.metrics.Metric`.
+    """
+
+    def __init__(self, low: float, high: float, bins: int = 40, name: str = "histogram", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.edges = np.geomspace(low, high, bins + 1).astype(np.float32)
+        self._counts = self.add_variable((bins + 2,), "zeros", name="counts")
+
+    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+        """Counts values, float, any shape; those that are not finite are left out."""
+        del y_pred, sample_weight
+        values = tf.reshape(tf.cast(y_true, tf.float32), [-1])
+        bins = tf.searchsorted(tf.constant(self.edges), values, side="right")
+        one_hot = tf.one_hot(bins, len(self.edges) + 1)
+        finite = tf.cast(tf.math.is_finite(values), tf.float32)
+        self._counts.assign_add(tf.reduce_sum(one_hot * finite[:, None], axis=0))
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """Nothing: a histogram is read by `buckets`."""
+        return {}
+
+    def buckets(self) -> np.ndarray:
+        """Left edge, right edge and count of every bin, eagerly: float64 `[bins + 2, 3]`."""
+        counts = keras.ops.convert_to_numpy(self._counts)
+        lefts = np.concatenate([[0.0], self.edges])
+        rights = np.concatenate([self.edges, [self.edges[-1] * 2]])
+        return np.stack([lefts, rights, counts], axis=1).astype(np.float64)
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class Ratio(keras.metrics.Metric):
+    """Sum of one count over the sum of another."""
+
+    def __init__(self, name: str = "ratio", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self._sums = self.add_variable((2,), "zeros", name="sums")
+
+    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+        """Adds scalars: `y_true` to the numerator and `y_pred` to the denominator."""
+        del sample_weight
+        self._sums.assign_add(tf.stack([tf.cast(v, tf.float32) for v in (y_true, y_pred)]))
+
+    def result(self) -> tf.Tensor:
+        """float32 scalar; 0 where nothing was counted."""
+        numerator, denominator = tf.unstack(tf.convert_to_tensor(self._sums))
+        return tf.math.divide_no_nan(numerator, denominator)

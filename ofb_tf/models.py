@@ -1,15 +1,19 @@
 """`OFBModel`: a `keras.Model` that trains on what `ofb_sample` emits."""
 
+import inspect
 import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from ofb_tf import metrics, types
+from ofb_tf import hashing, metrics, scores, step_selection, types
+from ofb_tf.elements import RECORD_FIELDS
+from ofb_tf.policies import Policy, base, get_policy
 
 # The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
 _Functional = type(keras.Model(_input := keras.Input((1,)), _input))
+_NO_INPUT = frozenset({*RECORD_FIELDS, types.EXAMPLE_ID, types.UNIFORM_HOLDOUT})
 
 
 def _is_functional_call(args: tuple, kwargs: dict) -> bool:
@@ -29,8 +33,9 @@ def _is_functional_call(args: tuple, kwargs: dict) -> bool:
 class OFBModel(keras.Model):
     """A `keras.Model` that applies importance weights, once, as Keras sample weights.
 
-    Built as a `keras.Model` is: `OFBModel(inputs, outputs)` or by subclassing with `call`.
-    `fit`, `evaluate`, `predict` and the `*_on_batch` methods take what `ofb_sample` emits:
+    Built as a `keras.Model` is: `OFBModel(inputs, outputs)` or by subclassing with `call`;
+    `OFBModel.wrap(model)` makes one of a model that exists. `fit`, `evaluate`, `predict` and the
+    `*_on_batch` methods take what `ofb_sample` emits:
 
     - `(x, y)`, `(x, y, weight)`: as Keras takes them.
     - dicts with the label under `label_key` and, where selected, `importance_weight`. A model
@@ -42,13 +47,31 @@ class OFBModel(keras.Model):
     the weights are made for, unbiased for the window's mean loss. With every weight 1 the model
     trains bit for bit as `keras.Model`.
 
-    `fit` reports `effective_sample_size`, `mean_weight` and `max_weight` of the epoch
-    (see `ofb_tf.metrics.ImportanceWeightStatistics`). `ofb_sample` never emits a non-finite
-    weight; one that comes from elsewhere makes these figures and the loss NaN, so that it shows.
+    Where there are no records, `backward_rate` selects inside the step: each batch of n goes
+    forward once in inference mode, `backward_rate * n` of it are selected by `selection_policy`
+    and go forward and backward with their weights. Give it batches ten times as large.
+
+    `fit` reports, for each epoch:
+
+    - `effective_sample_size`, `mean_weight`, `max_weight`: see `ofb_tf.metrics`.
+    - `realized_rate`, with `backward_rate`: selected over seen.
+    - `record_coverage`, `score_correlation`, where elements keep their record fields
+      (`ofb_sample(keep_record=True)`).
+    - `variance_ratio`, where elements have the field `uniform_holdout`.
+
+    `ofb_sample` never emits a non-finite weight; one that comes from elsewhere makes these
+    figures and the loss NaN, so that it shows. Metrics given as `metrics=` describe the selected
+    examples, those given as `weighted_metrics=` the stream.
 
     Args:
       *args: as of `keras.Model`.
       label_key: field of the label in dict elements.
+      backward_rate: in (0, 1): the fraction of a batch that is selected in the step; None for
+        batches that are selected already.
+      selection_policy: "importance", or another name or `Policy`, for `backward_rate`. A model
+        that is to be saved needs a name.
+      task: "multiclass", "binary" or "regression"; None takes it from the compiled loss.
+      selection_seed: of the draws in the step, with the optimiser's step count.
       **kwargs: as of `keras.Model`.
     """
 
@@ -57,30 +80,104 @@ class OFBModel(keras.Model):
             return super().__new__(FunctionalOFBModel)
         return super().__new__(cls)
 
-    def __init__(self, *args, label_key: str = types.LABEL, **kwargs):
+    def __init__(
+        self,
+        *args,
+        label_key: str = types.LABEL,
+        backward_rate: float | None = None,
+        selection_policy: str | Policy = "importance",
+        task: str | None = None,
+        selection_seed: int = 0,
+        **kwargs,
+    ):
         if not isinstance(label_key, str) or not label_key:
             raise ValueError(f"label_key must be a non-empty string. Received: {label_key!r}")
+        if backward_rate is not None and not 0.0 < backward_rate < 1.0:
+            raise ValueError(f"backward_rate must be in (0, 1) or None. Received: {backward_rate}")
+        if task is not None and task not in types.TASKS:
+            raise ValueError(f"task must be one of {types.TASKS} or None. Received: {task!r}")
+        policy = get_policy(selection_policy)
+        if backward_rate is not None and policy.design != base.SYSTEMATIC:
+            raise ValueError(
+                "selection_policy must have design='systematic', which selects a fixed number. "
+                f"Received: {policy.design!r}"
+            )
         if _is_functional_call(args, kwargs) and not isinstance(self, _Functional):
             _rebase(type(self))
         super().__init__(*args, **kwargs)
         self.label_key = label_key
+        self.backward_rate = backward_rate
+        self.selection_policy = selection_policy
+        self.selection_seed = selection_seed
+        self.task = task
+        self._policy = policy
         self.importance_weight_statistics = metrics.ImportanceWeightStatistics()
+        self.realized_rate = metrics.Ratio(name=metrics.REALIZED_RATE)
+        self.record_statistics = metrics.RecordStatistics()
+        self.variance_ratio = metrics.VarianceRatio()
+        self._shown = {self.importance_weight_statistics.name}
+        self._observers = []  # see observe()
         self._testing = False
+        self._step = None
+
+    @classmethod
+    def wrap(cls, model: keras.Model, **kwargs) -> "OFBModel":
+        """An `OFBModel` that shares layers and weights with a model that exists.
+
+        Args:
+          model: any built `keras.Model`. Its `compile` settings are not taken over.
+          **kwargs: `label_key`, `backward_rate` and the others of `OFBModel`.
+
+        Returns:
+          A functional `OFBModel` of a functional or sequential model; otherwise a model with
+          `model` as its one layer.
+        """
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"model must be a keras.Model. Received: {type(model).__name__}")
+        if type(model) is _Functional:
+            return cls(model.input, model.output, name=model.name, **kwargs)
+        if type(model) is keras.Sequential and model.built:
+            return cls(model.inputs, model.outputs[0], name=model.name, **kwargs)
+        return WrappedOFBModel(model, **kwargs)
+
+    def observe(self, observer: Any) -> None:
+        """Has `observer.update(fields)` called in every training step, in the graph.
+
+        Callbacks use it; `fields` has the step's tensors by name: `importance_weight`, and where
+        they are known `example_id`, `timestamp`, `forward_logits` (of the whole batch, with
+        `backward_rate`).
+        """
+        if observer not in self._observers:
+            self._observers.append(observer)
+            self.train_function = None  # traced again, with the observer
+
+    def stop_observing(self, observer: Any) -> None:
+        """Undoes `observe`."""
+        self._observers.remove(observer)
+        self.train_function = None
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's metrics; those of the weights describe training and are left out of tests."""
         found = super().metrics
-        if getattr(self, "_testing", False):
-            return [m for m in found if m is not self.importance_weight_statistics]
-        return found
+        own = [
+            getattr(self, name, None)
+            for name in (
+                "importance_weight_statistics",
+                "realized_rate",
+                "record_statistics",
+                "variance_ratio",
+            )
+        ]
+        shown = set() if getattr(self, "_testing", False) else getattr(self, "_shown", set())
+        return [m for m in found if m.name in shown or not any(m is other for other in own)]
 
     def unpack(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
         """Splits one batch into inputs, labels and weights.
 
         Args:
           data: a dict with `label_key`, or a tuple `(x,)`, `(x, y)`, `(x, y, weight)`, or a tuple
-            whose only entry is such a dict.
+            whose first entry is such a dict.
 
         Returns:
           `(x, y, weight)` as Keras takes them; what is absent is None.
@@ -102,8 +199,7 @@ class OFBModel(keras.Model):
     def _select_inputs(self, fields: dict[str, Any]) -> Any:
         """The fields that the model reads, in the structure that it was built with."""
         if not isinstance(self, _Functional):
-            unused = metrics.RECORD_FIELDS | {types.EXAMPLE_ID}
-            return {name: value for name, value in fields.items() if name not in unused}
+            return {name: value for name, value in fields.items() if name not in _NO_INPUT}
         names = [tensor.name for tensor in self.inputs]
         if isinstance(self.input, dict):
             names = list(self.input)
@@ -120,13 +216,86 @@ class OFBModel(keras.Model):
         return values if len(values) > 1 else values[0]
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of `keras.Model` on the unpacked batch, with the weights counted."""
+        """One step of `keras.Model` on the unpacked (and selected) batch, weights counted."""
+        fields = keras.utils.unpack_x_y_sample_weight(data)[0]
+        fields = fields if isinstance(fields, dict) else {}
         x, y, weight = self.unpack(data)
+        seen = {name: fields[name] for name in _NO_INPUT if name in fields}
+        if self.backward_rate is not None:
+            x, y, weight = self._select(x, y, weight, seen)
         counted = weight
         if weight is None:
             counted = tf.ones([tf.shape(keras.tree.flatten(x)[0])[0]])
         self.importance_weight_statistics.update_state(counted)
-        return super().train_step((x, y, weight))
+        for observer in self._observers:
+            observer.update({**seen, types.IMPORTANCE_WEIGHT: counted})
+        self._step = seen if self.backward_rate is None else None
+        try:
+            return super().train_step((x, y, weight))
+        finally:
+            self._step = None
+
+    def _select(self, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]) -> tuple:
+        """One forward pass over all, and what of the batch goes on, with its weights."""
+        reading = step_selection.read_outputs(self.loss, self.task)
+        if "training" in inspect.signature(self.call).parameters:
+            outputs = self(x, training=False)
+        else:
+            outputs = self(x)
+        logits = tf.stop_gradient(reading.logits(outputs))
+        n = logits.shape[0]
+        if n is None:
+            n = tf.shape(logits)[0]
+            count = tf.cast(tf.round(self.backward_rate * tf.cast(n, tf.float32)), tf.int32)
+            count = tf.maximum(count, 1)
+        else:
+            count = max(1, round(self.backward_rate * n))
+        key = hashing.fold_in(
+            tf.constant(self.selection_seed, tf.int64),
+            tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64),
+        )
+        indices, importance = step_selection.select_fixed_count(
+            self._policy, count, reading.task, logits, reading.labels(y), key
+        )
+        self.realized_rate.update_state(count, n)
+        self._shown.add(self.realized_rate.name)
+        seen["forward_logits"] = logits
+        x, y, weight = keras.tree.map_structure(
+            lambda part: None if part is None else tf.gather(part, indices), (x, y, weight)
+        )
+        weight = importance if weight is None else importance * tf.cast(weight, importance.dtype)
+        return x, y, weight
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Keras's loss; the step's records are compared with what the model says now."""
+        if training and self._step:
+            self._compare_records(self._step, y, y_pred, sample_weight)
+        return super().compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        )
+
+    def _compare_records(
+        self, seen: dict[str, Any], y: Any, y_pred: Any, weight: tf.Tensor | None
+    ) -> None:
+        has_scores = types.LOGITS in seen or types.LOSS in seen
+        if not has_scores and types.UNIFORM_HOLDOUT not in seen:
+            return
+        reading = step_selection.read_outputs(self.loss, self.task)
+        logits = tf.stop_gradient(reading.logits(y_pred))
+        labels = reading.labels(y)
+        if has_scores:
+            recorded = seen.get(types.LOSS)
+            if recorded is None:
+                recorded = scores.example_loss(seen[types.LOGITS], labels, reading.task)
+            if types.HAS_RECORD in seen:
+                recorded = tf.where(seen[types.HAS_RECORD], recorded, float("nan"))
+            current = scores.example_loss(logits, labels, reading.task)
+            self.record_statistics.update_state(recorded, current, weight)
+            self._shown.add(self.record_statistics.name)
+        if types.UNIFORM_HOLDOUT in seen and weight is not None:
+            norms = scores.gradient_norm_bound(logits, labels, reading.task)
+            self.variance_ratio.update_state(norms, weight, seen[types.UNIFORM_HOLDOUT])
+            self._shown.add(self.variance_ratio.name)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """`keras.Model.test_step` on the unpacked batch."""
@@ -160,7 +329,7 @@ class OFBModel(keras.Model):
         """As `keras.Model.predict`; a dataset of dicts may carry labels, weights and ids."""
         if isinstance(x, dict):
             x = self.unpack(x)[0]
-        return super().predict(self._as_tuples(x), **kwargs)
+        return super().predict(x, **kwargs)
 
     def _check_reduction(self) -> None:
         """Warns of a loss that divides by the sum of weights."""
@@ -174,13 +343,15 @@ class OFBModel(keras.Model):
                 )
 
     def _as_tuples(self, data: Any, class_weight: dict[int, float] | None = None) -> Any:
-        """Maps a dataset of dicts to `(x, y, weight)`, which all of Keras understands.
+        """Maps a dataset of dicts to `(x, y, weight)` where Keras itself looks into elements.
 
-        Class weights are multiplied in here, because Keras refuses them beside sample weights.
+        It does so for class weights, which are multiplied in here because Keras refuses them
+        beside sample weights, and to build a model under a distribution strategy.
         """
         if not isinstance(data, tf.data.Dataset):
             return data
-        if class_weight is None and not isinstance(data.element_spec, dict):
+        is_distributed = self.distribute_strategy.num_replicas_in_sync > 1
+        if class_weight is None and not (is_distributed and isinstance(data.element_spec, dict)):
             return data
         table = None if class_weight is None else _class_weight_table(class_weight)
 
@@ -194,6 +365,20 @@ class OFBModel(keras.Model):
 
         return data.map(unpack, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
+    def _own_config(self) -> dict[str, Any]:
+        if not isinstance(self.selection_policy, str):
+            raise ValueError(
+                "selection_policy must be a name for a model that is saved with its "
+                f"configuration. Received: {self.selection_policy!r}. Save the weights instead."
+            )
+        return {
+            "label_key": self.label_key,
+            "backward_rate": self.backward_rate,
+            "selection_policy": self.selection_policy,
+            "task": self.task,
+            "selection_seed": self.selection_seed,
+        }
+
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
 class FunctionalOFBModel(OFBModel, _Functional):
@@ -203,8 +388,34 @@ class FunctionalOFBModel(OFBModel, _Functional):
         super().__init__(inputs, outputs, name=name, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """The functional model's configuration and `label_key`."""
-        return {**super().get_config(), "label_key": self.label_key}
+        """The functional model's configuration and the arguments of `OFBModel`."""
+        return {**super().get_config(), **self._own_config()}
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class WrappedOFBModel(OFBModel):
+    """What `OFBModel.wrap` makes of a model with a `call` of its own."""
+
+    def __init__(self, model: keras.Model, **kwargs):
+        super().__init__(**kwargs)
+        self.model = model
+
+    def call(self, inputs, training=None):
+        """The wrapped model's outputs."""
+        if "training" in inspect.signature(self.model.call).parameters:
+            return self.model(inputs, training=training)
+        return self.model(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The wrapped model and the arguments of `OFBModel`."""
+        model = keras.saving.serialize_keras_object(self.model)
+        return {"name": self.name, "model": model, **self._own_config()}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None) -> "WrappedOFBModel":
+        """The model that `get_config` describes."""
+        model = keras.saving.deserialize_keras_object(config.pop("model"), custom_objects)
+        return cls(model, **config)
 
 
 def _rebase(cls: type) -> None:
