@@ -279,6 +279,8 @@ class OFBSampler:
         config = self._config
         layout, task = self._resolve(spec)
 
+        # AutoGraph finds nothing to convert here, and would double the time of tracing.
+        @tf.autograph.experimental.do_not_convert
         def sample(batch: Any, epoch: tf.Tensor) -> Any:
             key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
             keys = layout.keys(batch)

@@ -82,7 +82,8 @@ class Policy(abc.ABC):
           budget: float64 scalar in [0, n]: how many to select in expectation.
 
         Returns:
-          An `Inclusion`. Only tensor operations: it runs inside the tf.data graph.
+          An `Inclusion`. Only tensor operations: it runs inside the tf.data graph, without
+          AutoGraph, so conditions are `tf.where` or `tf.cond`.
         """
 
 
