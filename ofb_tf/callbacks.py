@@ -14,6 +14,8 @@ from ofb_tf.records import ForwardRecordWriter
 
 FORWARD_LOGITS = "forward_logits"
 
+_SCALAR, _TENSOR = 1, 2  # DataClass of summary.proto
+
 
 class RecordForwardPasses(keras.callbacks.Callback):
     """Writes the forward passes of `OFBModel(backward_rate=...)` as forward records.
@@ -165,10 +167,12 @@ class OFBTensorBoard(keras.callbacks.Callback):
         with self._writer.as_default():
             for name in metrics.OWN_FIGURES:
                 if name in (logs or {}):
-                    tf.summary.scalar(f"ofb/{name}", float(logs[name]), step=epoch)
-            _write_histogram("ofb/importance_weight", self._weights.buckets(), epoch)
+                    _write(f"ofb/{name}", np.float32(logs[name]), epoch, "scalars", _SCALAR)
+            histograms = {"importance_weight": self._weights}
             if self._has_ages:
-                _write_histogram("ofb/record_age_seconds", self._ages.buckets(), epoch)
+                histograms["record_age_seconds"] = self._ages
+            for name, histogram in histograms.items():
+                _write(f"ofb/{name}", histogram.buckets(), epoch, "histograms", _TENSOR)
         self._writer.flush()
 
     def on_train_end(self, logs=None):
@@ -177,12 +181,13 @@ class OFBTensorBoard(keras.callbacks.Callback):
         self._writer.close()
 
 
-def _write_histogram(tag: str, buckets: np.ndarray, step: int) -> None:
-    """Writes counted buckets `[bins, 3]` as TensorBoard's histogram plugin reads them."""
+def _write(tag: str, value: np.ndarray, step: int, plugin: str, data_class: int) -> None:
+    """One summary as a TensorBoard plugin reads it; TensorBoard itself need not be installed."""
     metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="histograms")
+        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin),
+        data_class=data_class,
     )
-    tf.summary.write(tag, tf.constant(buckets, tf.float64), step=step, metadata=metadata)
+    tf.summary.write(tag, tf.constant(value), step=step, metadata=metadata)
 
 
 def _check_model(model: keras.Model, callback: str) -> None:

@@ -252,3 +252,68 @@ def test_weighted_and_unweighted_metrics(data):
     assert history["weighted"][0] == pytest.approx(
         np.average(correct, weights=data["importance_weight"]), rel=1e-5
     )
+
+
+def _stock(kind):
+    keras.utils.set_random_seed(0)
+    if kind == "sequential":
+        return keras.Sequential([keras.Input((NUM_FEATURES,), name="x"), keras.layers.Dense(4)])
+    inputs = keras.Input((NUM_FEATURES,), name="x")
+    if kind == "functional":
+        return keras.Model(inputs, keras.layers.Dense(NUM_CLASSES)(inputs))
+    model = StockSubclass()
+    model(np.zeros((1, NUM_FEATURES), np.float32))
+    return model
+
+
+@keras.saving.register_keras_serializable(package="models_test")
+class StockSubclass(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.layer = keras.layers.Dense(NUM_CLASSES)
+
+    def call(self, x):
+        return self.layer(x["x"] if isinstance(x, dict) else x)
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential", "subclass"])
+def test_wrapped_model_shares_weights_and_trains_as_the_model(data, kind, tmp_path):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    alone, inner = _stock(kind), _stock(kind)
+    wrapped = ofb_tf.OFBModel.wrap(inner)
+    assert isinstance(wrapped, ofb_tf.OFBModel)
+    for model in (alone, wrapped):
+        model.compile("sgd", loss)
+    alone.fit(
+        _dataset((data["x"], data["label"], data["importance_weight"])), shuffle=False, verbose=0
+    )
+    wrapped.fit(_dataset(data), shuffle=False, verbose=0)
+    _assert_same_weights(alone, inner)
+    wrapped.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(wrapped)
+    np.testing.assert_allclose(
+        loaded.predict(data, verbose=0), wrapped.predict(data, verbose=0), atol=1e-6
+    )
+
+
+def test_wrap_refuses_what_is_no_model():
+    with pytest.raises(ValueError, match="model must be a keras.Model. Received: str"):
+        ofb_tf.OFBModel.wrap("model")
+
+
+def test_kept_records_are_compared_and_not_fed(data):
+    model = _build(ofb_tf.OFBModel, optimizer=keras.optimizers.SGD(0.0))
+    data["logits"] = model.predict(data["x"], verbose=0)
+    data["has_record"] = np.arange(NUM_EXAMPLES) % 4 > 0
+    data["uniform_holdout"] = np.arange(NUM_EXAMPLES) % 2 == 0
+    history = model.fit(_dataset(data), shuffle=False, verbose=0).history
+    weights = data["importance_weight"]
+    covered = weights[data["has_record"]].sum() / weights.sum()
+    assert history["record_coverage"][0] == pytest.approx(covered, rel=1e-5)
+    assert history["score_correlation"][0] == pytest.approx(1.0, abs=1e-4)
+    probability = tf.nn.softmax(data["logits"]).numpy() - np.eye(NUM_CLASSES)[data["label"]]
+    squares = (probability**2).sum(1)[::2]
+    assert history["variance_ratio"][0] == pytest.approx(
+        (squares * weights[::2]).sum() / squares.sum(), rel=1e-4
+    )
