@@ -17,6 +17,7 @@ from ofb_tf.records import paths
 HEADER_BYTES = 12
 FRAME_BYTES = 16  # header and the checksum behind the data
 _SCAN_BYTES = 1 << 20
+_CHECK_BYTES = 1 << 25
 _READ_BUFFER_BYTES = 1 << 20
 _DAMAGE = (
     tf.errors.DataLossError,
@@ -59,7 +60,7 @@ def read_records(path: str) -> Iterator[tuple[int, bytes] | Damage]:
     compression = compression_of(path)
     offset = 0
     try:
-        for serialized in tf.data.TFRecordDataset(path, compression, _READ_BUFFER_BYTES):
+        for serialized in _dataset(path, compression):
             data = serialized.numpy()
             yield offset, data
             offset += len(data) + FRAME_BYTES
@@ -109,6 +110,14 @@ def _crc_table() -> np.ndarray:
 _CRC_TABLE = _crc_table()
 
 
+def _dataset(path: str, compression: str) -> tf.data.Dataset:
+    # tf.data.TFRecordDataset of one file, without the function that it traces for every one.
+    variant = tf.raw_ops.TFRecordDataset(
+        filenames=[path], compression_type=compression, buffer_size=_READ_BUFFER_BYTES
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
 def compression_of(path: str) -> str:
     """The compression that a file's first bytes show: GZIP, ZLIB or none (empty)."""
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -133,46 +142,61 @@ def _valid_headers(candidates: np.ndarray) -> np.ndarray:
 
 
 def _read_on(path: str, offset: int) -> Iterator[tuple[int, bytes] | Damage]:
-    """Reads record by record from an offset, over any damage."""
+    """Reads on from an offset, over any damage."""
     size = size_of(path)
     with tf.io.gfile.GFile(path, "rb") as file:
         while offset < size:
-            file.seek(offset)
-            header = file.read(HEADER_BYTES)
-            if len(header) < HEADER_BYTES:
-                yield Damage(offset, "the file ends inside a record's header", at_end=True)
-                return
-            if not _valid_headers(np.frombuffer(header, np.uint8)[None])[0]:
-                yield Damage(offset, "a record's length does not match its checksum")
+            frames = []
+            damage = None
+            start = offset
+            while damage is None and offset < size and offset - start < _CHECK_BYTES:
+                framed, damage = _read_frame(file, offset, size)
+                if damage is None:
+                    frames.append((offset, framed))
+                    offset += len(framed)
+            yield from _checked(frames)
+            if damage is not None:
+                yield damage
+                if damage.at_end:
+                    return
                 offset = _next_header(file, offset + 1, size)
-                continue
-            length = int.from_bytes(header[:8], "little")
-            if offset + FRAME_BYTES + length > size:
-                yield Damage(offset, "the file ends inside a record", at_end=True)
-                return
-            data = _checked(header + file.read(length + FRAME_BYTES - HEADER_BYTES))
-            if data is None:
-                yield Damage(offset, "a record's checksum does not match its data")
-            else:
-                yield offset, data
-            offset += FRAME_BYTES + length
 
 
-def _checked(framed: bytes) -> bytes | None:
-    """The data of one framed record, or None if TensorFlow finds it damaged.
+def _read_frame(file: tf.io.gfile.GFile, offset: int, size: int) -> tuple[bytes, Damage | None]:
+    """A record with its header and checksums, or why its extent is unknown."""
+    file.seek(offset)
+    header = file.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        return b"", Damage(offset, "the file ends inside a record's header", at_end=True)
+    if not _valid_headers(np.frombuffer(header, np.uint8)[None])[0]:
+        return b"", Damage(offset, "a record's length does not match its checksum")
+    length = int.from_bytes(header[:8], "little")
+    if offset + FRAME_BYTES + length > size:
+        return b"", Damage(offset, "the file ends inside a record", at_end=True)
+    return header + file.read(length + FRAME_BYTES - HEADER_BYTES), None
 
-    TensorFlow checks files only (and cannot start in the middle of one), so the record goes
+
+def _checked(frames: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes] | Damage]:
+    """The data of framed records, or where TensorFlow finds one damaged.
+
+    TensorFlow checks files only (and cannot start in the middle of one), so the records go
     through its file system in memory.
     """
     path = f"ram://ofb-tf-{uuid.uuid4().hex}"
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(framed)
-    try:
-        return next(iter(tf.data.TFRecordDataset(path))).numpy()
-    except _DAMAGE:
-        return None
-    finally:
-        tf.io.gfile.remove(path)
+    while frames:
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(b"".join(framed for _, framed in frames))
+        num_good = 0
+        try:
+            for serialized in _dataset(path, ""):
+                yield frames[num_good][0], serialized.numpy()
+                num_good += 1
+        except _DAMAGE:
+            offset = frames[num_good][0]
+            yield Damage(offset, "a record's checksum does not match its data")
+        finally:
+            tf.io.gfile.remove(path)
+        frames = frames[num_good + 1 :]
 
 
 def _next_header(file: tf.io.gfile.GFile, offset: int, size: int) -> int:
