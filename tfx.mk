@@ -16,3 +16,19 @@ $(VENV_TFX)/.ready: requirements/tfx.txt setup.py | $(VENV)/.ready
 lock-tfx: setup  ## resolve requirements/tfx.in anew
 	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/tfx.in \
 		--no-header -o requirements/tfx.txt
+
+TAXI_CSV ?= ../shared/data/chicago_taxi.csv
+
+.PHONY: tfx-demo tfx-compile test-tfx
+
+tfx-demo: setup-tfx  ## the taxi loop under LocalDagRunner, and its table
+	mkdir -p out
+	$(BIN_TFX)/python -W ignore -m tfx_components.pipelines.demo --csv=$(TAXI_CSV) \
+		--output_dir=out/tfx-demo 2>out/tfx-demo.log || { tail -n 20 out/tfx-demo.log; exit 1; }
+
+tfx-compile: setup-tfx  ## the taxi loop as a Kubeflow Pipelines v2 spec
+	$(BIN_TFX)/python -W ignore -m tfx_components.pipelines.kubeflow \
+		--output=out/kubeflow/ofb-loop.json
+
+test-tfx: setup-tfx  ## the tests of the TFX components and pipelines
+	$(BIN_TFX)/python -m pytest -W ignore::FutureWarning tests/tfx_components tests/e2e

@@ -122,7 +122,7 @@ class WriteStatistics(beam.PTransform):
         self._uri = uri
         self._settings = settings
 
-    def expand(self, parts: tuple[beam.PCollection, ...]) -> beam.PCollection:
+    def expand(self, parts):  # Beam reads type hints, and takes no tuple
         def with_name(statistics: SplitStatistics, split: str) -> tuple[None, tuple]:
             return None, (split, statistics)
 

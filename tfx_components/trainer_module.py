@@ -80,12 +80,7 @@ def run_fn(fn_args: Any) -> None:
     Raises:
       ValueError: a setting is out of range, or the files do not fit the schema.
     """
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in (fn_args.custom_config or {}).items()
-        if name in {field.name for field in dataclasses.fields(TrainingConfig)}
-    }
-    config = TrainingConfig(**settings)
+    config = training_config(fn_args.custom_config or {})
     schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
     model = train(
         config,
@@ -96,6 +91,22 @@ def run_fn(fn_args: Any) -> None:
         log_dir=fn_args.model_run_dir,
     )
     export(model, config, schema, fn_args.serving_model_dir)
+
+
+def training_config(settings: dict[str, Any]) -> TrainingConfig:
+    """The config from Trainer's `custom_config`, in which TFX puts further entries of its own.
+
+    Raises:
+      ValueError: a setting is out of range.
+    """
+    names = {field.name for field in dataclasses.fields(TrainingConfig)}
+    return TrainingConfig(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if name in names
+        }
+    )
 
 
 def train(
@@ -139,7 +150,7 @@ def train(
     if steps:
         data = data.take(steps)
     callbacks = [keras.callbacks.TensorBoard(log_dir)] if log_dir else []
-    model.fit(data, epochs=1, verbose=2, callbacks=callbacks)
+    model.fit(data, verbose=2 if log_dir else 0, callbacks=callbacks)
     return model
 
 
@@ -178,7 +189,7 @@ def export(
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("serving_default", serve)
-    archive.write_out(directory)
+    archive.write_out(directory, verbose=False)
     extra = os.path.join(directory, "assets.extra")
     tf.io.gfile.makedirs(extra)
     with tempfile.TemporaryDirectory() as local:

@@ -1,9 +1,4 @@
-"""The loop on this machine: LocalDagRunner, metadata in SQLite.
-
-```
-python -m tfx_components.pipelines.local --csv=trips.csv --output_dir=out/tfx-demo
-```
-"""
+"""The loop on this machine: LocalDagRunner, metadata in SQLite. `demo.py` runs it on data."""
 
 import os
 

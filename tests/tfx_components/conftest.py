@@ -1,0 +1,175 @@
+"""Fixtures of the TFX tests; without TFX (the core environment) nothing here is collected."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ofb_tf
+
+# This folder has the package's name: the package itself must be found first.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+collect_ignore_glob = [] if importlib.util.find_spec("tfx") else ["*_test.py"]
+
+
+@dataclasses.dataclass
+class Data:
+    """A binary task: examples with ids, labels and a slice, and what serving said of them."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    city: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """|sigmoid(z) - y| in float64: the reference for the gradient-norm bound."""
+        return np.abs(1.0 / (1.0 + np.exp(-self.logits.astype(np.float64))) - self.labels)
+
+
+@pytest.fixture
+def data() -> Data:
+    rng = np.random.default_rng(5)
+    n = 3000
+    logits = rng.normal(-2.0, 2.0, n).astype(np.float32)
+    labels = (rng.random(n) < 1.0 / (1.0 + np.exp(-logits))).astype(np.int64)
+    ids = rng.permutation(10 * n)[:n].astype(np.int64)
+    return Data(ids, labels, logits, rng.choice([b"north", b"south", b"west"], n))
+
+
+def serialize(fields: dict) -> bytes:
+    """A tf.Example of single values, by their Python types."""
+    example = tf.train.Example()
+    for name, value in fields.items():
+        feature = example.features.feature[name]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        elif isinstance(value, float):
+            feature.float_list.value.append(value)
+        elif isinstance(value, int):
+            feature.int64_list.value.append(value)
+    return example.SerializeToString(deterministic=True)
+
+
+def write_tfrecords(path: pathlib.Path, records: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = "GZIP" if path.suffix == ".gz" else ""
+    with tf.io.TFRecordWriter(str(path), options) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def read_tfrecords(path: pathlib.Path) -> list[bytes]:
+    options = "GZIP" if path.suffix == ".gz" else ""
+    return list(tf.data.TFRecordDataset(str(path), options).as_numpy_iterator())
+
+
+@pytest.fixture
+def as_examples(tmp_path):
+    """A function from `Data` to an Examples artifact with the splits train and eval."""
+    from tfx.types import standard_artifacts
+
+    def make(data: Data, num_files: int = 3, name: str = "examples", **extra):
+        artifact = standard_artifacts.Examples()
+        artifact.uri = str(tmp_path / name)
+        artifact.split_names = json.dumps(["train", "eval"])
+        artifact.span = 4
+        artifact.set_int_custom_property("span", 4)
+        artifact.set_string_custom_property("payload_format", "FORMAT_TF_EXAMPLE")
+        rows = [
+            serialize({"id": int(i), "label": int(y), "city": bytes(c), "x": float(z)} | extra)
+            for i, y, c, z in zip(data.ids, data.labels, data.city, data.logits, strict=True)
+        ]
+        for k, part in enumerate(np.array_split(np.arange(len(rows)), num_files)):
+            path = f"Split-train/data_tfrecord-{k:05d}-of-{num_files:05d}.gz"
+            write_tfrecords(tmp_path / name / path, [rows[i] for i in part])
+        write_tfrecords(tmp_path / name / "Split-eval/data_tfrecord-00000-of-00001.gz", rows[:50])
+        return artifact
+
+    return make
+
+
+@pytest.fixture
+def as_records(tmp_path):
+    """A function from columns to an ofb.ForwardRecords artifact, made by the component."""
+    import apache_beam as beam
+
+    from tfx_components import artifacts
+    from tfx_components.forward_record_gen import ForwardRecordGen
+
+    def make(ids, logits, *, name="records", num_partitions=5, **columns):
+        with ofb_tf.ForwardRecordWriter(tmp_path / f"{name}-serving") as writer:
+            writer.write(ids, logits, **{"timestamp": 1_000_000} | columns)
+        artifact = artifacts.ForwardRecords()
+        artifact.uri = str(tmp_path / name)
+        ForwardRecordGen.test_call(
+            forward_records=artifact,
+            records_pattern=str(tmp_path / f"{name}-serving"),
+            num_partitions=num_partitions,
+            beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
+        )
+        return artifact
+
+    return make
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """A function that runs OFBSampler's function: (Examples, SamplingStatistics)."""
+    import apache_beam as beam
+    from tfx.types import standard_artifacts
+
+    from tfx_components import artifacts
+    from tfx_components.ofb_sampler import OFBSampler
+
+    def run(examples, records, *, name="sampled", argv=(), **kwargs):
+        sampled, statistics = standard_artifacts.Examples(), artifacts.SamplingStatistics()
+        sampled.uri = str(tmp_path / name)
+        statistics.uri = str(tmp_path / f"{name}-statistics")
+        settings = {
+            "task": "binary",
+            "id_feature": "id",
+            "rate": 0.1,
+            "seed": 3,
+            "beam_pipeline": beam.Pipeline(argv=list(argv) or ["--direct_running_mode=in_memory"]),
+        }
+        OFBSampler.test_call(
+            examples=examples,
+            forward_records=records,
+            sampled_examples=sampled,
+            sampling_statistics=statistics,
+            **settings | kwargs,
+        )
+        return sampled, statistics
+
+    return run
+
+
+def selected(artifact, split: str = "train") -> dict[int, float]:
+    """id → importance weight of a sampled split."""
+    found = {}
+    for path in sorted((pathlib.Path(artifact.uri) / f"Split-{split}").iterdir()):
+        for record in read_tfrecords(path):
+            feature = tf.train.Example.FromString(record).features.feature
+            (weight,) = feature["importance_weight"].float_list.value
+            found[feature["id"].int64_list.value[0]] = weight
+    return found
+
+
+def probabilities(scores: np.ndarray, rate: float, mix: float = 0.2) -> np.ndarray:
+    """Capped PPS by bisection on c: the independent reference for a whole split, float64 `[n]`."""
+    sizes = (1 - mix) * scores / scores.sum() + mix / len(scores)
+    low, high = 0.0, 1.0 / sizes.min()
+    for _ in range(200):
+        middle = (low + high) / 2
+        if np.minimum(1.0, middle * sizes).sum() < rate * len(scores):
+            low = middle
+        else:
+            high = middle
+    return np.minimum(1.0, high * sizes)

@@ -1,0 +1,255 @@
+"""ForwardRecordGen by its own function, on record files and PredictionLogs."""
+
+import pathlib
+
+import apache_beam as beam
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import serialize, write_tfrecords
+from tensorflow_serving.apis import prediction_log_pb2
+from tfx.types import standard_artifacts
+
+import ofb_tf
+from ofb_tf.records import partition_of
+from tfx_components import artifacts
+from tfx_components.example_files import fingerprints
+from tfx_components.forward_record_gen import ForwardRecordGen
+from tfx_components.manifest import Manifest, partition_path
+
+
+def _generate(tmp_path, **kwargs):
+    artifact = artifacts.ForwardRecords()
+    artifact.uri = str(tmp_path / "out")
+    pathlib.Path(artifact.uri).mkdir(exist_ok=True)
+    ForwardRecordGen.test_call(
+        forward_records=artifact,
+        **{
+            "num_partitions": 3,
+            "beam_pipeline": beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
+        }
+        | kwargs,
+    )
+    return artifact
+
+
+def _write(directory, ids, logits, **columns):
+    with ofb_tf.ForwardRecordWriter(directory) as writer:
+        writer.write(np.array(ids, np.int64), np.array(logits, np.float32), **columns)
+
+
+def _log(examples, logits, version=0, echo=None, name="logits"):
+    log = prediction_log_pb2.PredictionLog()
+    predict = log.predict_log
+    predict.request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples, tf.string))
+    predict.response.outputs[name].CopyFrom(tf.make_tensor_proto(np.float32(logits)))
+    if echo is not None:
+        predict.response.outputs["example_id"].CopyFrom(tf.make_tensor_proto(np.int64(echo)))
+    predict.response.model_spec.version.value = version
+    return log.SerializeToString()
+
+
+def test_newest_record_of_each_id_in_its_partition(tmp_path):
+    _write(tmp_path / "in", range(100), np.zeros((100, 1)), timestamp=10, model_version=1)
+    _write(tmp_path / "in", range(50, 150), np.ones((100, 1)), timestamp=30, model_version=2)
+    _write(tmp_path / "in", range(40), np.full((40, 1), 2.0), timestamp=5, model_version=3)
+    artifact = _generate(tmp_path, records_pattern=str(tmp_path / "in" / "*"))
+
+    manifest = Manifest.read(artifact.uri)
+    assert (manifest.num_read, manifest.num_duplicates, manifest.num_records) == (240, 90, 150)
+    assert manifest.records_by_version == {"1": 50, "2": 100}
+    assert (manifest.oldest_timestamp, manifest.newest_timestamp) == (10, 30)
+    assert sum(manifest.records_by_partition) == 150
+    for partition, count in enumerate(manifest.records_by_partition):
+        records = ofb_tf.ForwardRecords.load(partition_path(artifact.uri, partition, 3))
+        ids = records.example_ids.numpy()
+        assert len(ids) == count
+        np.testing.assert_array_equal(partition_of(ids, 3), partition)
+        np.testing.assert_array_equal(records.logits.numpy()[:, 0], ids >= 50)
+        np.testing.assert_array_equal(records.model_versions.numpy(), 1 + (ids >= 50))
+    assert artifact.get_int_custom_property("records_of_version_2") == 100
+    assert artifact.get_int_custom_property("num_duplicates") == 90
+
+
+def test_the_artifact_is_itself_a_records_directory(tmp_path):
+    _write(tmp_path / "in", range(100), np.zeros((100, 1)))
+    artifact = _generate(tmp_path, records_pattern=str(tmp_path / "in"))
+    assert len(ofb_tf.ForwardRecords.load(artifact.uri)) == 100
+    names = sorted(path.name for path in pathlib.Path(artifact.uri).iterdir())
+    assert names == ["manifest.json", *(f"partition-{k:05d}-of-00003.ofbr" for k in range(3))]
+
+
+def test_records_with_losses_only(tmp_path):
+    with ofb_tf.ForwardRecordWriter(tmp_path / "in") as writer:
+        writer.write(np.arange(10), loss=np.arange(10.0))
+    artifact = _generate(tmp_path, records_pattern=str(tmp_path / "in"))
+    assert Manifest.read(artifact.uri).num_outputs == 0
+    records = ofb_tf.ForwardRecords.load(artifact.uri)
+    np.testing.assert_array_equal(records.losses, np.arange(10.0))
+
+
+@pytest.mark.parametrize(("span", "expected"), [(-1, 12), (3, 3)])
+def test_span_in_a_pattern(tmp_path, span, expected):
+    for number in (3, 12):
+        _write(tmp_path / f"day-{number}", [number], [[0.5]])
+    artifact = _generate(
+        tmp_path, records_pattern=str(tmp_path / "day-{SPAN}" / "*.ofbr"), span=span
+    )
+    assert ofb_tf.ForwardRecords.load(artifact.uri).example_ids.numpy().tolist() == [expected]
+    assert artifact.get_int_custom_property("span") == expected
+
+
+def test_prediction_logs_of_bulk_inferrer(tmp_path):
+    examples = [serialize({"id": 7 + k, "x": float(k)}) for k in range(20)]
+    logs = [_log([e], [[0.1 * k]]) for k, e in enumerate(examples)]
+    write_tfrecords(tmp_path / "logs" / "prediction_logs-00000-of-00001.gz", logs)
+    inference = standard_artifacts.InferenceResult()
+    inference.uri = str(tmp_path / "logs")
+    for id_feature, ids in (("id", np.arange(7, 27)), ("", fingerprints(examples))):
+        artifact = _generate(
+            tmp_path,
+            inference_result=inference,
+            id_feature=id_feature,
+            model_version=9,
+            timestamp=77,
+        )
+        records = ofb_tf.ForwardRecords.load(artifact.uri)
+        order = np.argsort(ids)
+        np.testing.assert_array_equal(records.example_ids, ids[order])
+        np.testing.assert_allclose(
+            records.logits[:, 0], np.float32(0.1) * np.arange(20, dtype=np.float32)[order]
+        )
+        assert set(records.model_versions.numpy()) == {9}
+        assert set(records.timestamps.numpy()) == {77}
+
+
+def test_fingerprint_does_not_depend_on_who_serialized():
+    example = tf.train.Example.FromString(serialize({"a": 1, "b": 2.0, "c": b"x"}))
+    parts = [tf.train.Example(), tf.train.Example()]
+    parts[0].features.feature["c"].CopyFrom(example.features.feature["c"])
+    for name in "ba":
+        parts[1].features.feature[name].CopyFrom(example.features.feature[name])
+    # A concatenation of messages is their merge: the same example in other bytes.
+    shuffled = b"".join(part.SerializeToString() for part in parts)
+    first, second = fingerprints([example.SerializeToString(deterministic=True), shuffled])
+    assert first == second
+
+
+def test_prediction_logs_of_tf_serving_hold_batches_and_echo_ids(tmp_path):
+    logs = [
+        _log([b"a", b"b"], [[1.0, 2.0], [3.0, 4.0]], version=5, echo=[30, 10]),
+        _log([b"c"], [[5.0, 6.0]], version=6, echo=[20]),
+    ]
+    write_tfrecords(tmp_path / "logs" / "log", logs)
+    artifact = _generate(tmp_path, prediction_log_pattern=str(tmp_path / "logs" / "*"))
+    records = ofb_tf.ForwardRecords.load(artifact.uri)
+    assert records.example_ids.numpy().tolist() == [10, 20, 30]
+    assert records.logits.numpy().tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
+    assert records.model_versions.numpy().tolist() == [5, 6, 5]
+
+
+def test_the_order_of_equal_timestamps_is_not_the_runners(tmp_path):
+    """Two records of one id and time: whichever comes first, the same one stays."""
+    kept = set()
+    for order in ((0.0, 1.0), (1.0, 0.0)):
+        directory = tmp_path / f"in{order[0]}"
+        for value in order:
+            _write(directory, [1], [[value]], timestamp=5)
+        artifact = _generate(tmp_path, records_pattern=str(directory))
+        kept.add(float(ofb_tf.ForwardRecords.load(artifact.uri).logits[0, 0]))
+    assert len(kept) == 1
+
+
+def _no_source(tmp_path):
+    return {}
+
+
+def _two_sources(tmp_path):
+    return {"records_pattern": "a", "prediction_log_pattern": "b"}
+
+
+def _no_file(tmp_path):
+    return {"records_pattern": str(tmp_path / "absent" / "*.ofbr")}
+
+
+def _no_records(tmp_path):
+    write_tfrecords(tmp_path / "logs" / "empty", [])
+    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
+
+
+def _two_widths(tmp_path):
+    _write(tmp_path / "in", range(20), np.zeros((20, 1)))
+    _write(tmp_path / "in", range(20), np.zeros((20, 3)))
+    return {"records_pattern": str(tmp_path / "in")}
+
+
+def _corrupt_records(tmp_path):
+    _write(tmp_path / "in", range(2000), np.zeros((2000, 1)))
+    (path,) = (tmp_path / "in").iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    return {"records_pattern": str(tmp_path / "in")}
+
+
+def _corrupt_logs(tmp_path):
+    write_tfrecords(tmp_path / "logs" / "log", [_log([b"a"], [[1.0]], echo=[1])] * 3)
+    path = tmp_path / "logs" / "log"
+    path.write_bytes(path.read_bytes()[:-4])
+    return {"prediction_log_pattern": str(path)}
+
+
+def _no_logits(tmp_path):
+    write_tfrecords(tmp_path / "logs" / "log", [_log([b"a"], [[1.0]], name="scores", echo=[1])])
+    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
+
+
+def _no_ids(tmp_path):
+    write_tfrecords(tmp_path / "logs" / "log", [_log([b"a"], [[1.0], [2.0]])])
+    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
+
+
+def _no_id_feature(tmp_path):
+    example = serialize({"x": 1.0})
+    write_tfrecords(tmp_path / "logs" / "log", [_log([example], [[1.0]])])
+    return {"prediction_log_pattern": str(tmp_path / "logs" / "*"), "id_feature": "id"}
+
+
+def _no_logs(tmp_path):
+    write_tfrecords(tmp_path / "logs" / "log", [b"\xff\xff\xff"])
+    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_no_source, "exactly one of .* Received: 0"),
+        (_two_sources, "exactly one of .* Received: 2"),
+        (_no_file, "matches nothing.*Check the directory"),
+        (_no_records, "no forward record.*Check that serving records"),
+        (_two_widths, r"num_outputs \[1, 3\].*different models"),
+        (_corrupt_records, r"\.ofbr"),
+        (_corrupt_logs, "logs/log is damaged.*Write it anew"),
+        (_no_logits, "no output 'logits' among .*'scores'.*set logits_output"),
+        (_no_ids, "1 serialized examples for 2 rows.*recording signature"),
+        (
+            _no_id_feature,
+            r"'id' must be one .*\['id', 'x'\]|'id' must be one .*'x'.*Set id_feature",
+        ),
+        (_no_logs, "does not hold PredictionLogs"),
+    ],
+)
+def test_bad_input_names_component_and_remedy_and_leaves_nothing(tmp_path, make, message):
+    with pytest.raises(ValueError, match=f"(?s)^ForwardRecordGen: .*{message}"):
+        _generate(tmp_path, **make(tmp_path))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"num_partitions": 0}, "num_partitions must be at least 1. Received: 0"),
+        ({"span": -2}, "span must be at least 0.*Received: -2"),
+    ],
+)
+def test_construction_errors(parameters, message):
+    with pytest.raises(ValueError, match=f"^ForwardRecordGen: {message}"):
+        ForwardRecordGen(records_pattern="x", **parameters)

@@ -1,0 +1,392 @@
+"""OFBSampler by its own function, against an independent numpy reference."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import probabilities, read_tfrecords, selected, serialize, write_tfrecords
+
+from ofb_tf import hashing
+from tfx_components import statistics
+from tfx_components.example_files import fingerprints
+from tfx_components.ofb_sampler import OFBSampler
+
+
+def _draws(ids, seed=3, epoch=0):
+    return hashing.hash01_numpy(ids, hashing.fold_in_numpy(np.int64(seed), np.int64(epoch)))
+
+
+def _total(artifact, split="train"):
+    return statistics.read(artifact.uri)[1][split].total
+
+
+def test_selection_and_weights_are_the_references(data, as_examples, as_records, sample):
+    sampled, _ = sample(as_examples(data), as_records(data.ids, data.logits))
+    p = probabilities(data.scores, 0.1)
+    # No score is capped here, so float32 scores are all that moves p; no draw is that close.
+    draws = _draws(data.ids)
+    assert p.max() < 1.0
+    assert (np.abs(draws - p) > 1e-5 * p).all()
+    chosen = draws < p
+    found = selected(sampled)
+    assert set(found) == set(data.ids[chosen].tolist())
+    for i in np.flatnonzero(chosen):
+        assert found[data.ids[i]] == pytest.approx(0.1 / p[i], rel=1e-5)
+
+
+def test_uniform_has_weights_of_exactly_one(data, as_examples, as_records, sample):
+    sampled, artifact = sample(
+        as_examples(data), as_records(data.ids, data.logits), policy="uniform"
+    )
+    found = selected(sampled)
+    assert set(found) == set(data.ids[_draws(data.ids) < 0.1].tolist())
+    assert set(found.values()) == {1.0}
+    assert _total(artifact).effective_sample_size == pytest.approx(1.0)
+
+
+def test_rate_one_keeps_everything(data, as_examples, as_records, sample):
+    sampled, _ = sample(as_examples(data), as_records(data.ids, data.logits), rate=1.0)
+    assert selected(sampled) == dict.fromkeys(data.ids.tolist(), 1.0)
+
+
+def test_estimates_are_unbiased_and_the_rate_holds(data, as_examples, as_records, sample):
+    """Over 20 seeds: the weighted mean score, and the count of each seed."""
+    examples, records = as_examples(data), as_records(data.ids, data.logits)
+    scores = dict(zip(data.ids.tolist(), data.scores.tolist(), strict=True))
+    p = probabilities(data.scores, 0.1)
+    bound = 5 * math.sqrt((p * (1 - p)).sum())
+    estimates = []
+    for seed in range(20):
+        found = selected(sample(examples, records, seed=seed)[0])
+        assert abs(len(found) - 300) < bound
+        estimates.append(sum(w * scores[i] for i, w in found.items()) / 300)
+    # Variance of the Horvitz-Thompson estimate of the mean: sum of (1 - p) / p * (s / n)^2.
+    error = math.sqrt(((1 - p) / p * (data.scores / 3000) ** 2).sum() / len(estimates))
+    assert abs(np.mean(estimates) - data.scores.mean()) < 5 * error
+
+
+def test_order_files_and_partitions_do_not_matter(data, as_examples, as_records, sample):
+    first = selected(sample(as_examples(data), as_records(data.ids, data.logits))[0])
+    order = np.random.default_rng(0).permutation(len(data.ids))
+    shuffled = dataclasses.replace(
+        data, **{name: getattr(data, name)[order] for name in ("ids", "labels", "logits", "city")}
+    )
+    examples = as_examples(shuffled, num_files=7, name="shuffled")
+    records = as_records(data.ids, data.logits, name="more", num_partitions=2)
+    assert selected(sample(examples, records)[0]) == first
+
+
+def test_other_seed_and_other_epoch_draw_anew(data, as_examples, as_records, sample):
+    examples, records = as_examples(data), as_records(data.ids, data.logits)
+    runs = [
+        frozenset(selected(sample(examples, records, **kwargs)[0]))
+        for kwargs in ({}, {}, {"seed": 4}, {"epoch": 1})
+    ]
+    assert runs[0] == runs[1]
+    assert len(set(runs)) == 3
+
+
+def test_retry_writes_the_same_bytes(data, as_examples, as_records, sample):
+    examples, records = as_examples(data), as_records(data.ids, data.logits)
+    contents = []
+    for _ in range(2):
+        sampled, _ = sample(examples, records)
+        files = sorted((pathlib.Path(sampled.uri) / "Split-train").iterdir())
+        contents.append([(path.name, path.read_bytes()) for path in files])
+    assert contents[0] == contents[1]
+    assert [name for name, _ in contents[0]] == [
+        f"data_tfrecord-{k:05d}-of-00003.gz" for k in range(3)
+    ]
+
+
+def test_everything_else_is_kept(data, as_examples, as_records, sample):
+    examples = as_examples(data, extra=5)
+    sampled, _ = sample(examples, as_records(data.ids, data.logits))
+    assert list(sampled.splits) == ["train", "eval"]
+    assert sampled.span == 4
+    assert sampled.get_int_custom_property("span") == 4
+    assert sampled.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
+    name = "Split-eval/data_tfrecord-00000-of-00001.gz"
+    assert (pathlib.Path(sampled.uri) / name).read_bytes() == (
+        pathlib.Path(examples.uri) / name
+    ).read_bytes()
+    before = {}
+    for path in sorted((pathlib.Path(examples.uri) / "Split-train").iterdir()):
+        for record in read_tfrecords(path):
+            example = tf.train.Example.FromString(record)
+            before[example.features.feature["id"].int64_list.value[0]] = example
+    for path in sorted((pathlib.Path(sampled.uri) / "Split-train").iterdir()):
+        for record in read_tfrecords(path):
+            example = tf.train.Example.FromString(record)
+            del example.features.feature["importance_weight"]
+            assert example == before[example.features.feature["id"].int64_list.value[0]]
+    assert not [name for _, _, names in os.walk(sampled.uri) for name in names if ".tmp" in name]
+
+
+def test_fingerprints_are_the_ids_where_there_is_no_id_feature(
+    data, as_examples, as_records, sample, tmp_path
+):
+    examples = as_examples(data)
+    files = sorted((pathlib.Path(examples.uri) / "Split-train").iterdir())
+    ids = fingerprints([record for path in files for record in read_tfrecords(path)])
+    assert len(set(ids)) == len(ids)
+    sampled, artifact = sample(examples, as_records(ids, data.logits), id_feature="")
+    assert _total(artifact).coverage == 1.0
+    assert set(selected(sampled)) == set(
+        data.ids[_draws(ids) < probabilities(data.scores, 0.1)].tolist()
+    )
+
+
+def test_statistics_count_what_happened(data, as_examples, as_records, sample):
+    n = len(data.ids)
+    logits = data.logits.copy()
+    logits[:30] = np.nan
+    timestamps = np.full(n, 100_000_000)
+    timestamps[30:90] = 0
+    with_record = slice(0, n - 200)
+    records = as_records(
+        data.ids[with_record],
+        logits[with_record],
+        timestamp=timestamps[with_record],
+        model_version=np.where(np.arange(n) < 1000, 1, 2)[with_record],
+    )
+    sampled, artifact = sample(
+        as_examples(data), records, max_age=50.0, slice_features=["city"], missing="uniform"
+    )
+    config, splits = statistics.read(artifact.uri)
+    assert config["rate"] == 0.1 and config["seed"] == 3
+    total = splits["train"].total
+    assert (total.num_examples, total.num_scored) == (n, n - 290)
+    assert (total.num_unusable, total.num_stale, total.num_no_record) == (30, 60, 200)
+    assert splits["train"].examples_by_version == {"1": 1000, "2": n - 1200}
+    assert total.max_age == 100.0
+    assert total.sum_age == pytest.approx(60 * 100.0)
+
+    found = selected(sampled)
+    weights = np.array(list(found.values()))
+    assert total.num_selected == len(found)
+    assert total.sum_weights == pytest.approx(weights.sum())
+    assert (total.min_weight, total.max_weight) == (weights.min(), weights.max())
+    assert total.effective_sample_size == pytest.approx(
+        weights.sum() ** 2 / len(weights) / (weights**2).sum()
+    )
+    assert total.expected_selected == pytest.approx(0.1 * n, rel=1e-6)
+    assert np.isfinite(weights).all() and total.max_weight <= 5.0
+
+    slices = splits["train"].slices
+    assert set(slices) == {"city=north", "city=south", "city=west"}
+    for city in (b"north", b"south", b"west"):
+        ids = data.ids[data.city == city]
+        tally = slices[f"city={city.decode()}"]
+        assert tally.num_examples == len(ids)
+        assert tally.num_selected == len(set(ids.tolist()) & set(found))
+    for name in ("num_scored", "num_stale", "num_selected"):
+        assert sum(getattr(t, name) for t in slices.values()) == getattr(total, name)
+    assert artifact.get_int_custom_property("train/num_selected") == len(found)
+
+
+@pytest.mark.parametrize(
+    ("missing", "probability"), [("uniform", 0.1), ("drop", 0.0), ("keep", 1.0)]
+)
+def test_missing_policies(data, as_examples, as_records, sample, missing, probability):
+    records = as_records(data.ids[100:], data.logits[100:])
+    sampled, artifact = sample(as_examples(data), records, missing=missing)
+    found = selected(sampled)
+    expected = data.ids[:100][_draws(data.ids[:100]) < probability].tolist()
+    assert set(found) & set(data.ids[:100].tolist()) == set(expected)
+    for i in expected:
+        assert found[i] == pytest.approx(0.1 / probability)
+    total = _total(artifact)
+    assert total.unreachable == (100 if missing == "drop" else 0)
+    assert total.expected_selected == pytest.approx(290.0 if missing == "drop" else 300.0)
+
+
+def test_as_of_leaves_later_records_out(data, as_examples, as_records, sample):
+    records = as_records(data.ids, data.logits, timestamp=np.arange(3000) * 1_000_000)
+    _, artifact = sample(as_examples(data), records, as_of=999 * 1_000_000)
+    assert _total(artifact).num_scored == 1000
+    assert _total(artifact).max_age == 999.0
+    _, artifact = sample(as_examples(data), records, as_of=1, missing="uniform")
+    assert _total(artifact).num_scored == 1
+
+
+def test_repeated_ids_are_drawn_together_and_counted(data, as_examples, as_records, sample):
+    twice = dataclasses.replace(
+        data,
+        **{name: np.repeat(getattr(data, name), 2) for name in ("ids", "labels", "logits", "city")},
+    )
+    sampled, artifact = sample(as_examples(twice), as_records(data.ids, data.logits))
+    total = _total(artifact)
+    assert total.num_repeated_ids == len(data.ids)
+    assert total.num_selected == 2 * len(selected(sampled))
+
+
+def test_multiclass_and_losses(data, as_examples, as_records, sample):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3000, 4)).astype(np.float32)
+    data = dataclasses.replace(data, labels=rng.integers(0, 4, 3000))
+    sampled, _ = sample(as_examples(data), as_records(data.ids, logits), task="multiclass")
+    softmax = np.exp(logits.astype(np.float64))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    scores = np.linalg.norm(softmax - np.eye(4)[data.labels], axis=1)
+    expected = data.ids[_draws(data.ids) < probabilities(scores, 0.1)]
+    assert set(selected(sampled)) == set(expected.tolist())
+
+    losses = rng.exponential(size=3000).astype(np.float32)
+    records = as_records(data.ids, None, loss=losses, name="losses")
+    sampled, _ = sample(as_examples(data), records, task="multiclass")
+    expected = data.ids[_draws(data.ids) < probabilities(losses.astype(np.float64), 0.1)]
+    assert set(selected(sampled)) == set(expected.tolist())
+
+
+def _no_manifest(data, as_examples, as_records, tmp_path):
+    records = as_records(data.ids, data.logits)
+    (tmp_path / "records" / "manifest.json").unlink()
+    return as_examples(data), records, {}
+
+
+def _other_width(data, as_examples, as_records, tmp_path):
+    return as_examples(data), as_records(data.ids, np.zeros((3000, 3), np.float32)), {}
+
+
+def _named_width(data, as_examples, as_records, tmp_path):
+    return as_examples(data), as_records(data.ids, data.logits), {"num_outputs": 2}
+
+
+def _corrupt_examples(data, as_examples, as_records, tmp_path):
+    path = tmp_path / "examples" / "Split-train" / "data_tfrecord-00001-of-00003.gz"
+    examples = as_examples(data)
+    path.write_bytes(path.read_bytes()[:-500])
+    return examples, as_records(data.ids, data.logits), {}
+
+
+def _corrupt_records(data, as_examples, as_records, tmp_path):
+    records = as_records(data.ids, data.logits)
+    path = tmp_path / "records" / "partition-00002-of-00005.ofbr"
+    path.write_bytes(path.read_bytes()[:-500])
+    return as_examples(data), records, {}
+
+
+def _empty_split(data, as_examples, as_records, tmp_path):
+    examples = as_examples(data)
+    for path in (tmp_path / "examples" / "Split-train").iterdir():
+        write_tfrecords(path, [])
+    return examples, as_records(data.ids, data.logits), {}
+
+
+def _no_files(data, as_examples, as_records, tmp_path):
+    examples = as_examples(data)
+    for path in (tmp_path / "examples" / "Split-train").iterdir():
+        path.unlink()
+    return examples, as_records(data.ids, data.logits), {}
+
+
+def _no_label(data, as_examples, as_records, tmp_path):
+    return as_examples(data), as_records(data.ids, data.logits), {"label_feature": "tips"}
+
+
+def _some_without_label(data, as_examples, as_records, tmp_path):
+    examples = as_examples(data)
+    path = tmp_path / "examples" / "Split-train" / "data_tfrecord-00002-of-00003.gz"
+    write_tfrecords(path, [serialize({"id": 1, "label": 0}), serialize({"id": 2})])
+    return examples, as_records(data.ids, data.logits), {}
+
+
+def _other_schema(data, as_examples, as_records, tmp_path):
+    examples = as_examples(data)
+    path = tmp_path / "examples" / "Split-train" / "data_tfrecord-00002-of-00003.gz"
+    write_tfrecords(path, [serialize({"id": 1, "label": 0.5})])
+    return examples, as_records(data.ids, data.logits), {}
+
+
+def _unknown_split(data, as_examples, as_records, tmp_path):
+    return as_examples(data), as_records(data.ids, data.logits), {"splits": ["test"]}
+
+
+def _payload(data, as_examples, as_records, tmp_path):
+    examples = as_examples(data)
+    examples.set_string_custom_property("payload_format", "FORMAT_PARQUET")
+    return examples, as_records(data.ids, data.logits), {}
+
+
+def _sampled_already(data, as_examples, as_records, tmp_path):
+    return as_examples(data, importance_weight=1.0), as_records(data.ids, data.logits), {}
+
+
+def _missing_error(data, as_examples, as_records, tmp_path):
+    return as_examples(data), as_records(data.ids[1:], data.logits[1:]), {"missing": "error"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_no_manifest, "is not an ofb.ForwardRecords artifact.*Make one with ForwardRecordGen"),
+        (_other_width, "1 output for task='binary', got 3.*model that serves"),
+        (_named_width, "num_outputs=2, got 1.*model that serves"),
+        (_corrupt_examples, "data_tfrecord-00001-of-00003.gz is damaged after.*Write it anew"),
+        (_corrupt_records, "partition-00002-of-00005.ofbr"),
+        (_empty_split, "split 'train'.*split is empty"),
+        (_no_files, "holds no data files"),
+        (_no_label, "split 'train'.*no label feature 'tips'.*'label'.*Set label_feature"),
+        (_some_without_label, "00002-of-00003.gz.*1 of 2 have no 'label'.*Fill the feature"),
+        (_other_schema, "00002-of-00003.gz.*do not have the types.*schema of all files the same"),
+        (_unknown_split, r"splits must be among \['train', 'eval'\]. Received: \['test'\]"),
+        (_payload, "FORMAT_TF_EXAMPLE. Received: FORMAT_PARQUET.*payload_format"),
+        (_sampled_already, "'importance_weight' already.*that ExampleGen made"),
+        (_missing_error, "1 of .* have no usable forward record.*Set missing='uniform'"),
+    ],
+)
+def test_bad_input_names_component_and_remedy_and_leaves_nothing(
+    data, as_examples, as_records, sample, tmp_path, make, message
+):
+    examples, records, kwargs = make(data, as_examples, as_records, tmp_path)
+    with pytest.raises(ValueError, match=f"(?s)^OFBSampler: .*{message}"):
+        sample(examples, records, **kwargs)
+    for name in ("sampled", "sampled-statistics"):
+        directory = tmp_path / name
+        assert not directory.exists() or not list(directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"rate": 0.0}, r"rate must be in \(0, 1\]. Received: 0.0"),
+        ({"rate": 1.5}, r"rate must be in \(0, 1\]. Received: 1.5"),
+        ({"uniform_mix": -0.1}, r"uniform_mix must be in \[0, 1\]. Received: -0.1"),
+        ({"policy": "top_loss"}, "policy must be one of .* Received: 'top_loss'"),
+        ({"task": "ranking"}, "task must be one of .* Received: 'ranking'"),
+        ({"missing": "skip"}, "missing must be one of .* Received: 'skip'"),
+        ({"score": "entropy"}, "score must be one of .* Received: 'entropy'"),
+        ({"max_age": -1.0}, "max_age must be seconds.* Received: -1.0"),
+        ({"as_of": -1}, "as_of must be microseconds.* Received: -1"),
+        ({"splits": []}, r"splits must name at least one split. Received: \[\]"),
+        ({"num_outputs": -1}, "num_outputs must be at least 0. Received: -1"),
+    ],
+)
+def test_construction_errors(parameters, message):
+    from tfx.types import channel_utils, standard_artifacts
+
+    from tfx_components import artifacts
+
+    with pytest.raises(ValueError, match=f"^OFBSampler: {message}"):
+        OFBSampler(
+            examples=channel_utils.as_channel([standard_artifacts.Examples()]),
+            forward_records=channel_utils.as_channel([artifacts.ForwardRecords()]),
+            **{"task": "binary"} | parameters,
+        )
+
+
+def test_statistics_are_json_even_if_nothing_is_selected(data, as_examples, as_records, sample):
+    few = dataclasses.replace(
+        data, **{name: getattr(data, name)[:3] for name in ("ids", "labels", "logits", "city")}
+    )
+    sampled, artifact = sample(as_examples(few), as_records(data.ids, data.logits), rate=1e-9)
+    text = (pathlib.Path(artifact.uri) / "statistics.json").read_text()
+    assert json.loads(text)["splits"]["train"]["total"]["min_weight"] is None
+    assert selected(sampled) == {}
+    assert _total(artifact).min_weight == math.inf
