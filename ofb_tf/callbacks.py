@@ -181,6 +181,45 @@ class OFBTensorBoard(keras.callbacks.Callback):
         self._writer.close()
 
 
+class BackupIterator(keras.callbacks.Callback):
+    """Saves the place in the input at the end of every epoch, beside `BackupAndRestore`.
+
+    `keras.callbacks.BackupAndRestore` restores the model and the epoch; the input would begin
+    anew. With both, a run that was killed goes on as if it had never stopped:
+
+    ```python
+    place = ofb_tf.BackupIterator(train.repeat(), directory + "/input")
+    backup = keras.callbacks.BackupAndRestore(directory + "/model")
+    model.fit(place.dataset, steps_per_epoch=100, epochs=9, callbacks=[backup, place])
+    ```
+
+    Args:
+      dataset: the input. Its iterator must be one that TensorFlow can save: no Python function,
+        no stateful random op, no tf.data service. `ofb_sample` can.
+      directory: of the iterator's checkpoints; restored from where it has one.
+
+    Attributes:
+      dataset: what `fit` is to be given, with `steps_per_epoch`.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, directory: str | os.PathLike):
+        super().__init__()
+        iterator = iter(dataset)
+        self._manager = tf.train.CheckpointManager(
+            tf.train.Checkpoint(iterator=iterator), os.fspath(directory), max_to_keep=2
+        )
+        self._manager.restore_or_initialize()
+        # Keras takes no iterator, and reads ahead of a generator. This takes one element a step.
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        endless = tf.data.Dataset.from_tensors(0).repeat()
+        self.dataset = endless.map(lambda _: iterator.get_next()).with_options(options)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves the iterator."""
+        self._manager.save()
+
+
 def _write(tag: str, value: np.ndarray, step: int, plugin: str, data_class: int) -> None:
     """One summary as a TensorBoard plugin reads it; TensorBoard itself need not be installed."""
     metadata = tf.compat.v1.SummaryMetadata(

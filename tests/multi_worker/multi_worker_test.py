@@ -1,0 +1,66 @@
+"""Two workers on the loopback interface against one process on the same global batches."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+WORKER = pathlib.Path(__file__).parent / "worker.py"
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one_process(tmp_path):
+    sys.path.insert(0, str(WORKER.parent))
+    import worker
+
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    processes = []
+    for index in range(2):
+        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {
+            "TF_CONFIG": json.dumps(config),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        log = open(tmp_path / f"log_{index}", "w")  # noqa: SIM115 - closed with the process
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(WORKER), str(tmp_path / f"{index}.json")],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((tmp_path / f"log_{index}").read_text()[-3000:] for index in range(2))
+    assert codes == [0, 0], logs
+    first, second = (json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2))
+    assert first["replicas"] == 2 and {first["task"], second["task"]} == {0, 1}
+
+    model = worker.build()
+    dataset = tf.data.Dataset.from_tensor_slices(worker.make_data()).batch(worker.GLOBAL_BATCH)
+    history = model.fit(dataset, shuffle=False, verbose=0).history
+    for result in (first, second):
+        for mine, theirs in zip(model.get_weights(), result["weights"], strict=True):
+            np.testing.assert_allclose(theirs, mine, atol=1e-5)
+        for name, values in history.items():
+            assert result["history"][name] == pytest.approx(values, rel=1e-4), name
