@@ -1,4 +1,7 @@
-"""Runs one peer once, in this process, and prints its figures as JSON on the last line."""
+"""One peer in this process: sets up, then runs once for every line on standard input.
+
+Prints a line of JSON when it is set up and after every run; `benchmarks.process` talks to it.
+"""
 
 import importlib
 import json
@@ -6,8 +9,11 @@ import pathlib
 import resource
 import sys
 import time
+from collections.abc import Mapping
 
-from benchmarks.parts import Part, Settings
+from benchmarks.parts import Part, Run, Settings
+
+PREPARE = "prepare"
 
 
 def find_part(module: str, name: str) -> Part:
@@ -22,27 +28,31 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def measure(part: Part, peer: str, settings: Settings) -> dict[str, float]:
-    """Sets the peer up, runs it once under the clocks, and adds time an item."""
-    run = part.peers[peer](settings)
+def measure(run: Run) -> dict[str, float]:
+    """Runs once under the clocks, unless the peer keeps time itself, and adds time an item."""
     wall, cpu = time.perf_counter(), cpu_seconds()
-    figures = run()
+    result = run()
     cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-    figures = dict(figures) if not isinstance(figures, int) else {"items": figures}
-    figures |= {"wall_seconds": wall, "cpu_seconds": cpu}
-    items = figures["items"]
-    return figures | {"wall_us": wall / items * 1e6, "cpu_us": cpu / items * 1e6}
+    figures = {"wall_seconds": wall, "cpu_seconds": cpu}
+    figures |= result if isinstance(result, Mapping) else {"items": result}
+    for clock in ("wall", "cpu"):
+        figures[f"{clock}_us"] = figures[f"{clock}_seconds"] / figures["items"] * 1e6
+    return figures
 
 
 def main() -> None:
+    """Serves `benchmarks.process.PeerProcess`."""
     module, name, peer, inputs, quick = sys.argv[1:]
     settings = Settings(pathlib.Path(inputs), quick == "quick")
     part = find_part(module, name)
-    if peer == "prepare":
+    if peer == PREPARE:
         part.prepare(settings)
-        print("{}")
+        run = None
     else:
-        print(json.dumps(measure(part, peer, settings)))
+        run = part.peers[peer](settings)
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(measure(run)), flush=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A comparison: each peer runs in a process of its own, interleaved, `repeats` times.
+    """A comparison: each peer has a process of its own; in turn they run `repeats` times.
 
     Attributes:
       name: for `--only`.
@@ -78,7 +78,7 @@ class Part:
       item: what is counted, such as "example".
       peers: name → a function of the settings that sets up (not measured) and returns the run.
       rows: what is made of the medians.
-      repeats: processes a peer.
+      repeats: how often each peer runs.
       curves: peers whose own figures `curve_<x>` (an x value → a y value) are plotted.
       prepare: writes input files, once, in a process of its own; it returns early where they are.
     """

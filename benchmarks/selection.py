@@ -83,11 +83,10 @@ def _peer(
 ) -> Callable[[Settings], Run]:
     def build(settings: Settings) -> Run:
         number = settings.count(count)
-        dataset = transform(_slices(number).repeat(passes))
-        inputs.consume(dataset.take(1))
+        examples = _slices(number)
 
         def run() -> dict[str, float]:
-            return {"items": number * passes, "selected": inputs.consume(dataset)}
+            return inputs.steady(lambda times: transform(examples.repeat(times)), number, passes)
 
         return run
 

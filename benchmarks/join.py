@@ -1,0 +1,250 @@
+"""Looking windows of ids up in records: speed, memory, and loading."""
+
+import gc
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+import ofb_tf
+from benchmarks import inputs
+from benchmarks.parts import Curve, Part, Row, Run, Settings, of, ratio
+from ofb_tf import types
+from ofb_tf.lookup import lookup_in_memory
+
+_LOOKUPS = 400 * inputs.WINDOW
+_MILLION = 1_000_000
+
+Find = Callable[[tf.Tensor], tf.Tensor]
+
+
+def _ofb(ids: np.ndarray) -> Find:
+    records = ofb_tf.ForwardRecords.from_columns(ids, inputs.logits_of(ids))
+    lookup = lookup_in_memory(records, None)
+    return lambda wanted: lookup.fields(wanted)[types.LOGITS][:, 0]
+
+
+def _static_table(ids: np.ndarray) -> Find:
+    column = tf.constant(inputs.logits_of(ids))
+    rows = tf.range(len(ids), dtype=tf.int64)
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(ids, rows), -1)
+
+    def find(wanted: tf.Tensor) -> tf.Tensor:
+        row = table.lookup(wanted)
+        return tf.where(row < 0, float("nan"), tf.gather(column, tf.maximum(row, 0)))
+
+    return find
+
+
+def _dense_table(ids: np.ndarray) -> Find:
+    column = tf.constant(inputs.logits_of(ids))
+    table = tf.lookup.experimental.DenseHashTable(
+        tf.int64, tf.int64, -1, empty_key=0, deleted_key=1, initial_num_buckets=2 ** (
+            int(len(ids) * 1.3).bit_length()
+        )
+    )  # fmt: skip
+    for start in range(0, len(ids), _MILLION):
+        part = ids[start : start + _MILLION]
+        table.insert(part, tf.range(start, start + len(part), dtype=tf.int64))
+
+    def find(wanted: tf.Tensor) -> tf.Tensor:
+        row = table.lookup(wanted)
+        return tf.where(row < 0, float("nan"), tf.gather(column, tf.maximum(row, 0)))
+
+    return find
+
+
+def _searchsorted(ids: np.ndarray) -> Find:
+    order = np.argsort(ids)
+    keys, column = tf.constant(ids[order]), tf.constant(inputs.logits_of(ids)[order])
+
+    def find(wanted: tf.Tensor) -> tf.Tensor:
+        row = tf.minimum(tf.searchsorted(keys, wanted), len(ids) - 1)
+        same = tf.gather(keys, row) == wanted
+        return tf.where(same, tf.gather(column, row), float("nan"))
+
+    return find
+
+
+def _lookups(make: Callable[[np.ndarray], Find], count: int) -> Callable[[Settings], Run]:
+    """Windows of ids, nine in ten of which have a record, looked up in a pipeline."""
+
+    def build(settings: Settings) -> Run:
+        number, lookups = settings.count(count), settings.count(_LOOKUPS)
+        ids = inputs.scattered_ids(number)
+        wanted = np.random.default_rng(1).choice(ids, lookups - lookups // 10)
+        wanted = np.concatenate([wanted, ~wanted[: lookups // 10]])
+        wanted = np.random.default_rng(2).permutation(wanted)
+        make(ids[:1000])  # what TensorFlow itself takes is not the records'
+        before = inputs.resident_bytes()
+        find = make(ids)
+        gc.collect()
+        held = inputs.resident_bytes() - before
+        windows = tf.data.Dataset.from_tensor_slices(wanted).batch(inputs.WINDOW).cache()
+        inputs.consume(windows.map(lambda wanted: {types.EXAMPLE_ID: wanted}))
+        dataset = windows.map(
+            lambda wanted: {types.EXAMPLE_ID: find(wanted)}, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        _check(find, ids, wanted[:1000])
+
+        def run() -> dict[str, float]:
+            return {"items": inputs.consume(dataset), "bytes_a_record": held / number}
+
+        return run
+
+    return build
+
+
+def _check(find: Find, ids: np.ndarray, wanted: np.ndarray) -> None:
+    """A benchmark of wrong answers is worth nothing."""
+    expected = np.where(np.isin(wanted, ids), inputs.logits_of(wanted), np.nan)
+    np.testing.assert_array_equal(find(tf.constant(wanted)), expected)
+
+
+def _load(count: int) -> Callable[[Settings], Run]:
+    """Reading record files: time, what stays in memory, and the peak."""
+
+    def build(settings: Settings) -> Run:
+        directory = inputs.record_files(settings, settings.count(count))
+        on_disk = sum(path.stat().st_size for path in directory.iterdir())
+        small = inputs.record_files(settings, 8192)
+        ofb_tf.ForwardRecords.load(str(small))  # first use allocates things that stay
+
+        def run() -> dict[str, float]:
+            before = inputs.resident_bytes()
+            records = ofb_tf.ForwardRecords.load(str(directory))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+            stays = inputs.resident_bytes() - before
+            items = len(records)
+            return {
+                "items": items,
+                "peak_over_stays": peak / stays,
+                "stays_a_record": stays / items,
+                "disk_a_record": on_disk / items,
+            }
+
+        return run
+
+    return build
+
+
+def _prepare_records(settings: Settings) -> None:
+    inputs.record_files(settings, 8192)
+    inputs.record_files(settings, settings.count(10 * _MILLION))
+
+
+def _million_lookups(peer: str) -> Callable[..., float]:
+    return lambda medians: 1.0 / medians[peer]["cpu_us"]
+
+
+def _growth(settings: Settings) -> Run:
+    """Lookups with 1, 10 and 50 million records, one after the other."""
+    runs = {
+        count: _lookups(_ofb, count * _MILLION)(settings) for count in (1, 10, 50)
+    }  # all are held, as the largest alone needs most of the memory
+
+    def run() -> dict[str, float]:
+        figures = {"items": 0}
+        for count, lookup in runs.items():
+            start = time.process_time()
+            result = lookup()
+            figures["items"] += result["items"]
+            figures[f"curve_records_{count}"] = (
+                (time.process_time() - start) / result["items"] * 1e6
+            )
+        return figures
+
+    return run
+
+
+PARTS = (
+    Part(
+        name="join",
+        title="Looking up windows of 4096 in 10 million records with scattered ids",
+        item="lookup",
+        peers={
+            "ofb_tf": _lookups(_ofb, 10 * _MILLION),
+            "StaticHashTable": _lookups(_static_table, 10 * _MILLION),
+            "DenseHashTable": _lookups(_dense_table, 10 * _MILLION),
+            "searchsorted": _lookups(_searchsorted, 10 * _MILLION),
+        },
+        rows=(
+            Row(
+                "lookups per CPU second against StaticHashTable, 10 million records (×)",
+                lambda m: 1 / ratio("cpu_us", "ofb_tf", "StaticHashTable")(m),
+                at_least=0.45,
+            ),
+            Row(
+                "resident bytes a record of the join",
+                of("ofb_tf", "bytes_a_record"),
+                at_most=24,
+            ),
+            Row(
+                "resident bytes a record, StaticHashTable with its column",
+                of("StaticHashTable", "bytes_a_record"),
+            ),
+            Row("million lookups per CPU second, ofb_tf", _million_lookups("ofb_tf")),
+            Row(
+                "million lookups per CPU second, StaticHashTable",
+                _million_lookups("StaticHashTable"),
+            ),
+            Row(
+                "million lookups per CPU second, DenseHashTable", _million_lookups("DenseHashTable")
+            ),
+            Row("million lookups per CPU second, searchsorted", _million_lookups("searchsorted")),
+        ),
+    ),
+    Part(
+        name="join_small",
+        title="Looking up windows of 4096 in 1 million records with scattered ids",
+        item="lookup",
+        peers={
+            "ofb_tf": _lookups(_ofb, _MILLION),
+            "StaticHashTable": _lookups(_static_table, _MILLION),
+        },
+        rows=(
+            Row(
+                "lookups per CPU second against StaticHashTable, 1 million records (×)",
+                lambda m: 1 / ratio("cpu_us", "ofb_tf", "StaticHashTable")(m),
+            ),
+        ),
+    ),
+    Part(
+        name="load",
+        title="Loading 10 million one-output records",
+        item="record",
+        prepare=_prepare_records,
+        repeats=1,  # a peak is a peak of the whole process
+        peers={"ForwardRecords.load": _load(10 * _MILLION)},
+        rows=(
+            Row(
+                "loading 10 million records: peak memory over what stays (×)",
+                of("ForwardRecords.load", "peak_over_stays"),
+                at_most=3,
+            ),
+            Row(
+                "bytes a record on disk, one output, uncompressed",
+                of("ForwardRecords.load", "disk_a_record"),
+                at_most=16,
+            ),
+            Row(
+                "bytes a record that stay after loading",
+                of("ForwardRecords.load", "stays_a_record"),
+            ),
+            Row(
+                "million records loaded a second (wall)",
+                lambda m: 1 / m["ForwardRecords.load"]["wall_us"],
+            ),
+        ),
+    ),
+    Part(
+        name="join_growth",
+        title="Growth of a lookup with the number of records",
+        item="lookup",
+        repeats=1,
+        peers={"ofb_tf": _growth},
+        curves=(Curve("curve_records_", "million records", "CPU µs a lookup"),),
+    ),
+)
