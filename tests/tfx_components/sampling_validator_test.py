@@ -30,6 +30,9 @@ _GOOD = Tally(
 )
 
 
+_NONE = dataclasses.replace(_GOOD, num_selected=0, min_weight=float("inf"))
+
+
 def _validate(tmp_path, tally=_GOOD, config=None, **thresholds):
     source, blessing = artifacts.SamplingStatistics(), artifacts.SamplingBlessing()
     source.uri, blessing.uri = str(tmp_path / "statistics"), str(tmp_path / "blessing")
@@ -148,7 +151,7 @@ def test_construction_errors(parameters, message):
 
 
 def test_statistics_come_back_as_written(tmp_path):
-    split = SplitStatistics(_GOOD, {"a=b": dataclasses.replace(_GOOD, num_selected=0)}, {"1": 2})
+    split = SplitStatistics(_GOOD, {"a=b": _NONE}, {"1": 2})
     statistics.write(str(tmp_path), _CONFIG, {"train": split})
     config, splits = statistics.read(str(tmp_path))
     assert config == _CONFIG
