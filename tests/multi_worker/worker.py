@@ -1,6 +1,7 @@
 """One worker of a MultiWorkerMirroredStrategy: trains and writes what it ended with.
 
-Run as `python worker.py OUTPUT`, with TF_CONFIG in the environment.
+Run as `python worker.py OUTPUT HOW` with TF_CONFIG in the environment; HOW is "loop" (a training
+loop around `train_step`), "fit" or "fit_stock" (the same with `keras.Model`).
 """
 
 import json
@@ -23,7 +24,7 @@ def make_data():
     )
 
 
-def build():
+def build(stock=False):
     """The same model in every process."""
     import keras
 
@@ -31,7 +32,8 @@ def build():
 
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,), name="x")
-    model = ofb_tf.OFBModel(inputs, keras.layers.Dense(2)(inputs))
+    cls = keras.Model if stock else ofb_tf.OFBModel
+    model = cls(inputs, keras.layers.Dense(2)(inputs))
     model.compile(
         keras.optimizers.SGD(0.5),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -40,7 +42,20 @@ def build():
     return model
 
 
-def main(output: str) -> None:
+def train_by_loop(strategy, model, dataset):
+    """One epoch of `train_step` on every replica; the metrics at its end."""
+    import tensorflow as tf
+
+    @tf.function
+    def step(batch):
+        strategy.run(model.train_step, args=(batch,))
+
+    for batch in strategy.experimental_distribute_dataset(dataset):
+        step(batch)
+    return {name: [float(value)] for name, value in model.get_metrics_result().items()}
+
+
+def main(output: str, how: str) -> None:
     """Trains on this worker's share of every global batch."""
     import tensorflow as tf
 
@@ -49,20 +64,26 @@ def main(output: str) -> None:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = tf.data.Dataset.from_tensor_slices(make_data()).batch(GLOBAL_BATCH)
+    dataset = dataset.with_options(options)
     with strategy.scope():
-        model = build()
-    history = model.fit(
-        dataset.with_options(options), shuffle=False, verbose=0, steps_per_epoch=STEPS
-    ).history
+        model = build(stock=how == "fit_stock")
+        model.optimizer.build(model.trainable_variables)
     content = {
-        "history": {name: [float(v) for v in values] for name, values in history.items()},
-        "weights": [w.tolist() for w in model.get_weights()],
         "replicas": strategy.num_replicas_in_sync,
         "task": json.loads(os.environ["TF_CONFIG"])["task"]["index"],
     }
+    if how == "loop":
+        content["history"] = train_by_loop(strategy, model, dataset)
+        content["weights"] = [w.tolist() for w in model.get_weights()]
+    else:
+        try:
+            model.fit(dataset, shuffle=False, verbose=0, steps_per_epoch=STEPS)
+            content["outcome"] = "works"
+        except Exception as error:
+            content["outcome"] = f"{type(error).__name__}: {str(error)[:40]}"
     with open(output, "w") as file:
         json.dump(content, file)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
