@@ -142,7 +142,8 @@ def _create_locked(path: str) -> int | None:
 
 def _finalise(path: str) -> str | None:
     final_path = path[: -len(paths.OPEN_SUFFIX)] + paths.SUFFIX
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    # A link may lead out of the directory: it is left alone.
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_ino != os.stat(path).st_ino:

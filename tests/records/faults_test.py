@@ -1,0 +1,161 @@
+"""Faults that really happen: kills, full disks, flipped bits, paths that point elsewhere."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+
+import faulty_processes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ofb_tf.records import CorruptRecordsError, ForwardRecords, ForwardRecordWriter, maintenance
+
+
+def run(name, directory):
+    script = pathlib.Path(faulty_processes.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), name, str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def assert_right(records):
+    ids = records.example_ids.numpy()
+    np.testing.assert_array_equal(records.logits, faulty_processes.logits_of(ids))
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing_that_was_flushed(tmp_path):
+    flushed = run("kill_writers", tmp_path)
+    assert len(flushed) == 50
+    for directory, count in flushed.items():
+        before = ForwardRecords.load(directory)
+        assert_right(before)
+        ids = before.example_ids.numpy()
+        np.testing.assert_array_equal(ids, np.arange(len(ids)))  # no hole, nothing twice
+        assert len(ids) >= count > 0
+        np.testing.assert_array_equal(
+            before.model_versions, ids // faulty_processes.BATCH * faulty_processes.BATCH
+        )
+        ForwardRecordWriter(directory).close()
+        after = ForwardRecords.load(directory)
+        np.testing.assert_array_equal(after.example_ids, ids)
+        compressed = int(directory[-2:]) % 5 == 4
+        assert compressed or after.counts.num_open_files == 0
+
+
+@pytest.mark.slow
+def test_a_quota_drops_and_counts_and_what_was_written_reads_back(tmp_path):
+    counts = run("write_against_a_file_size_limit", tmp_path)
+    records = ForwardRecords.load(tmp_path)
+    assert_right(records)
+    assert 0 < counts["num_dropped"] < 40_000
+    assert counts["num_written"] == len(records) == 40_000 - counts["num_dropped"]
+    assert "too large" in counts["error"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_drops_and_counts_and_what_was_written_reads_back(tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root; the quota test covers the rest")
+    try:
+        counts = run("write_to_a_small_disk", tmp_path)
+        records = ForwardRecords.load(tmp_path)
+        assert_right(records)
+        assert 0 < counts["num_dropped"] < 40_000
+        assert counts["num_written"] == len(records) == 40_000 - counts["num_dropped"]
+        assert "No space left" in counts["error"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_flips_and_truncations_are_detected_and_yield_nothing_wrong(tmp_path):
+    with ForwardRecordWriter(tmp_path / "good", block_records=20) as writer:
+        ids = np.arange(200)
+        writer.write(ids, faulty_processes.logits_of(ids), timestamp=ids)
+    (good,) = (tmp_path / "good").iterdir()
+    data = good.read_bytes()
+    generator = random.Random(0)
+    bad = tmp_path / "bad.ofbr"
+    for trial in range(1200):
+        broken = bytearray(data)
+        if trial % 4 == 0:
+            del broken[generator.randrange(len(data)) :]
+        else:
+            for _ in range(generator.choice([1, 1, 2, 8])):
+                broken[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            if trial % 4 == 1:
+                position = generator.randrange(len(data))
+                broken[position : position + generator.randrange(20)] = b""
+        if broken == data:
+            continue
+        bad.write_bytes(broken)
+        if trial % 5:
+            with pytest.raises(CorruptRecordsError):
+                ForwardRecords.load(bad)
+            continue
+        try:
+            records = ForwardRecords.load(bad, on_corrupt="skip")
+        except ValueError as error:  # not one block left
+            assert "hold no whole block" in str(error), trial
+            continue
+        assert records.counts.num_corrupt_blocks > 0, trial
+        assert_right(records)
+        assert set(records.example_ids.numpy()) <= set(range(200))
+
+
+def test_nothing_is_written_outside_the_directory(tmp_path):
+    inside = tmp_path / "inside"
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim.ofbr.open").write_bytes(b"not ours")
+    with ForwardRecordWriter(inside) as writer:
+        writer.write([1, 2], [[0.5], [1.0]], timestamp=0)
+        writer.flush()
+        # A name in the directory that points elsewhere, and one that is not a file at all.
+        (inside / "link.ofbr.open").symlink_to(outside / "victim.ofbr.open")
+        (inside / "folder.ofbr.open").mkdir()
+        ForwardRecordWriter(inside).close()
+    assert (outside / "victim.ofbr.open").read_bytes() == b"not ours"
+    (inside / "link.ofbr.open").unlink()
+    (inside / "folder.ofbr.open").rmdir()
+    maintenance.partition(inside, inside / "parts", 3)
+    maintenance.compact(inside, inside, delete_inputs=True)
+    assert sorted(os.listdir(tmp_path)) == ["inside", "outside"]
+    assert os.listdir(outside) == ["victim.ofbr.open"]
+
+
+def test_what_is_in_a_file_is_never_executed(tmp_path):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/exploded",)
+
+    path = tmp_path / "bomb.ofbr"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(pickle.dumps(Bomb()))
+    with pytest.raises(CorruptRecordsError):
+        ForwardRecords.load(path)
+    assert not (tmp_path / "exploded").exists()
+    source = pathlib.Path(shutil.__file__)  # any Python file: read as records, it is damage
+    copy = tmp_path / "code.ofbr"
+    shutil.copy(source, copy)
+    with pytest.raises(CorruptRecordsError):
+        ForwardRecords.load(copy)
