@@ -5,7 +5,7 @@ import sys
 from absl import flags
 
 
-class Help(Exception):  # noqa: N818 - not an error
+class Help(Exception):
     """Raised when the user asked for help, which has been printed."""
 
 

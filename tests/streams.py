@@ -1,0 +1,68 @@
+"""A small stream with logits, and the ways in which tests read it."""
+
+import numpy as np
+import tensorflow as tf
+
+import ofb_tf
+
+N, WINDOW, CLASSES = 1000, 200, 4
+RNG = np.random.default_rng(2)
+IDS = RNG.permutation(np.arange(N)) * 7919 - 3_000_000
+LABELS = RNG.integers(0, CLASSES, N)
+LOGITS = (RNG.normal(size=(N, CLASSES)) * 2).astype(np.float32)
+X = RNG.normal(size=(N, 3)).astype(np.float32)
+
+
+def dicts(n=N, **changes):
+    fields = {"example_id": IDS[:n], "label": LABELS[:n], "x": X[:n]} | changes
+    return tf.data.Dataset.from_tensor_slices(fields)
+
+
+def with_logits(n=N, **changes):
+    return dicts(n, **{"logits": LOGITS[:n]} | changes)
+
+
+def ids_and_weights(dataset):
+    ids, weights = [], []
+    for element in dataset:
+        ids.append(np.atleast_1d(element["example_id"]))
+        weights.append(np.atleast_1d(element["importance_weight"]))
+    if not ids:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return np.concatenate(ids), np.concatenate(weights)
+
+
+def sample(dataset=None, **arguments):
+    dataset = with_logits() if dataset is None else dataset
+    return dataset.apply(ofb_tf.ofb_sample(**{"seed": 5, "window_size": WINDOW} | arguments))
+
+
+def serialized():
+    def example(i):
+        feature = {
+            "example_id": tf.train.Feature(int64_list=tf.train.Int64List(value=[IDS[i]])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[LABELS[i]])),
+            "x": tf.train.Feature(float_list=tf.train.FloatList(value=X[i])),
+        }
+        features = tf.train.Features(feature=feature)
+        return tf.train.Example(features=features).SerializeToString()
+
+    return tf.data.Dataset.from_tensor_slices([example(i) for i in range(N)])
+
+
+SPEC = {
+    "example_id": tf.io.FixedLenFeature([], tf.int64),
+    "label": tf.io.FixedLenFeature([], tf.int64),
+    "x": tf.io.FixedLenFeature([3], tf.float32),
+}
+
+
+def partition_of_dataset(dataset, partition):
+    """The examples of one partition; a user has them in files of their own."""
+
+    def belongs(element):
+        if element.dtype == tf.string if isinstance(element, tf.Tensor) else False:
+            element = tf.io.parse_single_example(element, SPEC)
+        return ofb_tf.records.partition_of(element["example_id"], 3) == partition
+
+    return dataset.filter(belongs)
