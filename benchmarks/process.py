@@ -25,7 +25,7 @@ class PeerProcess:
 
     def __init__(self, module: str, part: Part, peer: str, settings: Settings) -> None:
         self._name = f"{part.name}, {peer!r}"
-        self._errors = tempfile.TemporaryFile(mode="w+")
+        self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed in __exit__
         command = [sys.executable, "-m", "benchmarks.child", module, part.name, peer]
         command += [str(settings.inputs), "quick" if settings.quick else "full"]
         self._process = subprocess.Popen(

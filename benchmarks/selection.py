@@ -82,7 +82,8 @@ def _peer(
     transform: Callable[[tf.data.Dataset], tf.data.Dataset], count: int, passes: int = 1
 ) -> Callable[[Settings], Run]:
     def build(settings: Settings) -> Run:
-        number = settings.count(count)
+        # A per-element peer needs this many to stand out from the start of its iterator.
+        number = max(settings.count(count), 20_000)
         examples = _slices(number)
 
         def run() -> dict[str, float]:
