@@ -13,6 +13,7 @@ from tfx_components.statistics import Tally
 
 _NAME = "SamplingValidator"
 STANDARD_ERRORS = 5.0
+_SHARES = ("min_coverage", "min_effective_sample_size", "max_repeated_ids")
 
 
 class Check(NamedTuple):
@@ -33,7 +34,7 @@ class Check(NamedTuple):
 
 def _check_thresholds(thresholds: dict[str, Any]) -> None:
     for name, value in thresholds.items():
-        most = 1.0 if name in ("min_coverage", "min_effective_sample_size") else float("inf")
+        most = 1.0 if name in _SHARES else float("inf")
         if not 0.0 <= value <= most:
             bound = "in [0, 1]" if most == 1.0 else "at least 0"
             raise ValueError(f"{name} must be {bound}. Received: {value!r}")
@@ -49,6 +50,7 @@ def SamplingValidator(
     min_effective_sample_size: tfx.dsl.components.Parameter[float] = 0.1,
     max_weight: tfx.dsl.components.Parameter[float] = 0.0,
     max_record_age: tfx.dsl.components.Parameter[float] = 0.0,
+    max_repeated_ids: tfx.dsl.components.Parameter[float] = 0.01,
 ) -> None:
     """Checks a sampler's statistics and writes a blessing, anomalies as text, an HTML page.
 
@@ -72,6 +74,7 @@ def SamplingValidator(
       min_effective_sample_size: in [0, 1]: (sum w)^2 / (m sum w^2) of the m selected.
       max_weight: positive; 0 for 1 / uniform_mix, which the sampler promises.
       max_record_age: seconds, of the oldest record that was joined; 0 for no limit.
+      max_repeated_ids: in [0, 1]: share of the examples whose id an earlier one has.
 
     Raises:
       ValueError: a threshold is out of range; names the component.
@@ -83,6 +86,7 @@ def SamplingValidator(
             "min_effective_sample_size": min_effective_sample_size,
             "max_weight": max_weight,
             "max_record_age": max_record_age,
+            "max_repeated_ids": max_repeated_ids,
         }
         _check_thresholds(thresholds)
         config, splits = statistics.read(sampling_statistics.uri)
@@ -110,6 +114,7 @@ def _check_split(
     min_effective_sample_size: float,
     max_weight: float,
     max_record_age: float,
+    max_repeated_ids: float,
 ) -> list[Check]:
     rate, n = config["rate"], tally.num_examples
     # Rounding: a weight is a float32.
@@ -145,9 +150,10 @@ def _check_split(
         ("maximum weight", tally.max_weight <= max_weight * (1.0 + 1e-6),
          f"the largest weight is {tally.max_weight:.3f}; the most is {max_weight:.3f}. Raise "
          "uniform_mix."),
-        ("repeated ids", tally.num_repeated_ids <= 0.01 * n,
-         f"{tally.num_repeated_ids} of {n} examples have an id that another has; they are drawn "
-         "together. Set id_feature to a feature that tells examples apart."),
+        ("repeated ids", tally.num_repeated_ids <= max_repeated_ids * n,
+         f"{tally.num_repeated_ids} of {n} examples have an id that another has, and are drawn "
+         f"with it; the most is {max_repeated_ids:.1%}. Set id_feature to a feature that tells "
+         "examples apart."),
     ]  # fmt: skip
     if max_record_age:
         checks.append(

@@ -81,7 +81,7 @@ def run_fn(fn_args: Any) -> None:
       ValueError: a setting is out of range, or the files do not fit the schema.
     """
     config = training_config(fn_args.custom_config or {})
-    schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
+    schema = read_schema(fn_args.schema_path)
     model = train(
         config,
         schema,
@@ -109,6 +109,11 @@ def training_config(settings: dict[str, Any]) -> TrainingConfig:
     )
 
 
+def read_schema(path: str) -> schema_pb2.Schema:
+    """SchemaGen's `schema.pbtxt`."""
+    return io_utils.parse_pbtxt_file(path, schema_pb2.Schema())
+
+
 def train(
     config: TrainingConfig,
     schema: schema_pb2.Schema,
@@ -132,7 +137,7 @@ def train(
       The trained model.
     """
     keras.utils.set_random_seed(config.seed)
-    spec = _spec(config, schema)
+    spec = tabular_spec(config, schema)
     data = tabular.dataset(
         train_files,
         spec,
@@ -172,7 +177,7 @@ def export(
     The signature `serving_default` maps `examples`, string `[n]`, to `logits` float32
     `[n, num_outputs]` and, where there is an id feature, `example_id` int64 `[n]`.
     """
-    spec = _spec(config, schema)
+    spec = tabular_spec(config, schema)
     id_spec = {}
     if config.id_feature:
         dtype = tf.dtypes.as_dtype(_dtype(schema, config.id_feature))
@@ -247,7 +252,8 @@ def _add_offsets(buckets: tf.Tensor, offsets: list[int]) -> tf.Tensor:
     return buckets + tf.constant(offsets, tf.int64)
 
 
-def _spec(config: TrainingConfig, schema: schema_pb2.Schema) -> tabular.TabularSpec:
+def tabular_spec(config: TrainingConfig, schema: schema_pb2.Schema) -> tabular.TabularSpec:
+    """The features that the model reads."""
     exclude = [config.label_feature, *config.exclude]
     if config.id_feature:
         exclude.append(config.id_feature)

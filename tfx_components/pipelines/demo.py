@@ -14,9 +14,8 @@ import time
 import apache_beam as beam
 import numpy as np
 from absl import app, flags
-from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
-from tfx.utils import io_utils, path_utils
+from tfx.utils import path_utils
 
 from tfx_components import artifacts, statistics, trainer_module
 from tfx_components.example_files import list_files
@@ -65,9 +64,8 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
       By row of the table: `losses` (one a seed), `calibration` (mean), `examples` and `bytes` that
       the trainer reads in a pass (mean).
     """
-    schema = io_utils.parse_pbtxt_file(
-        os.path.join(local.latest_output(root, "SchemaGen", "schema"), "schema.pbtxt"),
-        schema_pb2.Schema(),
+    schema = trainer_module.read_schema(
+        os.path.join(local.latest_output(root, "SchemaGen", "schema"), "schema.pbtxt")
     )
     base = path_utils.serving_model_path(local.latest_output(root, "BaseTrainer", "model"))
     examples = tfx.types.standard_artifacts.Examples()

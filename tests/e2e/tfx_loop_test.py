@@ -1,0 +1,179 @@
+"""The whole loop under LocalDagRunner: once, from cache, with a second span, not blessed."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+import ml_metadata as mlmd
+import numpy as np
+import pytest
+import tensorflow as tf
+from ml_metadata.proto import metadata_store_pb2
+
+from tfx_components import statistics, trainer_module
+from tfx_components.manifest import Manifest
+from tfx_components.pipelines import local
+from tfx_components.pipelines.graph import TRAIN, LoopConfig
+
+pytestmark = [pytest.mark.e2e, pytest.mark.tfx]
+
+_NODES = (
+    "CsvExampleGen",
+    "StatisticsGen",
+    "SchemaGen",
+    "BaseTrainer",
+    "BulkInferrer",
+    "ForwardRecordGen",
+    "OFBSampler",
+    "SamplingValidator",
+    "ContinuedTrainer",
+    "ModelComparison",
+    "Pusher",
+)
+
+
+def _write_span(root: pathlib.Path, span: int, rows: int) -> None:
+    rng = np.random.default_rng(span)
+    path = root / "csv" / f"span-{span}" / "data.csv"
+    path.parent.mkdir(parents=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["amount", "hour", "minute", "kind", "bought"])
+        for _ in range(rows):
+            amount, hour = rng.exponential(10.0), int(rng.integers(24))
+            kind = rng.choice(["a", "b", "c"])
+            logit = 0.2 * amount - 3.0 + (kind == "a")
+            bought = int(rng.random() < 1.0 / (1.0 + np.exp(-logit)))
+            # Some values are missing, as in real tables.
+            shown = f"{amount:.4f}" if rng.random() < 0.95 else ""
+            writer.writerow([shown, hour, f"{rng.uniform(0, 60):.4f}", kind, bought])
+
+
+def _config(root: pathlib.Path, **changes) -> LoopConfig:
+    config = LoopConfig(
+        csv_directory=str(root / "csv"),
+        serving_directory=str(root / "serving"),
+        training={
+            "label_feature": "bought",
+            "task": "binary",
+            "categorical": ["hour"],
+            "hidden_units": [16],
+            "epochs": 2,
+        },
+        task="binary",
+        label_feature="bought",
+        sampling={"rate": 0.25, "seed": 5, "slice_features": ["kind"]},
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def _executions(root: pathlib.Path) -> dict[str, list[str]]:
+    """node → states of its executions, in order."""
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.sqlite.filename_uri = str(root / "metadata.sqlite")
+    store = mlmd.MetadataStore(connection)
+    states: dict[str, list[str]] = {node: [] for node in _NODES}
+    for context in store.get_contexts_by_type("node"):
+        node = context.name.split(".")[-1]
+        for execution in sorted(store.get_executions_by_context(context.id), key=lambda e: e.id):
+            state = metadata_store_pb2.Execution.State.Name(execution.last_known_state)
+            states[node].append(state)
+    return states
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A loop that has run on one span."""
+    root = tmp_path_factory.mktemp("loop")
+    _write_span(root, 1, 2000)
+    local.run(_config(root), str(root))
+    return root
+
+
+def test_every_node_ran_once_and_the_model_is_served(root):
+    assert _executions(root) == {node: ["COMPLETE"] for node in _NODES}
+    (version,) = (root / "serving").iterdir()
+    serve = tf.saved_model.load(str(version)).signatures["serving_default"]
+    example = tf.train.Example()
+    example.features.feature["kind"].bytes_list.value.append(b"a")
+    logits = serve(examples=tf.constant([example.SerializeToString()] * 3))["logits"]
+    assert logits.shape == (3, 1)
+
+
+def test_records_cover_the_training_split_and_weights_reach_the_trainer(root):
+    manifest = Manifest.read(local.latest_output(root, "ForwardRecordGen", "forward_records"))
+    _, splits = statistics.read(local.latest_output(root, "OFBSampler", "sampling_statistics"))
+    total = splits[TRAIN].total
+    assert total.coverage == 1.0
+    assert manifest.num_records == total.num_examples
+    assert total.num_repeated_ids == 0
+    assert abs(total.num_selected - 0.25 * total.num_examples) < 5 * total.variance_selected**0.5
+    sampled = pathlib.Path(local.latest_output(root, "OFBSampler", "sampled_examples"))
+    files = [str(path) for path in (sampled / "Split-train").iterdir()]
+    records = list(tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator())
+    assert len(records) == total.num_selected
+    weights = [
+        tf.train.Example.FromString(r).features.feature["importance_weight"].float_list.value[0]
+        for r in records
+    ]
+    assert len(set(weights)) > 50 and min(weights) > 0.0 and max(weights) <= 5.0
+
+
+def test_comparison_on_the_untouched_split(root):
+    uri = pathlib.Path(local.latest_output(root, "ModelComparison", "evaluation"))
+    figures = json.loads((uri / "comparison.json").read_text())
+    assert figures["candidate"]["num_examples"] == figures["baseline"]["num_examples"] > 400
+    assert figures["candidate"]["loss"] < figures["baseline"]["loss"]
+
+
+def test_second_run_is_all_cache(root):
+    before = sorted(path for path in (root / "artifacts").rglob("*") if path.is_file())
+    local.run(_config(root), str(root))
+    after = sorted(path for path in (root / "artifacts").rglob("*") if path.is_file())
+    assert after == before
+    for node, states in _executions(root).items():
+        assert states[:2] == ["COMPLETE", "CACHED"], node
+
+
+def test_second_span_runs_anew(root):
+    _write_span(root, 2, 1500)
+    local.run(_config(root), str(root))
+    for node, states in _executions(root).items():
+        assert states[-1] == "COMPLETE", node
+    _, splits = statistics.read(local.latest_output(root, "OFBSampler", "sampling_statistics"))
+    assert splits[TRAIN].total.num_examples < 1100
+    assert len(list((root / "serving").iterdir())) == 2
+
+
+def test_a_sample_that_is_not_blessed_is_not_trained_on(root):
+    config = _config(root, validation={"min_effective_sample_size": 1.0})
+    before = _executions(root)
+    local.run(config, str(root))
+    uri = pathlib.Path(local.latest_output(root, "SamplingValidator", "blessing"))
+    assert (uri / "NOT_BLESSED").exists()
+    assert "effective sample size" in (uri / "anomalies.txt").read_text()
+    after = _executions(root)
+    for node in ("ContinuedTrainer", "ModelComparison", "Pusher"):
+        assert "COMPLETE" not in after[node][len(before[node]) :], node
+    assert len(list((root / "serving").iterdir())) == 2
+
+
+def test_training_goes_on_from_the_served_model(root):
+    (version, *_) = sorted((root / "serving").iterdir())
+    model = trainer_module.load_keras_model(str(version))
+    serve = tf.saved_model.load(str(version)).signatures["serving_default"]
+    example = tf.train.Example()
+    example.features.feature["amount"].float_list.value.append(12.0)
+    example.features.feature["kind"].bytes_list.value.append(b"b")
+    serialized = tf.constant([example.SerializeToString()])
+    schema = trainer_module.read_schema(
+        str(pathlib.Path(local.latest_output(root, "SchemaGen", "schema")) / "schema.pbtxt")
+    )
+    spec = trainer_module.tabular_spec(
+        trainer_module.training_config(_config(root).training), schema
+    )
+    inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
+    np.testing.assert_allclose(
+        model(inputs, training=False), serve(examples=serialized)["logits"], rtol=1e-5
+    )
