@@ -89,6 +89,8 @@ def render(results: dict[str, Any]) -> str:
         "less is better. ± is the standard error over seeds. Gap closure: 0 is uniform sampling, "
         "1 is training on everything. Calibration: mean prediction over mean outcome (for classes: "
         "confidence over accuracy). ESS: effective sample size of the weights, as a fraction. "
+        "Stream to uniform: the part of the stream after which the policy was as good as uniform "
+        "sampling at its end. "
         f"{html.escape(sentences[-1])}</p>"
     )
     parts.append("<h2>Learning curves</h2>")

@@ -97,6 +97,7 @@ def summarise(
             "metrics": {
                 name: float(np.mean([c.metrics[name] for c in group])) for name in group[0].metrics
             },
+            **_until_uniform(of[configs.UNIFORM], group, metric),
             "curves": [c.curve for c in group],
         }
     histograms = {p: g[0].histogram for p, g in of.items() if g[0].histogram is not None}
@@ -118,6 +119,34 @@ def summarise(
     }
 
 
+def _until_uniform(
+    uniform: list[CellResult], group: list[CellResult], metric: str
+) -> dict[str, float | None]:
+    """What it took to be as good as uniform sampling at its end, as a fraction of uniform's whole.
+
+    Read off the mean curve, between whose points it is taken as straight; None where the policy
+    never gets there. `time_to_uniform` is of `train_seconds`, `stream_to_uniform` of examples.
+    """
+    goal = np.mean([cell.metrics[metric] for cell in uniform])
+
+    def mean_curve(cells: list[CellResult], name: str) -> np.ndarray:
+        return np.mean([[point[name] for point in cell.curve] for cell in cells], axis=0)
+
+    values = mean_curve(group, metric)
+    reached = np.flatnonzero(values <= goal)
+    names = {"time_to_uniform": "train_seconds", "stream_to_uniform": "stream_examples"}
+    if not len(reached):
+        return dict.fromkeys(names)
+    at = reached[0]
+    fraction = 1.0 if at == 0 else (values[at - 1] - goal) / (values[at - 1] - values[at])
+    found = {}
+    for name, field in names.items():
+        x = mean_curve(group, field)
+        when = x[at] if at == 0 else x[at - 1] + fraction * (x[at] - x[at - 1])
+        found[name] = float(when / max(mean_curve(uniform, field)[-1], 1e-9))
+    return found
+
+
 _HEADINGS = (
     ("policy", "{policy}"),
     ("{metric}", "{mean:.5g} ± {standard_error}"),
@@ -128,6 +157,7 @@ _HEADINGS = (
     ("max w", "{max_weight:.2f}"),
     ("ESS", "{effective_sample_size:.2f}"),
     ("backward", "{backward_examples:,.0f}"),
+    ("stream to uniform", "{stream_to_uniform}"),
     ("train s", "{wall_seconds:.1f}"),
     ("serving s", "{serving_seconds:.1f}"),
 )
@@ -144,6 +174,8 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
         shown["gap_closure"] = "–" if closure is None else f"{closure:.2f}"
         if closure_error and policy not in (configs.UNIFORM, configs.EVERYTHING):
             shown["gap_closure"] += f" ± {closure_error:.2f}"
+        until = figures["stream_to_uniform"]
+        shown["stream_to_uniform"] = "–" if until is None else f"{until:.2f}"
         rows.append([text.format(**shown) for _, text in _HEADINGS])
     return rows
 

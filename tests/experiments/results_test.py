@@ -74,3 +74,15 @@ def test_table_lines_up_and_a_loser_is_shown_losing(make_results):
     assert table[0].split()[:2] == ["policy", "test_loss"]
     assert table[3].startswith("importance") and "-0.50" in table[3]
     assert "was worse than uniform by 50% of the gap" in results.reading(content)[0]
+
+
+def test_time_to_uniform_by_hand(make_results):
+    # Mean curves fall straight by 1 over the stream: uniform ends at 4, importance begins at 3.5.
+    policies = make_results()["policies"]
+    assert policies["uniform"]["stream_to_uniform"] == pytest.approx(1.0)
+    assert policies["importance"]["stream_to_uniform"] == 0.0
+    slower = make_results(VALUES | {"importance": [3.25, 4.25]})["policies"]["importance"]
+    assert slower["stream_to_uniform"] == pytest.approx(0.75)
+    assert slower["time_to_uniform"] == pytest.approx(0.75)
+    never = make_results(VALUES | {"importance": [6.0, 6.0]})["policies"]["importance"]
+    assert never["time_to_uniform"] is None
