@@ -20,6 +20,7 @@ RECORD_FIELDS = (
     types.CLASS_IDS,
     types.LOGSUMEXP,
     types.SUM_SQUARED_PROBABILITIES,
+    types.NUM_OUTPUTS,
 )
 ID_DTYPES = (tf.int64, tf.int32, tf.string)
 

@@ -136,6 +136,9 @@ class RecordLookup:
             types.MODEL_VERSION: tf.where(found, self._model_versions(row), -1),
         }
         for name, column in self._columns.items():
+            if column.shape.rank == 0:  # one value for all records
+                fields[name] = tf.fill(tf.shape(row), column)
+                continue
             values = tf.gather(column, row)
             mask = found[:, None] if values.shape.rank == 2 else found
             nothing = float("nan") if column.dtype.is_floating else -1
@@ -191,6 +194,9 @@ def lookup_in_memory(records: ForwardRecords, oldest: int | None) -> RecordLooku
         if column is not None
     }
 
+    if records.class_ids is not None:
+        columns[types.NUM_OUTPUTS] = tf.constant(records.num_outputs, tf.int32)
+
     def model_versions(row: tf.Tensor) -> tf.Tensor:
         index = tf.cast(tf.gather(records.version_indices, row), tf.int32)
         return tf.gather(records.version_table, index)
@@ -209,6 +215,8 @@ def lookup_in_columns(loaded: dict[str, tf.Tensor], oldest: int | None) -> Recor
         for name, column in loaded.items()
         if name in (*_COLUMNS, types.TIMESTAMP, types.MODEL_VERSION)
     }
+    if types.NUM_OUTPUTS in loaded:
+        columns[types.NUM_OUTPUTS] = loaded[types.NUM_OUTPUTS]
     versions = columns.pop(types.MODEL_VERSION)
     find = search(ids)
 

@@ -18,6 +18,7 @@ UNIFORM_HOLDOUT = "uniform_holdout"
 CLASS_IDS = "class_ids"
 LOGSUMEXP = "logsumexp"
 SUM_SQUARED_PROBABILITIES = "sum_squared_probabilities"
+NUM_OUTPUTS = "num_outputs"
 
 MULTICLASS = "multiclass"
 BINARY = "binary"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from ofb_tf import hashing, scores, types
+from ofb_tf import hashing, scores, top_k, types
 from ofb_tf.policies import Inclusion, Policy, Window, base, designs
 
 UNIFORM, KEEP, DROP, ERROR = "uniform", "keep", "drop", "error"
@@ -193,16 +193,30 @@ def _score(
         zeros = tf.zeros(tf.shape(labels), tf.float32)
         return zeros, zeros, tf.ones(tf.shape(labels), tf.bool)
     logits, loss = record.get(types.LOGITS), record.get(types.LOSS)
-    has_score = scores.valid_examples(logits, labels, task)
+    if types.CLASS_IDS in record:
+        top = top_k.TopKRecord.from_fields(record)
+        has_score = top_k.valid_examples(top, labels)
+    else:
+        top = None
+        has_score = scores.valid_examples(logits, labels, task)
     if types.HAS_RECORD in record:
         has_score &= record[types.HAS_RECORD]
-    losses = scores.example_loss(logits, labels, task) if loss is None else loss
+    if loss is not None:
+        losses = loss
+    elif top is not None:
+        losses = top_k.example_loss(top, labels)
+    else:
+        losses = scores.example_loss(logits, labels, task)
     losses = tf.cast(losses, tf.float32)
     if callable(policy.score):
         ids = tf.zeros(tf.shape(labels), tf.int64) if example_ids is None else example_ids
         values = policy.score(Window(ids, labels, logits, losses, losses, key))
     elif policy.score == base.GRADIENT_NORM_BOUND and logits is not None:
-        values = scores.gradient_norm_bound(logits, labels, task)
+        values = (
+            scores.gradient_norm_bound(logits, labels, task)
+            if top is None
+            else top_k.gradient_norm_bound(top, labels)
+        )
     else:
         # Task losses are at least 0; a recorded loss of the user's own may not be.
         values = losses

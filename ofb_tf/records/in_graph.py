@@ -49,7 +49,7 @@ def sorted_file_dataset(
       `logits` float32 `[n, k]`; `loss` float32 `[n]`; `model_version` and `timestamp` int64
       `[n]`; in the top-k form
       `class_ids` int32 `[n, k]`, `logsumexp` and `sum_squared_probabilities` float32 `[n]`; those
-      of them that the schema has.
+      of them that the schema has; in the top-k form also `num_outputs`, int32 scalar.
 
     Raises:
       tf.errors.DataLossError: when run, a checksum does not match.
@@ -77,6 +77,8 @@ def _flatten(
         if column.per_output:
             values = tf.reshape(values, [-1, schema.logits_width])
         result[column.name] = values
+    if schema.top_k:
+        result[types.NUM_OUTPUTS] = tf.constant(schema.num_outputs, tf.int32)
     ids = result[types.EXAMPLE_ID]
     checks = [
         tf.debugging.assert_less(
