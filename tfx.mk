@@ -32,3 +32,11 @@ tfx-compile: setup-tfx  ## the taxi loop as a Kubeflow Pipelines v2 spec
 
 test-tfx: setup-tfx  ## the tests of the TFX components and pipelines
 	$(BIN_TFX)/python -m pytest -W ignore::FutureWarning tests/tfx_components tests/e2e
+
+.PHONY: flink-up flink-down
+
+flink-up: setup-tfx  ## Flink (one job manager, two task managers) and Beam's job server, loopback
+	tools/flink.sh up
+
+flink-down:  ## stop what flink-up started
+	tools/flink.sh down
