@@ -58,6 +58,8 @@ def join_forward_records(
         layout = Layout("join_forward_records", dataset.element_spec, id_key)
         layout.check_id("Set id_key to the field that holds the example's id.")
 
+        # TensorFlow 2.16's autograph calls methods of `layout` without their instance.
+        @tf.autograph.experimental.do_not_convert
         def join(*parts: Any) -> Any:
             batch = parts[0] if len(parts) == 1 else parts
             example_ids = hashing.as_example_ids(layout.fields(batch)[id_key])
