@@ -10,22 +10,36 @@ import tensorflow as tf
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 
 pytest.importorskip("tensorflow_serving.apis")
-from prediction_server import PredictionServer, predict_request, running
-from tensorflow_serving.apis import prediction_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from ofb_tf.serving.interceptor import AsyncRecordingInterceptor, RecordingInterceptor
+from ofb_tf.serving.local_server import LocalPredictionServer, predict_request
 from ofb_tf.serving.recorder import PredictionRecorder
+
+
+class BreakableServer(LocalPredictionServer):
+    """A server whose answers a test may spoil: `change` is "error" or a function of a response."""
+
+    change = None
+
+    def Predict(self, request, context):
+        response = super().Predict(request, context)
+        if self.change == "error":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the model is loading")
+        if self.change is not None:
+            self.change(response)
+        return response
 
 
 @pytest.fixture(scope="module")
 def service(exported):
-    return PredictionServer(exported)
+    with BreakableServer(exported) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def address(service):
-    with running(service) as address:
-        yield address
+    return service.address
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +181,8 @@ def test_ids_from_the_request_and_other_models(address, examples, tmp_path):
         ForwardRecordWriter(tmp_path), id_output=None, model_name="ads"
     ) as recorder:
         stub = recording_stub(address, recorder)
-        stub.Predict(predict_request(examples[2][:8]))
-        stub.Predict(predict_request(examples[2][8:], name="other"))
+        stub.Predict(predict_request(examples[2][:8], "ads"))
+        stub.Predict(predict_request(examples[2][8:], "other"))
     expected = np.sort(hashing.fingerprint(examples[2][:8]).numpy())
     np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, expected)
 
@@ -205,3 +219,10 @@ def test_a_broken_writer_does_not_stop_serving(address, examples, tmp_path, capl
 def test_arguments_out_of_range(tmp_path, arguments):
     with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
         PredictionRecorder(ForwardRecordWriter(tmp_path), **arguments)
+
+
+def test_the_local_server_refuses_what_it_cannot_parse(address):
+    for request in (predict_request([b"not an example"]), predict_pb2.PredictRequest()):
+        with pytest.raises(grpc.RpcError) as error:
+            plain_answer(address, request)
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,208 @@
+"""The serving plane: writing and reading forward records, and what recording adds to a call."""
+
+import contextlib
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import grpc
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+from benchmarks import inputs
+from benchmarks.parts import Part, Row, Run, Settings, of
+from ofb_tf.records import ForwardRecordWriter, reader
+from ofb_tf.serving import export_recording_model
+from ofb_tf.serving.interceptor import RecordingInterceptor
+from ofb_tf.serving.local_server import predict_request
+from ofb_tf.serving.recorder import PredictionRecorder
+
+_MILLION = 1_000_000
+_CALL_BATCH = 256
+_CALLS_A_SECOND = 200
+_INSTANCES_A_CALL = 64
+_CALLS_A_TURN = 100
+_TURNS = 16
+
+
+def _write(settings: Settings) -> Run:
+    """Batches of 256 with one output, one thread, to the last flush."""
+    count = settings.count(4 * _MILLION)
+    ids = inputs.scattered_ids(count)
+    logits = inputs.logits_of(ids)
+
+    def run() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as directory:
+            start, cpu = time.perf_counter(), time.process_time()
+            with ForwardRecordWriter(directory, num_outputs=1) as writer:
+                for first in range(0, count, _CALL_BATCH):
+                    part = slice(first, first + _CALL_BATCH)
+                    writer.write(ids[part], logits[part], model_version=7)
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+            on_disk = sum(path.stat().st_size for path in pathlib.Path(directory).iterdir())
+        return {
+            "items": count,
+            "wall_seconds": wall,
+            "cpu_seconds": cpu,
+            "bytes_a_record": on_disk / count,
+        }
+
+    return run
+
+
+def _read(settings: Settings) -> Run:
+    """Record files to arrays."""
+    count = settings.count(10 * _MILLION)
+    directory = str(inputs.record_files(settings, count))
+    reader.read_columns(directory)
+
+    def run() -> int:
+        columns = reader.read_columns(directory)
+        return len(columns.arrays["example_id"])
+
+    return run
+
+
+def _prepare_read(settings: Settings) -> None:
+    inputs.record_files(settings, settings.count(10 * _MILLION))
+
+
+def _calls(settings: Settings) -> Run:
+    """Paced calls to a server in a process of its own: turns without and with recording."""
+    turns = settings.count(_TURNS)
+    requests = _requests()
+    stack = contextlib.ExitStack()
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    address = stack.enter_context(_server(directory))
+    channel = grpc.insecure_channel(address)
+
+    def turn(channel: grpc.Channel) -> list[float]:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        latencies = []
+        due = time.perf_counter()
+        for number in range(_CALLS_A_TURN):
+            due += 1 / _CALLS_A_SECOND
+            time.sleep(max(due - time.perf_counter(), 0))
+            start = time.perf_counter()
+            stub.Predict(requests[number % len(requests)])
+            latencies.append(time.perf_counter() - start)
+        return latencies
+
+    for _ in range(3):
+        turn(channel)
+
+    def run() -> dict[str, float]:
+        _ = stack  # keeps the server alive
+        plain, recorded = [], []
+        for number in range(turns):
+            with PredictionRecorder(ForwardRecordWriter(f"{directory}/records")) as recorder:
+                recording = grpc.intercept_channel(channel, RecordingInterceptor(recorder))
+                order = [(channel, plain), (recording, recorded)]
+                for one, latencies in order if number % 2 else order[::-1]:
+                    latencies += turn(one)
+                    recorder.flush()
+            counts = recorder.counts
+            assert counts.num_recorded == _CALLS_A_TURN * _INSTANCES_A_CALL, counts
+        figures = {"items": len(plain) + len(recorded)}
+        for percentile in (50, 99):
+            without = np.percentile(plain, percentile)
+            figures[f"p{percentile}_ms"] = without * 1e3
+            added = np.percentile(recorded, percentile) / without - 1
+            figures[f"p{percentile}_added_percent"] = added * 100
+        return figures
+
+    return run
+
+
+def _requests() -> list:
+    generator = np.random.default_rng(0)
+    requests = []
+    for number in range(8):
+        serialized = []
+        for row in range(_INSTANCES_A_CALL):
+            example = tf.train.Example()
+            feature = example.features.feature
+            feature["example_id"].int64_list.value.append(number * _INSTANCES_A_CALL + row)
+            feature["x"].float_list.value.extend(generator.normal(size=39))
+            serialized.append(example.SerializeToString())
+        requests.append(predict_request(serialized))
+    return requests
+
+
+@contextlib.contextmanager
+def _server(directory: str) -> Iterator[str]:
+    x = keras.Input([39], name="x")
+    hidden = keras.layers.Dense(256, "relu")(keras.layers.Dense(256, "relu")(x))
+    model = keras.Model(x, keras.layers.Dense(1)(hidden))
+    spec = {
+        "example_id": tf.io.FixedLenFeature([], tf.int64),
+        "x": tf.io.FixedLenFeature([39], tf.float32),
+    }
+    export_recording_model(model, f"{directory}/model", spec, task="binary")
+    command = [sys.executable, "-m", "ofb_tf.serving.local_server", f"{directory}/model"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+PARTS = (
+    Part(
+        name="records_write",
+        title="Writing records of one output in batches of 256, one thread",
+        item="record",
+        peers={"ofb_tf": _write},
+        rows=(
+            Row(
+                "million records written a second (wall-clock)",
+                lambda m: 1 / m["ofb_tf"]["wall_us"],
+                at_least=2,
+            ),
+            Row(
+                "million records written per CPU second",
+                lambda m: 1 / m["ofb_tf"]["cpu_us"],
+            ),
+            Row("bytes a record on disk", of("ofb_tf", "bytes_a_record"), at_most=16),
+        ),
+    ),
+    Part(
+        name="records_read",
+        title="Reading 10 million records of one output to arrays",
+        item="record",
+        peers={"ofb_tf": _read},
+        prepare=_prepare_read,
+        rows=(
+            Row(
+                "million records read a second (wall-clock)",
+                lambda m: 1 / m["ofb_tf"]["wall_us"],
+                at_least=10,
+            ),
+            Row("million records read per CPU second", lambda m: 1 / m["ofb_tf"]["cpu_us"]),
+        ),
+    ),
+    Part(
+        name="interceptor",
+        title="Predict calls of 64 instances, 200 a second, to a server on the loopback interface",
+        item="call",
+        peers={"ofb_tf": _calls},
+        rows=(
+            Row("p50 without recording (ms)", of("ofb_tf", "p50_ms")),
+            Row("p99 without recording (ms)", of("ofb_tf", "p99_ms")),
+            Row("p50 added by recording (%)", of("ofb_tf", "p50_added_percent"), at_most=2),
+            Row("p99 added by recording (%)", of("ofb_tf", "p99_added_percent"), at_most=5),
+        ),
+    ),
+)

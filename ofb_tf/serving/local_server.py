@@ -1,0 +1,112 @@
+"""A small server of TensorFlow Serving's Predict call, to try recording out without TF Serving.
+
+It answers `PredictionService.Predict` over one SavedModel, with the protocol that TensorFlow
+Serving speaks. It is for examples, tests and measurements, not for production. Needs grpc:
+`pip install ofb-tf[serving]`. In a process of its own:
+
+  python -m ofb_tf.serving.local_server MODEL_DIR [PORT]
+"""
+
+import os
+import sys
+from concurrent import futures
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from ofb_tf.serving.export import EXAMPLES, SIGNATURE
+
+
+class LocalPredictionServer(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Serves the `serving_default` signature of a SavedModel on the loopback interface.
+
+    ```python
+    with LocalPredictionServer(directory, version=3) as server:
+        channel = grpc.insecure_channel(server.address)
+    ```
+
+    Attributes:
+      address: `127.0.0.1:port`.
+      version: the model version that answers name.
+    """
+
+    def __init__(
+        self,
+        model_directory: str | os.PathLike,
+        *,
+        version: int = 1,
+        port: int = 0,
+        workers: int = 4,
+    ):
+        """Loads the model.
+
+        Args:
+          model_directory: what `export_recording_model` wrote.
+          version: the model version that answers name.
+          port: 0 for any free one.
+          workers: threads that answer.
+        """
+        self.version = version
+        self._signature = tf.saved_model.load(os.fspath(model_directory)).signatures[SIGNATURE]
+        self._server = grpc.server(futures.ThreadPoolExecutor(workers))
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+
+    def Predict(self, request: Any, context: Any) -> Any:
+        """Answers one call."""
+        if EXAMPLES not in request.inputs:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"input {EXAMPLES!r} is missing")
+        try:
+            examples = tf.constant(tf.make_ndarray(request.inputs[EXAMPLES]), tf.string)
+            outputs = self._signature(**{EXAMPLES: examples})
+        except (tf.errors.OpError, TypeError, ValueError) as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = request.model_spec.name
+        response.model_spec.version.value = self.version
+        response.model_spec.signature_name = SIGNATURE
+        for name, tensor in outputs.items():
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(tensor.numpy()))
+        return response
+
+    def start(self) -> "LocalPredictionServer":
+        """Begins to answer."""
+        self._server.start()
+        return self
+
+    def stop(self) -> None:
+        """Stops at once."""
+        self._server.stop(None).wait()
+
+    def __enter__(self) -> "LocalPredictionServer":
+        return self.start()
+
+    def __exit__(self, *unused: object) -> None:
+        self.stop()
+
+
+def predict_request(serialized: list[bytes], model_name: str = "model") -> Any:
+    """A `PredictRequest` of serialized tf.Examples."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model_name
+    request.model_spec.signature_name = SIGNATURE
+    request.inputs[EXAMPLES].CopyFrom(tf.make_tensor_proto(serialized, tf.string))
+    return request
+
+
+def main(argv: list[str]) -> int:
+    """Serves until standard input ends; prints the address."""
+    if len(argv) not in (1, 2):
+        print(__doc__, file=sys.stderr)
+        return 2
+    port = int(argv[1]) if len(argv) == 2 else 0
+    with LocalPredictionServer(argv[0], port=port) as server:
+        print(server.address, flush=True)
+        sys.stdin.read()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
