@@ -85,7 +85,12 @@ def record_files(settings: Settings, count: int) -> pathlib.Path:
 
 def scattered_ids(count: int) -> np.ndarray:
     """int64 `[count]`, distinct, over the whole range, in no order."""
-    return hashing.mix64_numpy(np.arange(count, dtype=np.int64)).view(np.int64)
+    return scattered(np.arange(count, dtype=np.int64))
+
+
+def scattered(numbers: np.ndarray) -> np.ndarray:
+    """An id for each int64 number, another for another."""
+    return hashing.mix64_numpy(numbers).view(np.int64)
 
 
 def logits_of(ids: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import keras
@@ -18,6 +18,7 @@ from benchmarks import inputs
 from benchmarks.parts import Part, Row, Run, Settings, of
 from ofb_tf.records import ForwardRecordWriter, reader
 from ofb_tf.serving import export_recording_model
+from ofb_tf.serving.channel import RecordingChannel
 from ofb_tf.serving.interceptor import RecordingInterceptor
 from ofb_tf.serving.local_server import predict_request
 from ofb_tf.serving.recorder import PredictionRecorder
@@ -72,7 +73,7 @@ def _prepare_read(settings: Settings) -> None:
     inputs.record_files(settings, settings.count(10 * _MILLION))
 
 
-def _calls(settings: Settings) -> Run:
+def _calls(settings: Settings, wrap: Callable) -> Run:
     """Paced calls to a server in a process of its own: turns without and with recording."""
     turns = settings.count(_TURNS)
     requests = _requests()
@@ -101,13 +102,15 @@ def _calls(settings: Settings) -> Run:
         plain, recorded = [], []
         for number in range(turns):
             with PredictionRecorder(ForwardRecordWriter(f"{directory}/records")) as recorder:
-                recording = grpc.intercept_channel(channel, RecordingInterceptor(recorder))
+                recording = wrap(channel, recorder)
                 order = [(channel, plain), (recording, recorded)]
                 for one, latencies in order if number % 2 else order[::-1]:
                     latencies += turn(one)
                     recorder.flush()
             counts = recorder.counts
-            assert counts.num_recorded == _CALLS_A_TURN * _INSTANCES_A_CALL, counts
+            assert wrap is _nothing or counts.num_recorded == _CALLS_A_TURN * _INSTANCES_A_CALL, (
+                counts
+            )
         figures = {"items": len(plain) + len(recorded)}
         for percentile in (50, 99):
             without = np.percentile(plain, percentile)
@@ -117,6 +120,19 @@ def _calls(settings: Settings) -> Run:
         return figures
 
     return run
+
+
+class _Nothing(grpc.UnaryUnaryClientInterceptor):
+    def intercept_unary_unary(self, continuation, client_call_details, request):
+        return continuation(client_call_details, request)
+
+
+def _nothing(channel: grpc.Channel, unused: PredictionRecorder) -> grpc.Channel:
+    return grpc.intercept_channel(channel, _Nothing())
+
+
+def _intercept(channel: grpc.Channel, recorder: PredictionRecorder) -> grpc.Channel:
+    return grpc.intercept_channel(channel, RecordingInterceptor(recorder))
 
 
 def _requests() -> list:
@@ -197,12 +213,36 @@ PARTS = (
         name="interceptor",
         title="Predict calls of 64 instances, 200 a second, to a server on the loopback interface",
         item="call",
-        peers={"ofb_tf": _calls},
+        peers={
+            "RecordingChannel": lambda settings: _calls(settings, RecordingChannel),
+            "RecordingInterceptor": lambda settings: _calls(settings, _intercept),
+            "empty interceptor": lambda settings: _calls(settings, _nothing),
+        },
         rows=(
-            Row("p50 without recording (ms)", of("ofb_tf", "p50_ms")),
-            Row("p99 without recording (ms)", of("ofb_tf", "p99_ms")),
-            Row("p50 added by recording (%)", of("ofb_tf", "p50_added_percent"), at_most=2),
-            Row("p99 added by recording (%)", of("ofb_tf", "p99_added_percent"), at_most=5),
+            Row("p50 without recording (ms)", of("RecordingChannel", "p50_ms")),
+            Row("p99 without recording (ms)", of("RecordingChannel", "p99_ms")),
+            Row(
+                "p50 added by RecordingChannel (%)",
+                of("RecordingChannel", "p50_added_percent"),
+                at_most=2,
+            ),
+            Row(
+                "p99 added by RecordingChannel (%)",
+                of("RecordingChannel", "p99_added_percent"),
+                at_most=5,
+            ),
+            Row(
+                "p50 added by RecordingInterceptor (%)",
+                of("RecordingInterceptor", "p50_added_percent"),
+            ),
+            Row(
+                "p99 added by RecordingInterceptor (%)",
+                of("RecordingInterceptor", "p99_added_percent"),
+            ),
+            Row(
+                "p50 added by an interceptor that does nothing (%)",
+                of("empty interceptor", "p50_added_percent"),
+            ),
         ),
     ),
 )
