@@ -17,13 +17,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from ofb_tf.serving.channel import PREDICT, record_call
 from ofb_tf.serving.recorder import PredictionRecorder
-
-PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
 class RecordingInterceptor(grpc.UnaryUnaryClientInterceptor):
-    """For channels of `grpc`, through `grpc.intercept_channel`."""
+    """For channels of `grpc`, through `grpc.intercept_channel`; see `RecordingChannel` too."""
 
     def __init__(self, recorder: PredictionRecorder):
         """Records into `recorder`, which its owner closes."""
@@ -35,14 +34,8 @@ class RecordingInterceptor(grpc.UnaryUnaryClientInterceptor):
         """Hands the response on when it is there; the call itself is untouched."""
         call = continuation(client_call_details, request)
         if _method(client_call_details) == PREDICT:
-            call.add_done_callback(lambda done: self._record(request, done))
+            call.add_done_callback(lambda done: record_call(self._recorder, request, done))
         return call
-
-    def _record(self, request: Any, call: Any) -> None:
-        if call.code() is grpc.StatusCode.OK:
-            self._recorder.offer(request, call.result())
-        else:
-            self._recorder.count_failure()
 
 
 class AsyncRecordingInterceptor(grpc.aio.UnaryUnaryClientInterceptor):

@@ -12,6 +12,7 @@ from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 pytest.importorskip("tensorflow_serving.apis")
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from ofb_tf.serving.channel import RecordingChannel
 from ofb_tf.serving.interceptor import AsyncRecordingInterceptor, RecordingInterceptor
 from ofb_tf.serving.local_server import LocalPredictionServer, predict_request
 from ofb_tf.serving.recorder import PredictionRecorder
@@ -47,8 +48,17 @@ def healthy(service):
     service.version, service.change = 1, None
 
 
-def recording_stub(address, recorder):
-    channel = grpc.intercept_channel(grpc.insecure_channel(address), RecordingInterceptor(recorder))
+@pytest.fixture(params=["interceptor", "channel"])
+def kind(request):
+    return request.param
+
+
+def recording_stub(address, recorder, kind="interceptor"):
+    channel = grpc.insecure_channel(address)
+    if kind == "channel":
+        channel = RecordingChannel(channel, recorder)
+    else:
+        channel = grpc.intercept_channel(channel, RecordingInterceptor(recorder))
     return prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 
@@ -57,17 +67,22 @@ def plain_answer(address, request):
         return prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request)
 
 
-def test_every_answer_is_recorded_and_passed_on_unchanged(address, service, examples, tmp_path):
+def test_every_answer_is_recorded_and_passed_on_unchanged(
+    address, service, examples, tmp_path, kind
+):
     ids, _, serialized = examples
     answers = {}
     with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
-        stub = recording_stub(address, recorder)
+        stub = recording_stub(address, recorder, kind)
         for start in range(0, 64, 16):
             service.version = 1 + start // 32  # two versions of the model, one after the other
             request = predict_request(serialized[start : start + 16])
             answers[start] = stub.Predict(request)
             assert answers[start] == plain_answer(address, request)
         service.version = 2
+        answer, call = stub.Predict.with_call(predict_request(serialized[:16]))
+        assert call.code() is grpc.StatusCode.OK
+        assert answer.model_spec.version.value == 2
         future = stub.Predict.future(predict_request(serialized[:16]))
         assert tf.make_ndarray(future.result().outputs["example_id"]).tolist() == ids[:16].tolist()
     records = ForwardRecords.load(tmp_path)
@@ -76,8 +91,8 @@ def test_every_answer_is_recorded_and_passed_on_unchanged(address, service, exam
     np.testing.assert_array_equal(records.logits, logits)
     np.testing.assert_array_equal(records.model_versions[:16], [2] * 16)
     np.testing.assert_array_equal(records.model_versions[16:], [1] * 16 + [2] * 32)
-    assert recorder.counts.num_responses == 5
-    assert recorder.counts.num_recorded == 80
+    assert recorder.counts.num_responses == 6
+    assert recorder.counts.num_recorded == 96
     now = time.time() * 1e6
     assert (np.abs(records.timestamps.numpy() - now) < 60e6).all()
 
@@ -99,7 +114,7 @@ def test_the_asyncio_channel_records_too(address, examples, tmp_path):
     np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, ids)
 
 
-def test_errors_reach_the_caller_and_are_counted(address, service, examples, tmp_path):
+def test_errors_reach_the_caller_and_are_counted(address, service, examples, tmp_path, kind):
     request = predict_request(examples[2][:4])
     service.change = "error"
 
@@ -110,7 +125,7 @@ def test_errors_reach_the_caller_and_are_counted(address, service, examples, tmp
 
     with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
         with pytest.raises(grpc.RpcError) as error:
-            recording_stub(address, recorder).Predict(request)
+            recording_stub(address, recorder, kind).Predict(request)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "is loading" in error.value.details()
         with pytest.raises(grpc.aio.AioRpcError):
@@ -187,12 +202,12 @@ def test_ids_from_the_request_and_other_models(address, examples, tmp_path):
     np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, expected)
 
 
-def test_other_methods_pass_through(address, tmp_path):
+def test_other_methods_pass_through(address, tmp_path, kind):
     from tensorflow_serving.apis import get_model_metadata_pb2
 
     with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
         with pytest.raises(grpc.RpcError) as error:
-            recording_stub(address, recorder).GetModelMetadata(
+            recording_stub(address, recorder, kind).GetModelMetadata(
                 get_model_metadata_pb2.GetModelMetadataRequest()
             )
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
