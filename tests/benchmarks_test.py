@@ -73,20 +73,23 @@ def test_an_unknown_part_is_an_error(capsys):
     assert "Received: ['nothing']" in capsys.readouterr().err
 
 
-def test_steady_leaves_the_start_out_and_counts_the_passes():
-    figures = inputs.steady(
-        lambda passes: (
-            tf.data.Dataset.range(1000)
-            .repeat(passes)
-            .batch(10)
-            .map(lambda ids: {"example_id": ids})
-        ),
-        items=1000,
-        passes=4,
-    )
+def test_steady_leaves_the_start_out_and_counts_the_passes(monkeypatch):
+    def timed(dataset):
+        # A start of 7 seconds, and a hundredth of a second an example.
+        count = inputs.consume(dataset)
+        return {"wall_seconds": 7 + count / 100, "cpu_seconds": 7 + count / 50}, count
+
+    monkeypatch.setattr(inputs, "_timed", timed)
+
+    def build(passes):
+        ids = tf.data.Dataset.range(1000).repeat(passes).batch(10)
+        return ids.map(lambda ids: {"example_id": ids})
+
+    figures = inputs.steady(build, items=1000, passes=4)
     assert figures["items"] == 4000
     assert figures["out_share"] == 1.0
-    assert figures["wall_seconds"] > 0
+    assert figures["wall_seconds"] == pytest.approx(40)
+    assert figures["cpu_seconds"] == pytest.approx(80)
 
 
 def test_scattered_ids_are_distinct():
