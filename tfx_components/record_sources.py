@@ -108,22 +108,28 @@ def _columns(logs: list, spec: PredictionLogSpec, where: str) -> Columns:
 
 
 def _ids(logs: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> np.ndarray:
+    requests = [
+        [text for tensor in log.request.inputs.values() for text in tensor.string_val]
+        for log in logs
+    ]
+    whole = [len(request) for request in requests] == sizes
+    # An echoed fingerprint is that of the bytes as they came, not of the example; see fingerprints.
+    if not spec.id_feature and whole:
+        return fingerprints([example for request in requests for example in request])
     if all(types.EXAMPLE_ID in log.response.outputs for log in logs):
         echoed = [tf.make_ndarray(log.response.outputs[types.EXAMPLE_ID]).ravel() for log in logs]
         return hashing.as_example_ids(tf.constant(np.concatenate(echoed))).numpy()
-    serialized = []
-    for log, size in zip(logs, sizes, strict=True):
-        examples = [text for tensor in log.request.inputs.values() for text in tensor.string_val]
-        if len(examples) != size:
-            raise ValueError(
-                f"{where}: a request holds {len(examples)} serialized examples for {size} rows "
-                f"of logits, and no output {types.EXAMPLE_ID!r} echoes the ids. Serve by the "
-                "recording signature."
-            )
-        serialized.extend(examples)
-    if not spec.id_feature:
-        return fingerprints(serialized)
-    ids = [_id(tf.train.Example.FromString(example), spec, where) for example in serialized]
+    if not whole:
+        raise ValueError(
+            f"{where}: requests hold {[len(request) for request in requests[:3]]}... serialized "
+            f"examples for {sizes[:3]}... rows of logits, and no output {types.EXAMPLE_ID!r} "
+            "echoes the ids. Serve by the recording signature."
+        )
+    ids = [
+        _id(tf.train.Example.FromString(example), spec, where)
+        for request in requests
+        for example in request
+    ]
     return hashing.as_example_ids(tf.constant(ids)).numpy()
 
 

@@ -1,9 +1,8 @@
 """`run_fn` for TFX's Trainer: an `OFBModel` on weighted examples, exported so that it records.
 
 Settings come from Trainer's `custom_config`, by the names of `TrainingConfig`. The served
-signature takes serialized tf.Examples and returns `logits` and, of examples that have an id,
-`example_id`: what BulkInferrer or TF Serving logs of it is what ForwardRecordGen reads, and so the
-loop closes.
+signature takes serialized tf.Examples and returns `predictions`, `logits` and `example_id`: what
+BulkInferrer or TF Serving logs of it is what ForwardRecordGen reads, and so the loop closes.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.utils import io_utils
 
 import ofb_tf
-from ofb_tf import hashing, types
+from ofb_tf import serving, types
 from tfx_components import tabular
 
 _KERAS_FILE = "model.keras"
@@ -174,27 +173,22 @@ def export(
 ) -> None:
     """Writes the SavedModel, and beside it the Keras model that training can go on from.
 
-    The signature `serving_default` maps `examples`, string `[n]`, to `logits` float32
-    `[n, num_outputs]` and, where there is an id feature, `example_id` int64 `[n]`.
+    The signature `serving_default` is `ofb_tf.serving.export_recording_model`'s: from `examples`,
+    string `[n]`, to `predictions`, `logits` and `example_id`.
     """
     spec = tabular_spec(config, schema)
-    id_spec = {}
+    feature_spec = spec.feature_spec()
     if config.id_feature:
         dtype = tf.dtypes.as_dtype(_dtype(schema, config.id_feature))
-        id_spec = {config.id_feature: tf.io.FixedLenFeature([], dtype)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
-    def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-        parsed = tf.io.parse_example(examples, spec.feature_spec() | id_spec)
-        outputs = {types.LOGITS: model(spec.inputs(parsed), training=False)}
-        if config.id_feature:
-            outputs[types.EXAMPLE_ID] = hashing.as_example_ids(parsed[config.id_feature])
-        return outputs
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serving_default", serve)
-    archive.write_out(directory, verbose=False)
+        feature_spec[config.id_feature] = tf.io.FixedLenFeature([], dtype)
+    serving.export_recording_model(
+        model,
+        directory,
+        feature_spec,
+        id_key=config.id_feature or None,
+        task=config.task,
+        preprocess=spec.inputs,
+    )
     extra = os.path.join(directory, "assets.extra")
     tf.io.gfile.makedirs(extra)
     with tempfile.TemporaryDirectory() as local:

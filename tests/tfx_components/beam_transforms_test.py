@@ -5,7 +5,7 @@ import math
 import numpy as np
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import BeamAssertException, assert_that, equal_to
-from conftest import probabilities, read_tfrecords, write_tfrecords
+from tfx_testing import probabilities, read_tfrecords, write_tfrecords
 
 from ofb_tf import hashing
 from ofb_tf.records import partition_of

@@ -1,6 +1,5 @@
 """Fixtures of the TFX tests; without TFX (the core environment) nothing here is collected."""
 
-import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -8,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from tfx_testing import Data, serialize, write_tfrecords
 
 import ofb_tf
 
@@ -16,21 +15,6 @@ import ofb_tf
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 collect_ignore_glob = [] if importlib.util.find_spec("tfx") else ["*_test.py"]
-
-
-@dataclasses.dataclass
-class Data:
-    """A binary task: examples with ids, labels and a slice, and what serving said of them."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    logits: np.ndarray
-    city: np.ndarray
-
-    @property
-    def scores(self) -> np.ndarray:
-        """|sigmoid(z) - y| in float64: the reference for the gradient-norm bound."""
-        return np.abs(1.0 / (1.0 + np.exp(-self.logits.astype(np.float64))) - self.labels)
 
 
 @pytest.fixture
@@ -41,33 +25,6 @@ def data() -> Data:
     labels = (rng.random(n) < 1.0 / (1.0 + np.exp(-logits))).astype(np.int64)
     ids = rng.permutation(10 * n)[:n].astype(np.int64)
     return Data(ids, labels, logits, rng.choice([b"north", b"south", b"west"], n))
-
-
-def serialize(fields: dict) -> bytes:
-    """A tf.Example of single values, by their Python types."""
-    example = tf.train.Example()
-    for name, value in fields.items():
-        feature = example.features.feature[name]
-        if isinstance(value, bytes):
-            feature.bytes_list.value.append(value)
-        elif isinstance(value, float):
-            feature.float_list.value.append(value)
-        elif isinstance(value, int):
-            feature.int64_list.value.append(value)
-    return example.SerializeToString(deterministic=True)
-
-
-def write_tfrecords(path: pathlib.Path, records: list[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = "GZIP" if path.suffix == ".gz" else ""
-    with tf.io.TFRecordWriter(str(path), options) as writer:
-        for record in records:
-            writer.write(record)
-
-
-def read_tfrecords(path: pathlib.Path) -> list[bytes]:
-    options = "GZIP" if path.suffix == ".gz" else ""
-    return list(tf.data.TFRecordDataset(str(path), options).as_numpy_iterator())
 
 
 @pytest.fixture
@@ -149,27 +106,3 @@ def sample(tmp_path):
         return sampled, statistics
 
     return run
-
-
-def selected(artifact, split: str = "train") -> dict[int, float]:
-    """id → importance weight of a sampled split."""
-    found = {}
-    for path in sorted((pathlib.Path(artifact.uri) / f"Split-{split}").iterdir()):
-        for record in read_tfrecords(path):
-            feature = tf.train.Example.FromString(record).features.feature
-            (weight,) = feature["importance_weight"].float_list.value
-            found[feature["id"].int64_list.value[0]] = weight
-    return found
-
-
-def probabilities(scores: np.ndarray, rate: float, mix: float = 0.2) -> np.ndarray:
-    """Capped PPS by bisection on c: the independent reference for a whole split, float64 `[n]`."""
-    sizes = (1 - mix) * scores / scores.sum() + mix / len(scores)
-    low, high = 0.0, 1.0 / sizes.min()
-    for _ in range(200):
-        middle = (low + high) / 2
-        if np.minimum(1.0, middle * sizes).sum() < rate * len(scores):
-            low = middle
-        else:
-            high = middle
-    return np.minimum(1.0, high * sizes)

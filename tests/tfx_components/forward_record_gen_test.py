@@ -6,9 +6,9 @@ import apache_beam as beam
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import serialize, write_tfrecords
 from tensorflow_serving.apis import prediction_log_pb2
 from tfx.types import standard_artifacts
+from tfx_testing import serialize, write_tfrecords
 
 import ofb_tf
 from ofb_tf.records import partition_of
@@ -141,7 +141,9 @@ def test_prediction_logs_of_tf_serving_hold_batches_and_echo_ids(tmp_path):
         _log([b"c"], [[5.0, 6.0]], version=6, echo=[20]),
     ]
     write_tfrecords(tmp_path / "logs" / "log", logs)
-    artifact = _generate(tmp_path, prediction_log_pattern=str(tmp_path / "logs" / "*"))
+    artifact = _generate(
+        tmp_path, prediction_log_pattern=str(tmp_path / "logs" / "*"), id_feature="id"
+    )
     records = ofb_tf.ForwardRecords.load(artifact.uri)
     assert records.example_ids.numpy().tolist() == [10, 20, 30]
     assert records.logits.numpy().tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
@@ -229,7 +231,7 @@ def _no_logs(tmp_path):
         (_corrupt_records, r"\.ofbr"),
         (_corrupt_logs, "logs/log is damaged.*Write it anew"),
         (_no_logits, "no output 'logits' among .*'scores'.*set logits_output"),
-        (_no_ids, "1 serialized examples for 2 rows.*recording signature"),
+        (_no_ids, r"\[1\].*serialized examples for \[2\].*recording signature"),
         (
             _no_id_feature,
             r"'id' must be one .*\['id', 'x'\]|'id' must be one .*'x'.*Set id_feature",

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import probabilities, read_tfrecords, selected, serialize, write_tfrecords
+from tfx_testing import probabilities, read_tfrecords, selected, serialize, write_tfrecords
 
 from ofb_tf import hashing
 from tfx_components import statistics

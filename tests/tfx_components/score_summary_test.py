@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import probabilities
 from hypothesis import given
 from hypothesis import strategies as st
+from tfx_testing import probabilities
 
 from ofb_tf.policies import designs
 from tfx_components.score_summary import ScoreSummary, solve
