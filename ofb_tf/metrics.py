@@ -244,3 +244,7 @@ class Ratio(keras.metrics.Metric):
         """float32 scalar; 0 where nothing was counted."""
         numerator, denominator = tf.unstack(tf.convert_to_tensor(self._sums))
         return tf.math.divide_no_nan(numerator, denominator)
+
+
+OWN = (ImportanceWeightStatistics, RecordStatistics, VarianceRatio, Ratio)
+"""The metrics that `OFBModel` adds by itself."""

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ofb_tf import hashing, metrics, scores, step_selection, types
+from ofb_tf import class_weights, metrics, scores, step_selection, types
 from ofb_tf.elements import RECORD_FIELDS
 from ofb_tf.policies import Policy, base, get_policy
 
@@ -18,15 +18,9 @@ _NO_INPUT = frozenset({*RECORD_FIELDS, types.EXAMPLE_ID, types.UNIFORM_HOLDOUT})
 
 def _is_functional_call(args: tuple, kwargs: dict) -> bool:
     """Whether arguments are those of `keras.Model(inputs, outputs)`."""
-    return (
-        len(args) >= 2
-        or (len(args) == 1 and "outputs" in kwargs)
-        or {
-            "inputs",
-            "outputs",
-        }
-        <= set(kwargs)
-    )
+    if len(args) == 1:
+        return "outputs" in kwargs
+    return len(args) >= 2 or {"inputs", "outputs"} <= set(kwargs)
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
@@ -159,18 +153,8 @@ class OFBModel(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's metrics; those of the weights describe training and are left out of tests."""
-        found = super().metrics
-        own = [
-            getattr(self, name, None)
-            for name in (
-                "importance_weight_statistics",
-                "realized_rate",
-                "record_statistics",
-                "variance_ratio",
-            )
-        ]
         shown = set() if getattr(self, "_testing", False) else getattr(self, "_shown", set())
-        return [m for m in found if m.name in shown or not any(m is other for other in own)]
+        return [m for m in super().metrics if m.name in shown or not isinstance(m, metrics.OWN)]
 
     def unpack(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
         """Splits one batch into inputs, labels and weights.
@@ -243,19 +227,14 @@ class OFBModel(keras.Model):
         else:
             outputs = self(x)
         logits = tf.stop_gradient(reading.logits(outputs))
-        n = logits.shape[0]
-        if n is None:
-            n = tf.shape(logits)[0]
-            count = tf.cast(tf.round(self.backward_rate * tf.cast(n, tf.float32)), tf.int32)
-            count = tf.maximum(count, 1)
-        else:
-            count = max(1, round(self.backward_rate * n))
-        key = hashing.fold_in(
-            tf.constant(self.selection_seed, tf.int64),
-            tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64),
-        )
+        n, count = step_selection.sizes(logits, self.backward_rate)
         indices, importance = step_selection.select_fixed_count(
-            self._policy, count, reading.task, logits, reading.labels(y), key
+            self._policy,
+            count,
+            reading.task,
+            logits,
+            reading.labels(y),
+            step_selection.step_key(self.selection_seed, self.optimizer.iterations),
         )
         self.realized_rate.update_state(count, n)
         self._shown.add(self.realized_rate.name)
@@ -353,13 +332,13 @@ class OFBModel(keras.Model):
         is_distributed = self.distribute_strategy.num_replicas_in_sync > 1
         if class_weight is None and not (is_distributed and isinstance(data.element_spec, dict)):
             return data
-        table = None if class_weight is None else _class_weight_table(class_weight)
+        table = None if class_weight is None else class_weights.class_weight_table(class_weight)
 
         @tf.autograph.experimental.do_not_convert
         def unpack(*element):
             x, y, weight = self.unpack(element if len(element) > 1 else element[0])
             if table is not None:
-                factor = _class_weights(table, y)
+                factor = class_weights.class_weights_of(table, y)
                 weight = factor if weight is None else factor * tf.cast(weight, factor.dtype)
             return tuple(part for part in (x, y, weight) if part is not None)
 
@@ -426,20 +405,3 @@ def _rebase(cls: type) -> None:
     cls.__bases__ = tuple(
         FunctionalOFBModel if base is OFBModel else base for base in cls.__bases__
     )
-
-
-def _class_weight_table(class_weight: dict[int, float]) -> tf.Tensor:
-    """A vector of weights from `class_weight`; a class without an entry gets 1, as in Keras."""
-    table = [1.0] * (max(class_weight) + 1)
-    for index, value in class_weight.items():
-        table[index] = float(value)
-    return tf.constant(table)
-
-
-def _class_weights(table: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Weights `[n]` of integer labels `[n]` or `[n, 1]`, or one-hot labels `[n, k]`."""
-    if labels.shape.rank == 2:
-        labels = labels[:, 0] if labels.shape[1] == 1 else tf.argmax(labels, 1)
-    labels = tf.cast(labels, tf.int64)
-    inside = labels < tf.size(table, tf.int64)
-    return tf.where(inside, tf.gather(table, tf.where(inside, labels, 0)), 1.0)

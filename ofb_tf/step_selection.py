@@ -99,6 +99,24 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
+def sizes(logits: tf.Tensor, rate: float) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """How many examples a batch has, and how many of them are selected, at least 1.
+
+    Integers where the batch size is static, otherwise int32 scalars.
+    """
+    n = logits.shape[0]
+    if n is not None:
+        return n, max(1, round(rate * n))
+    n = tf.shape(logits)[0]
+    return n, tf.maximum(tf.cast(tf.round(rate * tf.cast(n, tf.float32)), tf.int32), 1)
+
+
+def step_key(seed: int, iterations: tf.Variable) -> tf.Tensor:
+    """The key of one step's draw, from a seed and the optimiser's step count: int64 scalar."""
+    step = tf.cast(tf.convert_to_tensor(iterations), tf.int64)
+    return hashing.fold_in(tf.constant(seed, tf.int64), step)
+
+
 def select_fixed_count(
     policy: Policy,
     count: int | tf.Tensor,

@@ -172,7 +172,7 @@ def test_resuming_with_the_input_iterator_equals_never_stopping(tmp_path):
         model.fit(
             place.dataset,
             epochs=6,
-            steps_per_epoch=4,
+            steps_per_epoch=3,  # no divisor of a pass: the place matters
             shuffle=False,
             verbose=0,
             callbacks=[backup, place, *stop],
@@ -185,7 +185,7 @@ def test_resuming_with_the_input_iterator_equals_never_stopping(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", stop_after=3)
     resumed = run(tmp_path / "parts")
-    assert int(resumed.optimizer.iterations) == int(whole.optimizer.iterations) == 24
+    assert int(resumed.optimizer.iterations) == int(whole.optimizer.iterations) == 18
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
