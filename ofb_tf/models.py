@@ -1,7 +1,6 @@
 """`OFBModel`: a `keras.Model` that trains on what `ofb_sample` emits."""
 
 import inspect
-import warnings
 from typing import Any
 
 import keras
@@ -290,7 +289,7 @@ class OFBModel(keras.Model):
 
     def fit(self, x=None, y=None, **kwargs) -> keras.callbacks.History:
         """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`."""
-        self._check_reduction()
+        step_selection.warn_of_biased_reduction(getattr(self, "loss", None))
         if isinstance(x, tf.data.Dataset):
             x = self._as_tuples(x, kwargs.pop("class_weight", None))
         validation = self._as_tuples(kwargs.pop("validation_data", None))
@@ -309,17 +308,6 @@ class OFBModel(keras.Model):
         if isinstance(x, dict):
             x = self.unpack(x)[0]
         return super().predict(x, **kwargs)
-
-    def _check_reduction(self) -> None:
-        """Warns of a loss that divides by the sum of weights."""
-        for loss in keras.tree.flatten(getattr(self, "loss", None)):
-            if getattr(loss, "reduction", None) == "mean_with_sample_weight":
-                warnings.warn(
-                    "OFBModel: the loss has reduction='mean_with_sample_weight', which divides by "
-                    "the sum of weights: the gradient is then biased. Use the default, "
-                    "'sum_over_batch_size'.",
-                    stacklevel=3,
-                )
 
     def _as_tuples(self, data: Any, class_weight: dict[int, float] | None = None) -> Any:
         """Maps a dataset of dicts to `(x, y, weight)` where Keras itself looks into elements.

@@ -4,6 +4,7 @@ Everything has a fixed size, so that it compiles under XLA: `count` of n example
 """
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
@@ -97,6 +98,18 @@ def read_outputs(loss: Any, task: str | None) -> OutputReading:
 
 def _snake_case(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def warn_of_biased_reduction(loss: Any) -> None:
+    """Warns of a compiled loss that divides by the sum of weights."""
+    for each in keras.tree.flatten(loss):
+        if getattr(each, "reduction", None) == "mean_with_sample_weight":
+            warnings.warn(
+                "OFBModel: the loss has reduction='mean_with_sample_weight', which divides by the "
+                "sum of weights: the gradient is then biased. Use the default, "
+                "'sum_over_batch_size'.",
+                stacklevel=3,
+            )
 
 
 def sizes(logits: tf.Tensor, rate: float) -> tuple[int | tf.Tensor, int | tf.Tensor]:
