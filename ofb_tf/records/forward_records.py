@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import types
+from ofb_tf.records import aligned, paths, reader
 from ofb_tf.records import format as block_format
-from ofb_tf.records import paths, reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +128,15 @@ class ForwardRecords:
         nonfinite = np.zeros(0, bool)
         for name in columns.schema.columns:
             # A column at a time, its unsorted form freed before the next, bounds the peak memory.
-            data = arrays.pop(name)[order]
+            unsorted = arrays.pop(name)
+            data = aligned.aligned_empty((len(order), *unsorted.shape[1:]), unsorted.dtype)
+            np.take(unsorted, order, axis=0, out=data)
+            del unsorted
             if data.dtype.kind == "f":
                 bad = ~np.isfinite(data)
                 bad = bad if data.ndim == 1 else bad.any(axis=1)
                 nonfinite = nonfinite | bad if len(nonfinite) else bad
-            # A tensor made from an array keeps the array too; its deep copy stands alone.
-            tensors[name] = tf.raw_ops.DeepCopy(x=tf.convert_to_tensor(data))
-            del data
+            tensors[name] = aligned.as_tensor(data)
         counts.num_nonfinite += int(nonfinite.sum())
         return cls(
             example_ids=tensors[types.EXAMPLE_ID],

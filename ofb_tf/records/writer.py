@@ -1,5 +1,6 @@
 """Writing forward records: a buffer of columns, blocks, files that roll over."""
 
+import atexit
 import contextlib
 import dataclasses
 import os
@@ -49,7 +50,8 @@ class ForwardRecordWriter:
     gather in a block; a full block, `flush`, the flush interval and `close` write it out. What was
     flushed survives a kill of the process (not a power cut: nothing is fsynced). Files are named
     `*.ofbr.open` until they are complete, then `*.ofbr`. A new writer finalises the open files
-    that dead writers of this machine left in the directory.
+    that dead writers of this machine left in the directory. A writer that is still open when the
+    interpreter exits is closed then.
 
     ```python
     with ofb_tf.ForwardRecordWriter(directory, num_outputs=10) as writer:
@@ -361,6 +363,12 @@ def _check_choice(name: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")
 
 
+def _close_at_exit() -> None:
+    for writer in list(_open_writers):
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            writer.close()
+
+
 _open_writers: "weakref.WeakSet[ForwardRecordWriter]" = weakref.WeakSet()
 
 
@@ -371,3 +379,5 @@ def _reset_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_in_child)
+
+atexit.register(_close_at_exit)

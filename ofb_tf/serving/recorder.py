@@ -81,6 +81,7 @@ class PredictionRecorder:
         self._queue_size = queue_size
         self._poll_seconds = poll_seconds
         self._lock = threading.Lock()
+        self._drain_lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ofb-recorder", daemon=True)
         self._thread.start()
@@ -129,12 +130,10 @@ class PredictionRecorder:
             self._drain()
 
     def _drain(self) -> None:
-        while True:
-            try:
-                request, response, timestamp = self._queue.popleft()
-            except IndexError:
-                return
-            self._record(request, response, timestamp)
+        # One at a time, so that flush returns only when what another thread took is written too.
+        with self._drain_lock:
+            while self._queue:
+                self._record(*self._queue.popleft())
 
     def _record(self, request: Any, response: Any, timestamp: int) -> None:
         try:

@@ -55,6 +55,14 @@ def test_fifty_kills_lose_nothing_that_was_flushed(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_exit_without_close_loses_nothing(tmp_path):
+    run("forget_to_close", tmp_path)
+    records = ForwardRecords.load(tmp_path)
+    np.testing.assert_array_equal(records.example_ids, np.arange(10))
+    assert records.counts.num_open_files == 0
+
+
+@pytest.mark.slow
 def test_a_quota_drops_and_counts_and_what_was_written_reads_back(tmp_path):
     counts = run("write_against_a_file_size_limit", tmp_path)
     records = ForwardRecords.load(tmp_path)

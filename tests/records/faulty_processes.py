@@ -77,6 +77,15 @@ def write_to_a_small_disk(directory):
     fill(directory, 40_000)
 
 
+def forget_to_close(directory):
+    """Ends while records wait in the buffer."""
+    writer = ForwardRecordWriter(directory)
+    ids = np.arange(10)
+    writer.write(ids, logits_of(ids))
+    globals()["kept"] = writer
+    print("{}")
+
+
 def fill(directory, count):
     writer = ForwardRecordWriter(directory, on_error="drop", block_records=1000)
     for start in range(0, count, 100):
