@@ -54,6 +54,10 @@ def test_scores_are_within_the_proven_bound(tmp_path, num_classes, scale, k):
     np.testing.assert_allclose(got_bound[kept], bound[kept], atol=1e-3)
     largest = np.sort(p, axis=1)[:, ::-1][:, :k]
     residual = 1 - largest.sum(axis=1)
+    spread = residual / (num_classes - k)
+    np.testing.assert_allclose(got_loss[~kept], -np.log(spread)[~kept], rtol=1e-4)
+    expected = np.sqrt((p**2).sum(axis=1) - 2 * spread + 1)
+    np.testing.assert_allclose(got_bound[~kept], expected[~kept], rtol=1e-5)
     limit = np.minimum(largest[:, -1], residual) * (k + 1) / k
     error = np.abs(got_bound - bound)
     assert (error <= limit + 1e-3)[~kept].all()
