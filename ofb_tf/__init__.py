@@ -1,5 +1,7 @@
 """One backward from ten forward: train on the examples that serving's forward pass points to."""
 
+from ofb_tf.callbacks import BackupIterator, OFBTensorBoard, RecordForwardPasses
+from ofb_tf.guards import SelectionGuard
 from ofb_tf.join import join_forward_records
 from ofb_tf.models import OFBModel
 from ofb_tf.policies import Importance, Inclusion, Policy, Uniform, Window
@@ -9,6 +11,7 @@ from ofb_tf.types import DatasetTransform
 from ofb_tf.version import __version__
 
 __all__ = [
+    "BackupIterator",
     "DatasetTransform",
     "ForwardRecordWriter",
     "ForwardRecords",
@@ -16,8 +19,11 @@ __all__ = [
     "Inclusion",
     "OFBModel",
     "OFBSampler",
+    "OFBTensorBoard",
     "PartitionedRecords",
     "Policy",
+    "RecordForwardPasses",
+    "SelectionGuard",
     "Uniform",
     "Window",
     "__version__",

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from ofb_tf import types
 from ofb_tf.records import ForwardRecords
+from ofb_tf.records.memory import as_tensor, release_freed
 
 # Buckets are a power of two, at most this many records to a bucket on average.
 _RECORDS_PER_BUCKET = 2.4
@@ -47,8 +48,10 @@ class RecordIndex:
         offsets = np.searchsorted(ids, starts.view(np.int64))
         fullest = int(np.max(np.diff(offsets, append=ids.size)))
         self._steps = [2**k for k in reversed(range((fullest - 1).bit_length()))]
-        self._offsets = tf.constant(offsets, tf.int32)
+        self._offsets = as_tensor(offsets.astype(np.int32))
         self._first, self._last = first, last
+        del starts, offsets
+        release_freed()
 
     def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows of the records with these ids.

