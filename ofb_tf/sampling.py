@@ -276,7 +276,7 @@ class OFBSampler:
         config = self._config
         # One draw a pass, which survives a checkpoint. Its source is endless also where nothing
         # is drawn anew, so that under dynamic sharding no worker is left without an epoch.
-        epochs = tf.data.Dataset.random(seed=config.seed, rerandomize_each_iteration=True).take(1)
+        epochs = _draws(config.seed).take(1)
 
         def repeated(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
@@ -346,6 +346,23 @@ class OFBSampler:
         # Fields that the join made are only in extras; those that came with the element go.
         drop = RECORD_FIELDS if self._records is None and not layout.serialized else ()
         return _leave(selected, self._config, drop)
+
+
+def _draws(seed: int) -> tf.data.Dataset:
+    """`tf.data.Dataset.random(seed, rerandomize_each_iteration=True)`, but of this seed alone.
+
+    The public function mixes in TensorFlow's global seed, so that `tf.random.set_seed` elsewhere
+    in a program would change the selection.
+    """
+    variant = tf.raw_ops.RandomDatasetV2(
+        seed=seed,
+        seed2=1,
+        seed_generator=tf.raw_ops.DummySeedGenerator(),
+        output_types=[tf.int64],
+        output_shapes=[[]],
+        rerandomize_each_iteration=True,
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
 
 
 def _element(parts: tuple) -> Any:
