@@ -32,5 +32,6 @@ def test_the_example_runs_as_printed(tmp_path, monkeypatch):
     }
     exec(code, given)  # noqa: S102
     batches = list(given["train"])
-    assert sum(len(batch["label"]) for batch in batches) in (819, 820)
+    sizes = {409, 410}  # a tenth of a window of 4096, rounded by chance to one of these
+    assert sum(len(batch["label"]) for batch in batches) in {a + b for a in sizes for b in sizes}
     assert np.isfinite(given["model"].history.history["loss"]).all()
