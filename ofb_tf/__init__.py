@@ -4,7 +4,18 @@ from ofb_tf.callbacks import BackupIterator, OFBTensorBoard, RecordForwardPasses
 from ofb_tf.guards import SelectionGuard
 from ofb_tf.join import join_forward_records
 from ofb_tf.models import OFBModel
-from ofb_tf.policies import Importance, Inclusion, Policy, Uniform, Window
+from ofb_tf.policies import (
+    BottomLoss,
+    Importance,
+    Inclusion,
+    InfoBatch,
+    LossMatching,
+    Policy,
+    SelectiveBackprop,
+    TopLoss,
+    Uniform,
+    Window,
+)
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter, PartitionedRecords
 from ofb_tf.sampling import OFBSampler, ofb_sample
 from ofb_tf.types import DatasetTransform
@@ -12,11 +23,14 @@ from ofb_tf.version import __version__
 
 __all__ = [
     "BackupIterator",
+    "BottomLoss",
     "DatasetTransform",
     "ForwardRecordWriter",
     "ForwardRecords",
     "Importance",
     "Inclusion",
+    "InfoBatch",
+    "LossMatching",
     "OFBModel",
     "OFBSampler",
     "OFBTensorBoard",
@@ -24,6 +38,8 @@ __all__ = [
     "Policy",
     "RecordForwardPasses",
     "SelectionGuard",
+    "SelectiveBackprop",
+    "TopLoss",
     "Uniform",
     "Window",
     "__version__",

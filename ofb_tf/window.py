@@ -92,7 +92,9 @@ def sample_window(
     def decide_scored() -> tuple:
         """The same where some examples have no score: those get what `missing` says."""
         scored = tf.where(has_score)[:, 0]
-        defaults = (_unscored_probability(rate, missing), 1.0, float("inf"))
+        # Weights of a policy's own: here too, what is always kept stands for itself alone.
+        weight = rate if missing == KEEP else 1.0
+        defaults = (_unscored_probability(rate, missing), weight, float("inf"))
         return tuple(
             value
             if value is None

@@ -1,10 +1,22 @@
 """Selection policies: which examples of a window go on to training, and with what weight."""
 
 from ofb_tf.policies.base import Inclusion, Policy, Window
+from ofb_tf.policies.extreme_loss import BottomLoss, TopLoss
 from ofb_tf.policies.importance import Importance
+from ofb_tf.policies.info_batch import InfoBatch
+from ofb_tf.policies.loss_matching import LossMatching
+from ofb_tf.policies.selective_backprop import SelectiveBackprop
 from ofb_tf.policies.uniform import Uniform
 
-POLICIES = {"importance": Importance, "uniform": Uniform}
+POLICIES = {
+    "importance": Importance,
+    "uniform": Uniform,
+    "loss_matching": LossMatching,
+    "selective_backprop": SelectiveBackprop,
+    "top_loss": TopLoss,
+    "bottom_loss": BottomLoss,
+    "info_batch": InfoBatch,
+}
 
 
 def get_policy(policy: str | Policy) -> Policy:
@@ -33,4 +45,17 @@ def get_policy(policy: str | Policy) -> Policy:
     return POLICIES[policy]()
 
 
-__all__ = ["POLICIES", "Importance", "Inclusion", "Policy", "Uniform", "Window", "get_policy"]
+__all__ = [
+    "POLICIES",
+    "BottomLoss",
+    "Importance",
+    "Inclusion",
+    "InfoBatch",
+    "LossMatching",
+    "Policy",
+    "SelectiveBackprop",
+    "TopLoss",
+    "Uniform",
+    "Window",
+    "get_policy",
+]

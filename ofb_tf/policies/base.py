@@ -56,8 +56,9 @@ class Policy(abc.ABC):
         design = "poisson"
 
         def inclusion(self, window, budget):
-            n = tf.cast(tf.size(window.losses), tf.float64)
-            return ofb_tf.Inclusion(tf.where(window.losses > 1.0, 1.0, budget / n))
+            always = tf.ones_like(window.losses, tf.float64)
+            rate = budget / tf.reduce_sum(always)
+            return ofb_tf.Inclusion(tf.where(window.losses > 1.0, always, rate))
 
     dataset.apply(ofb_tf.ofb_sample(policy=Threshold()))
     ```
