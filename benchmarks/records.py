@@ -74,14 +74,17 @@ def _prepare_read(settings: Settings) -> None:
     inputs.record_files(settings, settings.count(10 * _MILLION))
 
 
-def _calls(settings: Settings, wrap: Callable) -> Run:
-    """Paced calls to a server in a process of its own: turns without and with recording."""
+def _calls(settings: Settings) -> Run:
+    """Paced calls to a server in a process of its own, by each kind of channel in turn.
+
+    "plain again" is the plain channel once more: what it adds is the noise of the measurement.
+    """
     turns = settings.count(_TURNS)
     requests = _requests()
     stack = contextlib.ExitStack()
     directory = stack.enter_context(tempfile.TemporaryDirectory())
     address = stack.enter_context(_server(directory))
-    channel = grpc.insecure_channel(address)
+    plain = grpc.insecure_channel(address)
 
     def turn(channel: grpc.Channel) -> list[float]:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -96,42 +99,43 @@ def _calls(settings: Settings, wrap: Callable) -> Run:
         return latencies
 
     for _ in range(3):
-        turn(channel)
+        turn(plain)
 
     def run() -> dict[str, float]:
         _ = stack  # keeps the server alive
-        plain, recorded = [], []
         with PredictionRecorder(ForwardRecordWriter(f"{directory}/records")) as recorder:
-            recording = wrap(channel, recorder)
-            order = [(channel, plain), (recording, recorded)]
-            for number in range(turns):
-                for one, latencies in order if number % 2 else order[::-1]:
-                    latencies += turn(one)
+            channels = {
+                "plain": plain,
+                "plain_again": plain,
+                "recording_channel": RecordingChannel(plain, recorder),
+                "recording_interceptor": grpc.intercept_channel(
+                    plain, RecordingInterceptor(recorder)
+                ),
+                "empty_interceptor": grpc.intercept_channel(plain, _EmptyInterceptor()),
+            }
+            latencies = {name: [] for name in channels}
+            order = np.random.default_rng(0)
+            for _ in range(turns):
+                for name in order.permutation(list(channels)):
+                    latencies[name] += turn(channels[name])
                     recorder.flush()
-        expected = 0 if wrap is _nothing else len(recorded) * _INSTANCES_A_CALL
-        assert recorder.counts.num_recorded == expected, recorder.counts
-        figures = {"items": len(plain) + len(recorded)}
+        recorded = len(latencies["recording_channel"]) + len(latencies["recording_interceptor"])
+        assert recorder.counts.num_recorded == recorded * _INSTANCES_A_CALL, recorder.counts
+        figures = {"items": sum(len(values) for values in latencies.values())}
         for percentile in (50, 99):
-            without = np.percentile(plain, percentile)
+            without = np.percentile(latencies["plain"], percentile)
             figures[f"p{percentile}_ms"] = without * 1e3
-            added = np.percentile(recorded, percentile) / without - 1
-            figures[f"p{percentile}_added_percent"] = added * 100
+            for name in list(channels)[1:]:
+                added = np.percentile(latencies[name], percentile) / without - 1
+                figures[f"{name}_p{percentile}"] = added * 100
         return figures
 
     return run
 
 
-class _Nothing(grpc.UnaryUnaryClientInterceptor):
+class _EmptyInterceptor(grpc.UnaryUnaryClientInterceptor):
     def intercept_unary_unary(self, continuation, client_call_details, request):
         return continuation(client_call_details, request)
-
-
-def _nothing(channel: grpc.Channel, unused: PredictionRecorder) -> grpc.Channel:
-    return grpc.intercept_channel(channel, _Nothing())
-
-
-def _intercept(channel: grpc.Channel, recorder: PredictionRecorder) -> grpc.Channel:
-    return grpc.intercept_channel(channel, RecordingInterceptor(recorder))
 
 
 def _requests() -> list:
@@ -174,6 +178,20 @@ def _server(directory: str) -> Iterator[str]:
         process.wait(30)
 
 
+_CHANNELS = "channels in turn"
+_FIGURES = {
+    "RecordingChannel": "recording_channel",
+    "RecordingInterceptor": "recording_interceptor",
+    "an interceptor that does nothing": "empty_interceptor",
+    "the same channel again (noise)": "plain_again",
+}
+
+
+def _added(what: str, percentile: int, goal: float | None = None) -> Row:
+    figure = of(_CHANNELS, f"{_FIGURES[what]}_p{percentile}")
+    return Row(f"p{percentile} added by {what} (%)", figure, at_most=goal)
+
+
 PARTS = (
     Part(
         name="records_write",
@@ -212,36 +230,14 @@ PARTS = (
         name="interceptor",
         title="Predict calls of 64 instances, 200 a second, to a server on the loopback interface",
         item="call",
-        peers={
-            "RecordingChannel": lambda settings: _calls(settings, RecordingChannel),
-            "RecordingInterceptor": lambda settings: _calls(settings, _intercept),
-            "empty interceptor": lambda settings: _calls(settings, _nothing),
-        },
+        peers={_CHANNELS: _calls},
         rows=(
-            Row("p50 without recording (ms)", of("RecordingChannel", "p50_ms")),
-            Row("p99 without recording (ms)", of("RecordingChannel", "p99_ms")),
-            Row(
-                "p50 added by RecordingChannel (%)",
-                of("RecordingChannel", "p50_added_percent"),
-                at_most=2,
-            ),
-            Row(
-                "p99 added by RecordingChannel (%)",
-                of("RecordingChannel", "p99_added_percent"),
-                at_most=5,
-            ),
-            Row(
-                "p50 added by RecordingInterceptor (%)",
-                of("RecordingInterceptor", "p50_added_percent"),
-            ),
-            Row(
-                "p99 added by RecordingInterceptor (%)",
-                of("RecordingInterceptor", "p99_added_percent"),
-            ),
-            Row(
-                "p50 added by an interceptor that does nothing (%)",
-                of("empty interceptor", "p50_added_percent"),
-            ),
+            Row("p50 without recording (ms)", of(_CHANNELS, "p50_ms")),
+            Row("p99 without recording (ms)", of(_CHANNELS, "p99_ms")),
+            *(_added("RecordingChannel", p, goal) for p, goal in ((50, 2), (99, 5))),
+            *(_added("RecordingInterceptor", p) for p in (50, 99)),
+            *(_added("an interceptor that does nothing", p) for p in (50, 99)),
+            *(_added("the same channel again (noise)", p) for p in (50, 99)),
         ),
     ),
 )

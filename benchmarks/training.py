@@ -1,5 +1,6 @@
 """What a training step costs with weights, and with selection inside the step."""
 
+import itertools
 from collections.abc import Callable
 
 import keras
@@ -7,7 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 import ofb_tf
+from benchmarks import inputs
+from benchmarks.child import cpu_seconds
 from benchmarks.parts import Part, Row, Run, Settings, of, ratio
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import simulation
 
 BATCH = 256
 LARGE_BATCH = 1024
@@ -41,15 +46,13 @@ def _batch(size: int, weighted: bool) -> tuple[tf.Tensor, ...]:
     return tuple(tf.constant(part) for part in parts)
 
 
-def _peer(
-    cls: type, size: int, steps: int, weighted: bool = False, **model_settings: object
-) -> Callable[[Settings], Run]:
+def _peer(cls: type, size: int, steps: int, **model_settings: object) -> Callable[[Settings], Run]:
     """Steps of `fit`, after a first fit that traces the step."""
 
     def build(settings: Settings) -> Run:
         model = _network(cls, **model_settings)
         number = max(settings.count(steps), 3)
-        dataset = tf.data.Dataset.from_tensors(_batch(size, weighted)).repeat(number)
+        dataset = tf.data.Dataset.from_tensors(_batch(size, weighted=False)).repeat(number)
 
         def run() -> int:
             model.fit(dataset, shuffle=False, verbose=0)
@@ -61,7 +64,80 @@ def _peer(
     return build
 
 
-_STOCK, _OURS = "keras.Model, sample_weight", "OFBModel, importance weights"
+def _paired_steps(settings: Settings) -> Run:
+    """Short fits of both models in turn, in one process.
+
+    Two processes differ by more than the step does: by where their memory lies.
+    """
+    steps, turns = 20, max(settings.count(30), 3)
+    batches = tf.data.Dataset.from_tensors(_batch(BATCH, weighted=True)).repeat(steps)
+    models = {name: _network(cls) for name, cls in _STEP_MODELS.items()}
+    for model in models.values():
+        model.fit(batches, shuffle=False, verbose=0)
+
+    def run() -> dict[str, float]:
+        seconds = {name: [] for name in models}
+        for turn in range(turns):
+            for name in list(models)[:: 1 if turn % 2 else -1]:
+                start = cpu_seconds()
+                models[name].fit(batches, shuffle=False, verbose=0)
+                seconds[name].append(cpu_seconds() - start)
+        ours, stock = (np.array(seconds[name]) for name in ("OFBModel", "keras.Model"))
+        return {
+            "items": 2 * steps * turns,
+            "keras.Model_us": float(np.median(stock)) / steps * 1e6,
+            "OFBModel_us": float(np.median(ours)) / steps * 1e6,
+            "ratio": float(np.median(ours / stock)),
+        }
+
+    return run
+
+
+def _time_to_uniforms_loss(dataset: str) -> Callable[[Settings], Run]:
+    """Serve, record, join, sample and train, by `uniform` and by `importance` in turn.
+
+    Time is that of input pipeline, join, selection and training; the forward passes of serving
+    are paid by serving, and stand beside it.
+    """
+
+    def build(settings: Settings) -> Run:
+        data_dir = None if dataset == configs.CLICK_STREAM else str(inputs.tfds_directory())
+        quick = {"num_examples": 60_000} if settings.quick else {}
+        config = configs.SimulationConfig.for_dataset(dataset, data_dir=data_dir, seeds=1, **quick)
+
+        def run() -> dict[str, float]:
+            uniform, importance = (
+                simulation.run_cell(config, policy, seed=0)
+                for policy in (configs.UNIFORM, configs.IMPORTANCE)
+            )
+            (metric,) = set(uniform.curve[0]) - _CURVE_FIELDS
+            last = uniform.curve[-1]
+            reached = _first_below(importance.curve, metric, last[metric])
+            return {
+                "items": uniform.stream_examples + importance.stream_examples,
+                "time_ratio": reached["train_seconds"] / last["train_seconds"],
+                "stream_ratio": reached["stream_examples"] / last["stream_examples"],
+                "uniform_seconds": last["train_seconds"],
+                "serving_seconds": importance.serving_seconds,
+            }
+
+        return run
+
+    return build
+
+
+def _first_below(curve: list[dict[str, float]], metric: str, level: float) -> dict[str, float]:
+    """The curve's first point at or below a level, between its points by straight lines."""
+    for before, after in itertools.pairwise(curve):
+        if after[metric] <= level:
+            share = (before[metric] - level) / (before[metric] - after[metric])
+            return {name: before[name] + share * (after[name] - before[name]) for name in before}
+    return dict.fromkeys(curve[0], float("nan"))
+
+
+_CURVE_FIELDS = {"stream_examples", "backward_examples", "train_seconds"}
+_STEP_MODELS = {"keras.Model": keras.Model, "OFBModel": ofb_tf.OFBModel}
+_IN_TURN = "both in turn"
 _EVERYTHING, _SELECTED = "keras.Model on everything", "OFBModel(backward_rate=0.1)"
 
 PARTS = (
@@ -69,19 +145,16 @@ PARTS = (
         name="train-step",
         title=f"A training step on selected batches of {BATCH} (convolutional network, 28×28)",
         item="step",
-        peers={
-            _STOCK: _peer(keras.Model, BATCH, 60, weighted=True),
-            _OURS: _peer(ofb_tf.OFBModel, BATCH, 60, weighted=True),
-        },
+        peers={_IN_TURN: _paired_steps},
         rows=(
             Row(
                 "step of OFBModel against keras.Model with sample_weight, CPU time",
-                ratio("cpu_us", _OURS, _STOCK),
+                of(_IN_TURN, "ratio"),
                 at_most=1.03,
             ),
-            Row("step of OFBModel, CPU µs", of(_OURS, "cpu_us")),
+            Row("step of keras.Model, CPU µs", of(_IN_TURN, "keras.Model_us")),
+            Row("step of OFBModel, CPU µs", of(_IN_TURN, "OFBModel_us")),
         ),
-        repeats=5,
     ),
     Part(
         name="backward-rate",
@@ -102,5 +175,29 @@ PARTS = (
                 ratio("wall_us", _EVERYTHING, _SELECTED),
             ),
         ),
+    ),
+    *(
+        Part(
+            name=f"time-to-loss-{dataset.replace('_', '-')}",
+            title=f"Time to uniform sampling's final test loss, {dataset}, one example in ten",
+            item="example of the stream",
+            peers={_IN_TURN: _time_to_uniforms_loss(dataset)},
+            rows=(
+                Row(
+                    f"{dataset}: time to uniform's final loss, importance over uniform, wall-clock",
+                    of(_IN_TURN, "time_ratio"),
+                    at_most=0.6,
+                ),
+                Row(f"{dataset}: the same in examples", of(_IN_TURN, "stream_ratio")),
+                Row(f"{dataset}: seconds of uniform's training", of(_IN_TURN, "uniform_seconds")),
+                Row(
+                    f"{dataset}: seconds of serving and recording beside it",
+                    of(_IN_TURN, "serving_seconds"),
+                ),
+            ),
+            repeats=repeats,
+        )
+        for dataset, repeats in ((configs.CLICK_STREAM, 2), ("mnist", 1))
+        if dataset == configs.CLICK_STREAM or (inputs.tfds_directory() / dataset).is_dir()
     ),
 )
