@@ -35,7 +35,7 @@ test-tfx: setup-tfx  ## the tests of the TFX components and pipelines
 
 .PHONY: flink-up flink-down
 
-flink-up: setup-tfx  ## Flink (one job manager, two task managers) and Beam's job server, loopback
+flink-up:  ## Flink (one job manager, two task managers) and Beam's job server, loopback
 	tools/flink.sh up
 
 flink-down:  ## stop what flink-up started

@@ -1,65 +1,88 @@
 #!/usr/bin/env bash
-# A Flink cluster on the loopback interface, one job manager and two task managers, and Beam's job
-# server in front of it. Usage: tools/flink.sh up | down
-# Flink comes from the Python package that carries its jars, Beam's job server from Maven Central;
-# both are cached in .cache/flink and pinned here.
+# A Flink cluster on the loopback interface, one job manager and two task managers, with Beam's
+# job server in front of it. Usage: tools/flink.sh up [PORT] | down [PORT] | pin
+# PORT (8081) is of Flink's REST API; the next four are the job manager's, the job server's, its
+# artifacts' and its expansion service's. The jars come from Maven Central by tools/flink-pom.xml,
+# are cached in .cache/flink and checked against tools/flink.sha256, which `pin` writes anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-FLINK=1.20.3
-FLINK_SHA256=f07f07a46bb272c1e851379ed92105928367019db31240091a5367fc92800289
-BEAM=2.72.0
-JOB_SERVER=beam-runners-flink-1.20-job-server
-# Empty until somebody has had the jar: the first download then says what to pin.
-JOB_SERVER_SHA256=
+PORT=${2:-8081}
 CACHE="$PWD/.cache/flink"
-OPENS=(java.base/java.{lang,lang.reflect,net,io,nio,text,time,util,util.concurrent}=ALL-UNNAMED
+# The job server uploads its class path with every job, but for what lies under such a name; the
+# task managers have these jars already.
+JARS="$CACHE/gradle/wrapper"
+RUN="$CACHE/run-$PORT"
+SUMS="$PWD/tools/flink.sha256"
+OPENS=(java.base/java.{lang,lang.reflect,lang.invoke,net,io,nio,text,time,util}=ALL-UNNAMED
+  java.base/java.util.{concurrent,concurrent.atomic,concurrent.locks}=ALL-UNNAMED
   java.base/sun.net.util=ALL-UNNAMED java.base/sun.nio.ch=ALL-UNNAMED)
 
 fail() { echo "flink.sh: $*" >&2; exit 1; }
 
-fetch_flink() {
-  [ -d "$CACHE/lib" ] && return
-  mkdir -p "$CACHE"
-  .venv-tfx/bin/python -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation \
-    --require-hashes -d "$CACHE" \
-    -r <(echo "apache-flink-libraries==$FLINK --hash=sha256:$FLINK_SHA256") ||
-    fail "apache-flink-libraries $FLINK cannot be had"
-  tar -xzf "$CACHE/apache-flink-libraries-$FLINK.tar.gz" -C "$CACHE" --strip-components=2 \
-    "apache-flink-libraries-$FLINK/deps/lib"
-  rm "$CACHE/apache-flink-libraries-$FLINK.tar.gz"
+download() {
+  command -v mvn >/dev/null || fail "Maven is needed (Debian: maven openjdk-17-jre-headless)"
+  rm -rf "$JARS"
+  mkdir -p "$JARS"
+  mvn -q -B -f tools/flink-pom.xml \
+    org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+    -DincludeScope=runtime -DoutputDirectory="$JARS" >"$CACHE/mvn.log" 2>&1 ||
+    fail "the jars cannot be had from Maven; see $CACHE/mvn.log"
 }
 
-fetch_job_server() {
-  local jar="$CACHE/$JOB_SERVER-$BEAM.jar" sum
-  if [ ! -f "$jar" ]; then
-    mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
-      -Dartifact="org.apache.beam:$JOB_SERVER:$BEAM" -DoutputDirectory="$CACHE" \
-      >"$CACHE/mvn.log" 2>&1 ||
-      fail "org.apache.beam:$JOB_SERVER:$BEAM cannot be had from Maven; see $CACHE/mvn.log"
-  fi
-  sum=$(sha256sum "$jar" | cut -d' ' -f1)
-  [ -z "$JOB_SERVER_SHA256" ] && echo "flink.sh: pin JOB_SERVER_SHA256=$sum"
-  [ -z "$JOB_SERVER_SHA256" ] || [ "$sum" = "$JOB_SERVER_SHA256" ] ||
-    fail "the checksum of $jar is $sum, expected $JOB_SERVER_SHA256"
+checked() {  # the jars are those of the list, and no others
+  [ -d "$JARS" ] && (cd "$JARS" && sha256sum --check --quiet --strict "$SUMS" >/dev/null 2>&1) &&
+    [ "$(find "$JARS" -name '*.jar' | wc -l)" = "$(wc -l <"$SUMS")" ]
 }
 
-start() {  # name, class, then its arguments
-  local name=$1 class=$2
-  shift 2
-  nohup java -Xmx768m "${OPENS[@]/#/--add-opens=}" \
-    -Dlog4j.configurationFile="$CACHE/conf/log4j.properties" -cp "$CACHE/lib/*" \
-    "$class" --configDir "$CACHE/conf" "$@" >"$CACHE/$name.log" 2>&1 &
-  echo $! >"$CACHE/$name.pid"
+fetch() {
+  checked && return
+  download
+  checked || fail "the jars in $JARS are not those of tools/flink.sha256"
 }
 
-cluster_up() {
-  mkdir -p "$CACHE/conf"
-  cat >"$CACHE/conf/config.yaml" <<CONFIG
+start() {  # name, megabytes of heap, class, then its arguments
+  local name=$1 heap=$2 class=$3
+  shift 3
+  nohup java "-Xmx${heap}m" -XX:+UseSerialGC "${OPENS[@]/#/--add-opens=}" \
+    -Dorg.slf4j.simpleLogger.showDateTime=true -Djava.io.tmpdir="$RUN/tmp" \
+    -cp "$JARS/*" "$class" "$@" >"$RUN/$name.log" 2>&1 </dev/null &
+  echo $! >"$RUN/$name.pid"
+}
+
+wait_for() {  # what, then a command that succeeds when it is there
+  local what=$1 file
+  shift
+  for _ in $(seq 120); do
+    "$@" && return
+    for file in "$RUN"/*.pid; do
+      kill -0 "$(cat "$file")" 2>/dev/null || break 2
+    done
+    sleep 0.5
+  done
+  tail -n 20 "$RUN"/*.log >&2
+  down
+  fail "$what did not come up; its log's end is above"
+}
+
+two_task_managers() {
+  curl -sf "http://127.0.0.1:$PORT/overview" 2>/dev/null | grep -q '"taskmanagers":2'
+}
+
+job_server_listens() { (: >"/dev/tcp/127.0.0.1/$((PORT + 2))") 2>/dev/null; }
+
+up() {
+  rm -rf "$RUN/conf" "$RUN/tmp"
+  mkdir -p "$RUN/conf" "$RUN/tmp"
+  ! compgen -G "$RUN/*.pid" >/dev/null || fail "it is up on port $PORT already; tools/flink.sh down"
+  ! (: >"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null || fail "port $PORT is in use; name another"
+  cat >"$RUN/conf/config.yaml" <<CONFIG
 jobmanager.rpc.address: 127.0.0.1
+jobmanager.rpc.port: $((PORT + 1))
 jobmanager.bind-host: 127.0.0.1
 rest.address: 127.0.0.1
 rest.bind-address: 127.0.0.1
+rest.port: $PORT
 taskmanager.host: 127.0.0.1
 taskmanager.bind-host: 127.0.0.1
 taskmanager.numberOfTaskSlots: 1
@@ -74,56 +97,55 @@ taskmanager.memory.task.off-heap.size: 64m
 taskmanager.memory.managed.size: 256m
 taskmanager.memory.network.min: 64m
 taskmanager.memory.network.max: 64m
-io.tmp.dirs: $CACHE/tmp
+classloader.resolve-order: parent-first
+io.tmp.dirs: $RUN/tmp
 CONFIG
-  cat >"$CACHE/conf/log4j.properties" <<LOG
-rootLogger.level = INFO
-rootLogger.appenderRef.out.ref = out
-appender.out.name = out
-appender.out.type = Console
-appender.out.layout.type = PatternLayout
-appender.out.layout.pattern = %d %p %c{1} %m%n
-LOG
-  mkdir -p "$CACHE/tmp"
-  start jobmanager org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint
-  start taskmanager1 org.apache.flink.runtime.taskexecutor.TaskManagerRunner
-  start taskmanager2 org.apache.flink.runtime.taskexecutor.TaskManagerRunner
-  for _ in $(seq 90); do
-    curl -sf http://127.0.0.1:8081/overview 2>/dev/null | grep -q '"taskmanagers":2' && return
-    sleep 1
+  start jobmanager 512 org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint \
+    --configDir "$RUN/conf"
+  for k in 1 2; do
+    start "taskmanager$k" 640 org.apache.flink.runtime.taskexecutor.TaskManagerRunner \
+      --configDir "$RUN/conf"
   done
-  down
-  fail "the cluster did not come up in 90 s; see $CACHE/*.log"
-}
-
-job_server_up() {
-  nohup java -Xmx512m -jar "$CACHE/$JOB_SERVER-$BEAM.jar" --flink-master=127.0.0.1:8081 \
-    --job-host=127.0.0.1 --job-port=8099 --artifact-port=8098 --expansion-port=8097 \
-    >"$CACHE/jobserver.log" 2>&1 &
-  echo $! >"$CACHE/jobserver.pid"
+  wait_for "the cluster" two_task_managers
+  echo "flink.sh: Flink is up with two task managers, http://127.0.0.1:$PORT"
+  start jobserver 512 org.apache.beam.runners.flink.FlinkJobServerDriver \
+    --flink-master="127.0.0.1:$PORT" --flink-conf-dir="$RUN/conf" --job-host=127.0.0.1 \
+    --job-port=$((PORT + 2)) --artifact-port=$((PORT + 3)) --expansion-port=$((PORT + 4))
+  wait_for "Beam's job server" job_server_listens
+  echo "flink.sh: Beam's job server is up, localhost:$((PORT + 2))"
 }
 
 down() {
   local file
-  for file in "$CACHE"/*.pid; do
+  for file in "$RUN"/*.pid; do
     [ -f "$file" ] || continue
     kill "$(cat "$file")" 2>/dev/null || true
+  done
+  for file in "$RUN"/*.pid; do
+    [ -f "$file" ] || continue
+    for _ in $(seq 20); do
+      kill -0 "$(cat "$file")" 2>/dev/null || break
+      sleep 0.25
+    done
+    kill -9 "$(cat "$file")" 2>/dev/null || true
     rm "$file"
   done
+  rm -rf "$RUN/tmp"
 }
 
 case "${1:-}" in
   up)
-    fetch_flink
-    cluster_up
-    echo "flink.sh: Flink $FLINK is up, http://127.0.0.1:8081"
-    (fetch_job_server) || { down; exit 1; }
-    job_server_up
-    echo "flink.sh: Beam's job server is up, localhost:8099"
+    fetch
+    up
     ;;
   down) down ;;
+  pin)
+    download
+    (cd "$JARS" && sha256sum -- *.jar) >"$SUMS"
+    echo "flink.sh: $(wc -l <"$SUMS") jars, $(du -sh "$JARS" | cut -f1)"
+    ;;
   *)
-    echo "usage: tools/flink.sh up | down" >&2
+    echo "usage: tools/flink.sh up [PORT] | down [PORT] | pin" >&2
     exit 2
     ;;
 esac

@@ -1,5 +1,6 @@
 """The same records and the same sample on every runner: in memory, in processes, on an engine."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -16,9 +17,7 @@ import ofb_tf
 from tfx_components import artifacts
 from tfx_components.forward_record_gen import ForwardRecordGen
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_FLINK_JOB_SERVER = "localhost:8099"
-_FLINK_REST = "http://127.0.0.1:8081/overview"
+_TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
 
 
 def _digest(directory: pathlib.Path) -> dict[str, str]:
@@ -79,41 +78,71 @@ def test_multi_processing_equals_in_memory(run, in_memory):
     _check_equal(run("processes", argv), in_memory)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_ports(count: int) -> int:
+    """The first of so many free ports in a row."""
+    for first in range(20_000, 30_000, count):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise OSError("no free ports")
+
+
+def _portable(job_endpoint: str) -> list[str]:
+    return [
+        "--runner=PortableRunner",
+        f"--job_endpoint={job_endpoint}",
+        "--environment_type=LOOPBACK",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Prism is built with Go")
 def test_prism_equals_in_memory(run, in_memory):
     """A portable runner in a process of its own: the API that Flink and Dataflow are driven by."""
-    port = _free_port()
-    subprocess.run([_ROOT / "tools" / "prism.sh", "up", str(port)], check=True)
+    port = _free_ports(1)
+    subprocess.run([_TOOLS / "prism.sh", "up", str(port)], check=True)
     try:
-        argv = [
-            "--runner=PortableRunner",
-            f"--job_endpoint=localhost:{port}",
-            "--environment_type=LOOPBACK",
-        ]
-        _check_equal(run("prism", argv), in_memory)
+        _check_equal(run("prism", _portable(f"localhost:{port}")), in_memory)
     finally:
-        subprocess.run([_ROOT / "tools" / "prism.sh", "down"], check=True)
+        subprocess.run([_TOOLS / "prism.sh", "down"], check=True)
+
+
+@pytest.fixture
+def flink():
+    """A Flink cluster of its own: the port of its REST API; Beam's job server is two behind."""
+    port = _free_ports(5)
+    try:
+        subprocess.run([_TOOLS / "flink.sh", "up", str(port)], check=True)
+        yield port
+    finally:
+        subprocess.run([_TOOLS / "flink.sh", "down", str(port)], check=True)
+
+
+def _ask(port: int, path: str) -> dict:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def _workers(port: int, job: str) -> set[str]:
+    """Task managers that took part in a job."""
+    found = set()
+    for vertex in _ask(port, f"jobs/{job}")["vertices"]:
+        managers = _ask(port, f"jobs/{job}/vertices/{vertex['id']}/taskmanagers")["taskmanagers"]
+        found |= {manager["taskmanager-id"] for manager in managers}
+    return found
 
 
 @pytest.mark.flink
-def test_flink_equals_in_memory(run, in_memory):
-    """On the cluster of `make flink-up`: one job manager, two task managers."""
-    try:
-        with urllib.request.urlopen(_FLINK_REST, timeout=5) as answer:
-            overview = json.load(answer)
-    except OSError:
-        pytest.skip("there is no Flink cluster: make flink-up")
-    assert overview["taskmanagers"] == 2
-    argv = [
-        "--runner=PortableRunner",
-        f"--job_endpoint={_FLINK_JOB_SERVER}",
-        "--environment_type=LOOPBACK",
-        "--parallelism=2",
-    ]
+@pytest.mark.skipif(shutil.which("mvn") is None, reason="Flink comes by Maven")
+def test_flink_equals_in_memory(run, in_memory, flink):
+    """A real cluster: one job manager, two task managers."""
+    assert _ask(flink, "overview")["taskmanagers"] == 2
+    argv = [*_portable(f"localhost:{flink + 2}"), "--parallelism=2"]
     _check_equal(run("flink", argv), in_memory)
+    jobs = _ask(flink, "jobs/overview")["jobs"]
+    assert [job["state"] for job in jobs] == ["FINISHED"] * 2
+    assert all(len(_workers(flink, job["jid"])) == 2 for job in jobs)
