@@ -4,6 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "compare": "every policy on many tasks, resumable; writes the tables of docs/RESULTS.md",
     "demo": "the main job on one dataset: serve, record, join, sample, train, measure",
     "records": "inspect and look after files of forward records",
 }

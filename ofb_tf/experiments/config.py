@@ -29,7 +29,8 @@ class SimulationConfig:
       rate: fraction of the stream that goes on to the backward pass, in (0, 1].
       window_size: examples among which one selection is made, at least 2. One optimiser step
         a window: of `rate * window_size` examples, or of the whole window for "everything".
-      refresh_interval: windows between two exports of the serving snapshot, at least 1.
+      refresh_interval: windows between two exports of the serving snapshot; 0 for one export a
+        pass, at its start.
       passes: times the stream goes over the data, at least 1.
       num_examples: examples of one pass; None for all that the dataset has.
       test_examples: at most this many held-out examples are evaluated.
@@ -39,6 +40,11 @@ class SimulationConfig:
       seeds: number of repetitions, numbered from 0. A seed fixes initial weights, data order and
         selection; all policies of one seed share the first two.
       positive_rate: share of positives of the click stream, in (0, 1).
+      label_noise: fraction in [0, 1) of the examples whose label is replaced by one drawn from
+        the distribution of labels. Not for regression. Evaluation is always clean.
+      outliers: fraction in [0, 1) of the examples whose target is moved up or down by
+        `conditions.OUTLIER_SHIFT` standard deviations of the targets. For regression alone.
+      missing_records: fraction in [0, 1) of the serving records that are lost.
     """
 
     dataset: str = CLICK_STREAM
@@ -53,14 +59,21 @@ class SimulationConfig:
     policies: tuple[str, ...] = (UNIFORM, IMPORTANCE, EVERYTHING)
     seeds: int = 3
     positive_rate: float = 0.01
+    label_noise: float = 0.0
+    outliers: float = 0.0
+    missing_records: float = 0.0
 
     def __post_init__(self):
         if not self.dataset or not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name. Received: {self.dataset!r}")
         _check("rate", self.rate, "in (0, 1]", 0 < self.rate <= 1)
         _check("window_size", self.window_size, "at least 2", self.window_size >= 2)
-        for name in ("refresh_interval", "passes", "seeds", "test_examples"):
+        for name in ("passes", "seeds", "test_examples"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        interval = self.refresh_interval
+        _check("refresh_interval", interval, "at least 1, or 0 for once a pass", interval >= 0)
+        for name in ("label_noise", "outliers", "missing_records"):
+            _check(name, getattr(self, name), "in [0, 1)", 0 <= getattr(self, name) < 1)
         if self.num_examples is not None:
             _check("num_examples", self.num_examples, "at least 1", self.num_examples >= 1)
         _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
@@ -89,6 +102,10 @@ class SimulationConfig:
     def batch_size(self) -> int:
         """Examples of one optimiser step after selection: `rate * window_size`, rounded."""
         return round(self.rate * self.window_size)
+
+    def interval_length(self, num_examples: int) -> int:
+        """Examples between two refreshes of the snapshot, of a dataset with `num_examples`."""
+        return self.window_size * self.refresh_interval or num_examples
 
 
 def _check(name: str, value: Any, expected: str, fits: bool) -> None:

@@ -1,6 +1,7 @@
 """The serving side of the simulation: export, load back, answer, record."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ofb_tf import types
@@ -28,6 +29,7 @@ def serve_and_record(
     *,
     num_outputs: int,
     version: int,
+    kept: np.ndarray,
 ) -> None:
     """Has a loaded snapshot answer requests, and writes what every forward pass leaves behind.
 
@@ -37,6 +39,7 @@ def serve_and_record(
       records: directory of the record files, made where absent.
       num_outputs: width of the snapshot's output.
       version: the snapshot's number.
+      kept: bool `[n]`: whose records are written; the others are lost.
     """
     served = tf.saved_model.load(snapshot)
     ids = examples[types.EXAMPLE_ID]
@@ -45,4 +48,5 @@ def serve_and_record(
         for start in range(0, len(ids), REQUEST_SIZE):
             request = slice(start, start + REQUEST_SIZE)
             logits = served.serve({name: examples[name][request] for name in names})
-            writer.write(ids[request], logits, model_version=version)
+            written = kept[request]
+            writer.write(ids[request][written], logits[written], model_version=version)

@@ -2,7 +2,7 @@
 
 Nothing is short-cut: the snapshot is a SavedModel on disk that is loaded back, its forward passes
 go through `ForwardRecordWriter` into files, the join reads those files, selection runs inside
-tf.data, and `OFBModel.fit` trains with the weights.
+tf.data, and `OFBModel.fit` trains with the weights. `fast_cell` does the same in memory.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import scores, types
+from ofb_tf.experiments import conditions, serving
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import serving
 from ofb_tf.experiments.workloads import Workload, get_workload
 from ofb_tf.join import join_forward_records
 from ofb_tf.models import OFBModel
@@ -49,7 +49,7 @@ class CellResult:
       serving_seconds: export, load, forward passes and writing records. A production system pays
         the forward passes for its users anyway; 0 for policies that use no records.
       curve: dicts of `stream_examples`, `backward_examples`, `train_seconds` and the metric,
-        once before training and once an interval.
+        once before training and after intervals.
       histogram: losses of the last interval's examples under their records, `selected` and
         `not_selected`; None for policies without records and for seeds after the first.
     """
@@ -90,18 +90,29 @@ def run_cell(
     workload = get_workload(config, seed)
     directory = tempfile.mkdtemp(prefix="ofb_simulation_")
     try:
-        return _Cell(config, policy, seed, workload, directory).run(on_progress)
+        return Cell(config, policy, seed, workload, directory).run(on_progress)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def num_windows(config: configs.SimulationConfig, num_examples: int) -> int:
-    """Windows of all passes, of which the last may be short."""
-    return -(-num_examples * config.passes // config.window_size)
+    """Windows of all passes; the last of an interval may be short."""
+    length = num_examples * config.passes
+    per_interval = config.interval_length(num_examples)
+    starts = range(0, length, per_interval)
+    return sum(-(-min(per_interval, length - s) // config.window_size) for s in starts)
 
 
-class _Cell:
-    """The state of a running cell."""
+class Cell:
+    """The state of a running cell.
+
+    Args:
+      config: the experiment.
+      policy: a name of `config.policies`.
+      seed: of initial weights, data order, conditions and selection.
+      workload: the dataset's, for this seed.
+      directory: where snapshots and records are put for the while that they are needed.
+    """
 
     def __init__(
         self,
@@ -114,33 +125,57 @@ class _Cell:
         self.config, self.seed, self.workload, self.directory = config, seed, workload, directory
         self.policy = policy
         self.uses_records = policy != configs.EVERYTHING and get_policy(policy).needs_records
-        keras.utils.set_random_seed(seed)  # the same initial weights for every policy
-        self.model = OFBModel(*workload.build())
-        self.model.compile(
-            keras.optimizers.Adam(config.learning_rate), workload.loss(), jit_compile=False
-        )
-        self._forward = tf.function(lambda fields: self.model(fields, training=False))
+        self.conditions = conditions.Conditions(config, seed, workload)
+        self.model = self._build_model()
+        self._steps = _StepCounter()
         self._weight_totals = np.zeros(3)
         self._max_weight = 0.0
         self.result = CellResult(policy, seed, {}, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
 
     def run(self, on_progress: Callable[[int], None]) -> CellResult:
+        """Goes through the stream and returns the measurements."""
         length = self.workload.num_examples * self.config.passes
-        per_interval = self.config.window_size * self.config.refresh_interval
+        per_interval = self.config.interval_length(self.workload.num_examples)
+        num_intervals = -(-length // per_interval)
         self._measure()
         for interval, start in enumerate(range(0, length, per_interval)):
             count = min(per_interval, length - start)
             is_last = start + count == length
-            examples = self.workload.examples(start, count)
+            examples = self.conditions.corrupt(self.workload.examples(start, count))
             records = self._serve(interval, examples) if self.uses_records else None
             self._train(interval, examples, records)
-            self._measure()
+            if self._is_measured(interval, num_intervals):
+                self._measure()
             if records is not None:
                 if is_last and self.seed == _HISTOGRAM_SEED:
-                    self._make_histogram(interval, examples, records)
-                shutil.rmtree(records)
+                    self.result.histogram = self._histogram(interval, examples, records)
+                self._discard(records)
             on_progress(-(-count // self.config.window_size))
         return self._finish()
+
+    def _build_model(self) -> OFBModel:
+        keras.utils.set_random_seed(self.seed)  # the same initial weights for every policy
+        model = OFBModel(*self.workload.build())
+        model.compile(
+            keras.optimizers.Adam(self.config.learning_rate),
+            self.workload.loss(),
+            jit_compile=False,
+        )
+        self._forward = tf.function(lambda fields: model(fields, training=False))
+        return model
+
+    def _outputs_on_test(self) -> np.ndarray:
+        return self._forward({name: self.workload.test[name] for name in self.model.input}).numpy()
+
+    def _is_measured(self, interval: int, num_intervals: int) -> bool:
+        del interval, num_intervals
+        return True
+
+    def _discard(self, records: Any) -> None:
+        shutil.rmtree(records)
+
+    def _selection_seed(self, interval: int) -> int:
+        return 1_000_003 * self.seed + interval
 
     def _serve(self, interval: int, examples: dict[str, tf.Tensor]) -> str:
         """Exports the snapshot and has it answer the interval; returns the records' directory."""
@@ -149,7 +184,12 @@ class _Cell:
         records = os.path.join(self.directory, f"records_{interval}")
         serving.export_snapshot(self.model, snapshot)
         serving.serve_and_record(
-            snapshot, examples, records, num_outputs=self.workload.num_outputs, version=interval
+            snapshot,
+            examples,
+            records,
+            num_outputs=self.workload.num_outputs,
+            version=interval,
+            kept=self.conditions.has_record(examples[types.EXAMPLE_ID].numpy(), interval),
         )
         shutil.rmtree(snapshot)
         self.result.serving_seconds += time.perf_counter() - began
@@ -171,7 +211,7 @@ class _Cell:
                 task=self.workload.task,
                 window_size=self.config.window_size,
                 batch_size=self.config.batch_size,
-                seed=1_000_003 * self.seed + interval,
+                seed=self._selection_seed(interval),
                 redraw_each_iteration=False,
             )
         )
@@ -183,17 +223,24 @@ class _Cell:
         with warnings.catch_warnings():
             # How many batches a selection gives is unknown beforehand; Keras warns of that.
             warnings.filterwarnings("ignore", message="Your input ran out of data")
-            self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
+            self.model.fit(selected, epochs=1, shuffle=False, verbose=0, callbacks=[self._steps])
+        # Keras counts one step too many at the end of data of unknown length: in its graph, the
+        # count does not wait for the batch that does not come. Adam's bias correction reads it.
+        self.model.optimizer.iterations.assign(self._steps.count)
         self.result.train_seconds += time.perf_counter() - began
-        totals = self.model.importance_weight_statistics.totals()
+        self._count(
+            len(examples[types.EXAMPLE_ID]), self.model.importance_weight_statistics.totals()
+        )
+
+    def _count(self, num_examples: int, totals: np.ndarray) -> None:
+        """Adds an interval: its examples, and count, sum, sum of squares and maximum of weights."""
         self._weight_totals += totals[:3]
         self._max_weight = max(self._max_weight, totals[3])
-        self.result.stream_examples += len(examples[types.EXAMPLE_ID])
+        self.result.stream_examples += num_examples
         self.result.backward_examples = int(self._weight_totals[0])
 
     def _measure(self) -> None:
-        outputs = self._forward({name: self.workload.test[name] for name in self.model.input})
-        self.result.metrics = self.workload.evaluate(outputs.numpy())
+        self.result.metrics = self.workload.evaluate(self._outputs_on_test())
         self.result.curve.append(
             {
                 "stream_examples": self.result.stream_examples,
@@ -203,7 +250,9 @@ class _Cell:
             }
         )
 
-    def _make_histogram(self, interval: int, examples: dict[str, tf.Tensor], records: str) -> None:
+    def _histogram(
+        self, interval: int, examples: dict[str, tf.Tensor], records: Any
+    ) -> dict[str, list[float]]:
         """Losses under the records of the last interval, by whether the example was selected."""
         ids = examples[types.EXAMPLE_ID]
         labelled = {types.EXAMPLE_ID: ids, types.LABEL: examples[types.LABEL]}
@@ -214,10 +263,7 @@ class _Cell:
         ).numpy()
         selected = self._sample(interval, examples, records)
         is_chosen = np.isin(ids, np.concatenate([b[types.EXAMPLE_ID] for b in selected]))
-        self.result.histogram = {
-            "selected": losses[is_chosen].tolist(),
-            "not_selected": losses[~is_chosen].tolist(),
-        }
+        return split_losses(losses, is_chosen)
 
     def _finish(self) -> CellResult:
         count, total, squares = self._weight_totals
@@ -225,6 +271,25 @@ class _Cell:
         self.result.max_weight = float(self._max_weight)
         self.result.effective_sample_size = float(total**2 / max(count * squares, 1e-30))
         return self.result
+
+
+class _StepCounter(keras.callbacks.Callback):
+    """Counts the steps of every `fit`."""
+
+    count = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        del batch, logs
+        self.count += 1
+
+
+def split_losses(losses: np.ndarray, is_chosen: np.ndarray) -> dict[str, list[float]]:
+    """The losses of the selected and of the others, without those that have no record."""
+    known = np.isfinite(losses)
+    return {
+        "selected": losses[is_chosen & known].tolist(),
+        "not_selected": losses[~is_chosen & known].tolist(),
+    }
 
 
 def to_json(result: CellResult) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Any supervised TFDS dataset as a workload: features flattened to one vector."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +16,7 @@ _HOLDOUT_KEY = 7
 
 
 def load(config: configs.SimulationConfig, seed: int) -> ArrayWorkload:
-    """Loads a dataset whole and prepares it.
+    """Loads a dataset whole and prepares it; a second call takes it from memory.
 
     Held out is the split "test" where there is one, and otherwise a tenth of "train", chosen by a
     hash of the ids. Images are flattened and scaled to [0, 1]; real features are standardised,
@@ -30,43 +32,55 @@ def load(config: configs.SimulationConfig, seed: int) -> ArrayWorkload:
     Raises:
       ValueError: features that are text, or of varying shape; or too few examples.
     """
-    description = describe_tfds(config.dataset, data_dir=config.data_dir)
-    train = _read(config, "train")
+    train, test, num_classes, feature_scale = _prepare(
+        config.dataset, config.data_dir, config.num_examples, config.test_examples
+    )
+    return ArrayWorkload(
+        train, test, num_classes=num_classes, seed=seed, feature_scale=feature_scale
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _prepare(
+    name: str, data_dir: str | None, num_examples: int | None, test_examples: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int | None, float]:
+    """Training and test fields, number of classes (None for regression), and feature scale."""
+    description = describe_tfds(name, data_dir=data_dir)
+    train = _read(name, data_dir, "train")
     if "test" in description.num_examples:
-        test = _read(config, "test")
+        test = _read(name, data_dir, "test")
     else:
         is_test = hashing.hash01_numpy(train[types.EXAMPLE_ID], _HOLDOUT_KEY) < TEST_FRACTION
         test = {name: values[is_test] for name, values in train.items()}
         train = {name: values[~is_test] for name, values in train.items()}
-    train = {name: values[: config.num_examples] for name, values in train.items()}
-    test = {name: values[: config.test_examples] for name, values in test.items()}
+    train = {name: values[:num_examples] for name, values in train.items()}
+    test = {name: values[:test_examples] for name, values in test.items()}
     if not len(train[types.LABEL]) or not len(test[types.LABEL]):
         raise ValueError(
-            f"{config.dataset!r} must have examples to train on and to test on. Received: "
+            f"{name!r} must have examples to train on and to test on. Received: "
             f"{len(train[types.LABEL])} and {len(test[types.LABEL])}"
         )
     is_image = _is_image(train, description.feature_names)
     flatten = _flat_images if is_image else _tabular
     features, test_features = flatten(train, test, description.feature_names)
-    return ArrayWorkload(
+    return (
         _with_features(train, features),
         _with_features(test, test_features),
-        num_classes=description.num_classes or None,
-        seed=seed,
-        feature_scale=1 / 255 if is_image else 1.0,
+        description.num_classes or None,
+        1 / 255 if is_image else 1.0,
     )
 
 
-def _read(config: configs.SimulationConfig, split: str) -> dict[str, np.ndarray]:
-    dataset = load_tfds(config.dataset, split, data_dir=config.data_dir)
-    for name, spec in dataset.element_spec.items():
+def _read(name: str, data_dir: str | None, split: str) -> dict[str, np.ndarray]:
+    dataset = load_tfds(name, split, data_dir=data_dir)
+    for field, spec in dataset.element_spec.items():
         if spec.dtype == tf.string or not spec.shape.is_fully_defined():
             raise ValueError(
-                f"{config.dataset!r}: feature {name!r} must be numbers of a fixed shape. Received: "
+                f"{name!r}: feature {field!r} must be numbers of a fixed shape. Received: "
                 f"{spec}. Map it to such, and call ofb_sample on the dataset yourself."
             )
     batches = list(dataset.batch(4096).as_numpy_iterator())
-    return {name: np.concatenate([b[name] for b in batches]) for name in dataset.element_spec}
+    return {field: np.concatenate([b[field] for b in batches]) for field in dataset.element_spec}
 
 
 def _is_image(fields: dict[str, np.ndarray], names: tuple[str, ...]) -> bool:

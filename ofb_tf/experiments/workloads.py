@@ -23,6 +23,7 @@ class Workload(abc.ABC):
       metric_text: what the metric is, in a sentence's words.
       num_examples: length of one pass.
       num_outputs: width of the model's last layer.
+      label_deviation: standard deviation of the training labels.
       test: the held-out examples' fields, leading dimension `[n]`.
     """
 
@@ -31,6 +32,7 @@ class Workload(abc.ABC):
     metric_text: str
     num_examples: int
     num_outputs: int
+    label_deviation: float
     test: dict[str, tf.Tensor]
 
     @abc.abstractmethod
@@ -40,6 +42,17 @@ class Workload(abc.ABC):
         Args:
           start: position in the stream, which goes on over the passes.
           count: number of examples.
+        """
+
+    @abc.abstractmethod
+    def random_labels(self, draws: np.ndarray) -> np.ndarray:
+        """Labels drawn from their distribution.
+
+        Args:
+          draws: float64 `[n]` in [0, 1), uniform.
+
+        Returns:
+          `[n]`, dtype as the labels.
         """
 
     @abc.abstractmethod
@@ -79,11 +92,16 @@ class ClickWorkload(Workload):
             stream.generate, [tf.TensorSpec([None], tf.int64)], autograph=False
         )
         self.test = self._generate(tf.range(length, length + config.test_examples, dtype=tf.int64))
+        self.label_deviation = math.sqrt(config.positive_rate * (1 - config.positive_rate))
 
     def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
         """A part of the stream; with several passes it goes on in time instead of repeating."""
         fields = self._generate(tf.range(start, start + count, dtype=tf.int64))
         return {name: value for name, value in fields.items() if name != CLICK_PROBABILITY}
+
+    def random_labels(self, draws: np.ndarray) -> np.ndarray:
+        """Positives at the stream's rate."""
+        return (draws < self._positive_rate).astype(np.int64)
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Embeddings of the categorical fields and logarithms of the dense ones, into an MLP."""
@@ -149,6 +167,7 @@ class ArrayWorkload(Workload):
         self._train = train
         self.test = {name: tf.constant(values) for name, values in test.items()}
         self.num_examples = len(train[types.LABEL])
+        self.label_deviation = float(np.std(train[types.LABEL], dtype=np.float64))
         self.num_outputs = num_classes or 1
         self._is_regression = num_classes is None
         self.task = types.REGRESSION if self._is_regression else types.MULTICLASS
@@ -172,6 +191,10 @@ class ArrayWorkload(Workload):
             here = passes == number
             rows[here] = order[positions[here] % self.num_examples]
         return {name: tf.constant(values[rows]) for name, values in self._train.items()}
+
+    def random_labels(self, draws: np.ndarray) -> np.ndarray:
+        """Labels of training examples."""
+        return self._train[types.LABEL][(draws * self.num_examples).astype(np.int64)]
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Two hidden layers; a regression starts from the mean label."""

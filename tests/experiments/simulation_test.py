@@ -9,6 +9,7 @@ import tensorflow as tf
 from ofb_tf import experiments
 from ofb_tf.experiments import runner, serving, simulation, workloads
 from ofb_tf.records import ForwardRecords
+from tests.experiments.arrays import array_workload
 
 CLICKS = {
     "dataset": "click_stream",
@@ -19,19 +20,6 @@ CLICKS = {
     "positive_rate": 0.1,
     "seeds": 2,
 }
-
-
-def array_workload(num_classes, seed=0):
-    random = np.random.default_rng(1)
-    features = random.normal(size=(230, 4)).astype(np.float32)
-    if num_classes is None:
-        label = features.sum(1) + 10
-    else:
-        label = np.argmax(features[:, :num_classes], 1).astype(np.int64)
-    fields = {"example_id": np.arange(230) * 7, "features": features, "label": label}
-    train = {name: values[:200] for name, values in fields.items()}
-    test = {name: values[200:] for name, values in fields.items()}
-    return workloads.ArrayWorkload(train, test, num_classes=num_classes, seed=seed, hidden_units=8)
 
 
 @pytest.fixture(name="use_arrays")
@@ -95,7 +83,7 @@ def test_same_seed_same_figures_other_seed_others(use_arrays):
 def test_snapshot_is_loaded_back_and_recorded(tmp_path):
     workload = array_workload(3)
     config = experiments.SimulationConfig(dataset="arrays", window_size=64)
-    cell = simulation._Cell(config, "importance", 0, workload, str(tmp_path))
+    cell = simulation.Cell(config, "importance", 0, workload, str(tmp_path))
     examples = workload.examples(150, 100)  # over the end of the first pass
     records = ForwardRecords.load(cell._serve(5, examples))
     ids = examples["example_id"].numpy()
@@ -107,7 +95,7 @@ def test_snapshot_is_loaded_back_and_recorded(tmp_path):
 
 
 def test_snapshot_does_not_follow_the_model(tmp_path):
-    cell = simulation._Cell(
+    cell = simulation.Cell(
         experiments.SimulationConfig(dataset="arrays"), "uniform", 0, array_workload(3), ""
     )
     serving.export_snapshot(cell.model, str(tmp_path / "snapshot"))

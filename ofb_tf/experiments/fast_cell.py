@@ -1,0 +1,323 @@
+"""The same cell in memory: what `simulation` streams through files and pipelines, but compiled.
+
+Selection is a function of seed and ids alone, so this selects what `ofb_sample` would, by the same
+`window.sample_window`, and trains by `OFBModel.train_step`. Functions are traced once and serve
+every cell of a process. `ofb compare` runs hundreds of cells this way.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import hashing, scores, types, window
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import simulation
+from ofb_tf.experiments.workloads import ClickWorkload, Workload
+from ofb_tf.models import OFBModel
+from ofb_tf.policies import get_policy
+
+_FORWARD_BATCH = 4096
+_CURVE_POINTS = 10
+_HISTOGRAM_POINTS = 500
+_GENERATED_AT_ONCE = 25_600
+_DATA_FIELDS = (
+    "dataset",
+    "data_dir",
+    "passes",
+    "num_examples",
+    "test_examples",
+    "positive_rate",
+)
+
+
+class CompiledModel:
+    """A model and its functions, traced once for any number of examples.
+
+    Args:
+      workload: gives architecture, loss and the inputs' shapes.
+    """
+
+    def __init__(self, workload: Workload):
+        self.model = OFBModel(*workload.build())
+        self.model.compile(keras.optimizers.Adam(), workload.loss(), jit_compile=False)
+        self._inputs = {
+            name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+            for name, tensor in self.model.input.items()
+        }
+        label = workload.test[types.LABEL]
+        fields = self._inputs | {types.LABEL: tf.TensorSpec([None], label.dtype)}
+        self._train_on_zeros(fields)
+        int32 = tf.TensorSpec([], tf.int32)
+        self._forward = tf.function(
+            lambda inputs: self.model(inputs, training=False), [self._inputs], autograph=False
+        )
+        self._train = tf.function(
+            self._train_in_batches,
+            [fields, tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32), int32],
+            autograph=False,
+        )
+
+    def reset(self, weights: list[np.ndarray], learning_rate: float) -> None:
+        """Makes the model untrained, and the optimiser new."""
+        self.model.set_weights(weights)
+        for variable in self.model.optimizer.variables:
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self.model.optimizer.learning_rate = learning_rate
+
+    def outputs(self, fields: dict[str, tf.Tensor]) -> np.ndarray:
+        """The model's outputs, float32 `[n, num_outputs]`."""
+        inputs = {name: fields[name] for name in self._inputs}
+        count = len(next(iter(inputs.values())))
+        parts = [
+            self._forward({name: x[start : start + _FORWARD_BATCH] for name, x in inputs.items()})
+            for start in range(0, count, _FORWARD_BATCH)
+        ]
+        return np.concatenate([part.numpy() for part in parts])
+
+    def train(
+        self, fields: dict[str, tf.Tensor], rows: np.ndarray, weights: np.ndarray, batch_size: int
+    ) -> None:
+        """One step of `OFBModel` for each batch of rows, of which the last may be smaller.
+
+        Args:
+          fields: of an interval's examples.
+          rows: int32 `[m]`: which of them, in order.
+          weights: float32 `[m]`.
+          batch_size: of a step.
+        """
+        used = {name: fields[name] for name in (*self._inputs, types.LABEL)}
+        self._train(used, tf.constant(rows), tf.constant(weights), tf.constant(batch_size))
+
+    def _train_in_batches(
+        self,
+        fields: dict[str, tf.Tensor],
+        rows: tf.Tensor,
+        weights: tf.Tensor,
+        batch_size: tf.Tensor,
+    ) -> None:
+        def step(start: tf.Tensor) -> list[tf.Tensor]:
+            batch = rows[start : start + batch_size]
+            gathered = {name: tf.gather(values, batch) for name, values in fields.items()}
+            gathered[types.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
+            self.model.train_step(gathered)
+            return [start + batch_size]
+
+        tf.while_loop(lambda start: start < tf.size(rows), step, [0], parallel_iterations=1)
+
+    def _train_on_zeros(self, fields: dict[str, tf.TensorSpec]) -> None:
+        """Has Keras make every variable, which it may not do inside a loop."""
+        zeros = {name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in fields.items()}
+        self.model.train_step(zeros | {types.IMPORTANCE_WEIGHT: tf.ones([1])})
+
+
+@functools.cache
+def _selector(
+    policy: str, rate: float, task: str, batch_size: int, num_outputs: int, label_dtype: tf.DType
+) -> Callable:
+    """The selection of one window as a function, traced once: indices and weights."""
+    chosen = get_policy(policy)
+
+    def select(
+        ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        record = {types.HAS_RECORD: has_record, types.LOGITS: logits}
+        sample = window.sample_window(
+            policy=chosen,
+            rate=rate,
+            task=task,
+            missing=window.UNIFORM,
+            example_ids=ids,
+            labels=labels,
+            record=record if chosen.needs_records else {},
+            key=key,
+            batch_size=batch_size,
+        )
+        return sample.indices, sample.weights
+
+    return tf.function(
+        select,
+        [
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], label_dtype),
+            tf.TensorSpec([None, num_outputs], tf.float32),
+            tf.TensorSpec([None], tf.bool),
+            tf.TensorSpec([], tf.int64),
+        ],
+        autograph=False,
+    )
+
+
+class Records(NamedTuple):
+    """What serving leaves behind of an interval.
+
+    Attributes:
+      logits: float32 `[n, num_outputs]`, not-a-number where the record is lost.
+      has_record: bool `[n]`.
+    """
+
+    logits: np.ndarray
+    has_record: np.ndarray
+
+
+class Selection(NamedTuple):
+    """What was selected of an interval.
+
+    Attributes:
+      rows: int32 `[m]`, in the order of training.
+      weights: float32 `[m]`.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray
+
+
+class FastCell(simulation.Cell):
+    """A cell in memory. Arguments as of `simulation.Cell`, without a directory."""
+
+    def __init__(
+        self, config: configs.SimulationConfig, policy: str, seed: int, workload: Workload
+    ):
+        super().__init__(config, policy, seed, workload, directory="")
+
+    def _build_model(self) -> OFBModel:
+        self._compiled = _compiled_model(self.config.dataset, self.workload)
+        weights = _initial_weights(self.workload, self.seed)
+        self._compiled.reset(weights, self.config.learning_rate)
+        return self._compiled.model
+
+    def _outputs_on_test(self) -> np.ndarray:
+        return self._compiled.outputs(self.workload.test)
+
+    def _is_measured(self, interval: int, num_intervals: int) -> bool:
+        """About ten times, among them the last."""
+        return (interval + 1) * _CURVE_POINTS // num_intervals > (
+            interval * _CURVE_POINTS // num_intervals
+        )
+
+    def _discard(self, records: Records) -> None:
+        del records
+
+    def _serve(self, interval: int, examples: dict[str, tf.Tensor]) -> Records:
+        """The snapshot is the model as it is now, and answers before training goes on."""
+        began = time.perf_counter()
+        logits = self._compiled.outputs(examples)
+        has_record = self.conditions.has_record(examples[types.EXAMPLE_ID].numpy(), interval)
+        logits[~has_record] = np.nan
+        self.result.serving_seconds += time.perf_counter() - began
+        return Records(logits, has_record)
+
+    def _sample(
+        self, interval: int, examples: dict[str, tf.Tensor], records: Records | None
+    ) -> Selection:
+        count = len(examples[types.EXAMPLE_ID])
+        if self.policy == configs.EVERYTHING:
+            return Selection(np.arange(count, dtype=np.int32), np.ones(count, np.float32))
+        if records is None:
+            shape = [count, self.workload.num_outputs]
+            records = Records(np.zeros(shape, np.float32), np.ones(count, bool))
+        ids, labels = (np.asarray(examples[name]) for name in (types.EXAMPLE_ID, types.LABEL))
+        select = _selector(
+            self.policy,
+            self.config.rate,
+            self.workload.task,
+            self.config.batch_size,
+            self.workload.num_outputs,
+            tf.as_dtype(labels.dtype),
+        )
+        # The key that ofb_sample makes of its seed, where the epoch does not count.
+        key = hashing.fold_in_numpy(np.int64(self._selection_seed(interval)), np.int64(0))
+        rows, weights = [], []
+        for start in range(0, count, self.config.window_size):
+            part = slice(start, start + self.config.window_size)
+            indices, importance = select(ids[part], labels[part], *(r[part] for r in records), key)
+            rows.append(indices.numpy() + np.int32(start))
+            weights.append(importance.numpy())
+        return Selection(np.concatenate(rows), np.concatenate(weights))
+
+    def _train(
+        self, interval: int, examples: dict[str, tf.Tensor], records: Records | None
+    ) -> None:
+        began = time.perf_counter()
+        selected = self._sample(interval, examples, records)
+        everything = self.policy == configs.EVERYTHING
+        batch_size = self.config.window_size if everything else self.config.batch_size
+        self._compiled.train(examples, *selected, batch_size)
+        self.result.train_seconds += time.perf_counter() - began
+        weights = selected.weights.astype(np.float64)
+        totals = [weights.size, weights.sum(), np.square(weights).sum(), weights.max(initial=0.0)]
+        self._count(len(examples[types.EXAMPLE_ID]), np.array(totals))
+
+    def _histogram(
+        self, interval: int, examples: dict[str, tf.Tensor], records: Records
+    ) -> dict[str, list[float]]:
+        """As in a full cell, but a fixed number of quantiles instead of every loss."""
+        losses = scores.example_loss(records.logits, examples[types.LABEL], self.workload.task)
+        is_chosen = np.zeros(len(losses), bool)
+        is_chosen[self._sample(interval, examples, records).rows] = True
+        groups = simulation.split_losses(losses.numpy(), is_chosen)
+        quantiles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
+        histogram = {f"num_{name}": len(losses) for name, losses in groups.items()}
+        for name, values in groups.items():
+            histogram[name] = np.quantile(values, quantiles).tolist() if values else []
+        return histogram
+
+
+_models: dict[tuple, CompiledModel] = {}
+
+
+def _compiled_model(dataset: str, workload: Workload) -> CompiledModel:
+    """The process's model for workloads of this dataset, task and shape."""
+    shapes = {name: tuple(values.shape[1:]) for name, values in workload.test.items()}
+    key = (dataset, workload.task, workload.num_outputs, *sorted(shapes.items()))
+    if key not in _models:
+        _models[key] = CompiledModel(workload)
+    return _models[key]
+
+
+def _initial_weights(workload: Workload, seed: int) -> list[np.ndarray]:
+    """Those with which a full cell of this seed begins."""
+    keras.utils.set_random_seed(seed)
+    return keras.Model(*workload.build()).get_weights()
+
+
+class _GeneratedStream:
+    """A workload whose stream is generated once and kept."""
+
+    def __init__(self, workload: Workload, length: int):
+        self._workload = workload
+        parts = [
+            workload.examples(start, min(_GENERATED_AT_ONCE, length - start))
+            for start in range(0, length, _GENERATED_AT_ONCE)
+        ]
+        self._fields = {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
+
+    def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
+        """As `Workload.examples`."""
+        return {name: values[start : start + count] for name, values in self._fields.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workload, name)
+
+
+@functools.lru_cache(maxsize=2)
+def _workload(data: configs.SimulationConfig, seed: int) -> Workload:
+    workload = simulation.get_workload(data, seed)
+    if isinstance(workload, ClickWorkload):
+        return _GeneratedStream(workload, workload.num_examples * data.passes)
+    return workload
+
+
+def workload_of(config: configs.SimulationConfig, seed: int) -> Workload:
+    """The workload of a cell; the data of the last two seeds or datasets are kept."""
+    data = {name: getattr(config, name) for name in _DATA_FIELDS}
+    return _workload(configs.SimulationConfig(**data), seed)
+
+
+def run_cell(config: configs.SimulationConfig, policy: str, seed: int) -> simulation.CellResult:
+    """Streams the whole dataset by one policy, in memory; see `simulation.run_cell`."""
+    return FastCell(config, policy, seed, workload_of(config, seed)).run(lambda windows: None)
