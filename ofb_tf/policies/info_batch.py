@@ -49,8 +49,7 @@ class InfoBatch(base.Policy):
         """1 from the mean upwards, 1 - prune below; the budget does not enter."""
         scores = tf.cast(window.scores, tf.float64)
         n = tf.cast(tf.size(scores), tf.float64)
-        # Rounding may put the mean of equal scores above them all.
-        mean = tf.minimum(tf.reduce_sum(scores) / n, tf.reduce_max(scores))
+        mean = tf.reduce_sum(scores) / n  # of equal float32 numbers it is exact in float64
         kept = tf.constant(1.0 - self.prune, tf.float64)
         probabilities = tf.where(scores >= mean, tf.ones_like(scores), kept)
         return base.Inclusion(probabilities, tf.cast(1.0 / probabilities, tf.float32))

@@ -101,8 +101,8 @@ def match_mean(losses: tf.Tensor, chosen: tf.Tensor, tolerance: float) -> tf.Ten
         in_rest = tf.range(n) < n - size
         taken = tf.where(in_rest, tf.gather(losses, rest), infinity)
         above = tf.searchsorted(taken, losses + lacking)
-        # The nearest of the rest is at the place found or before it.
-        partners = tf.clip_by_value(tf.stack([above - 1, above]), 0, n - size - 1)
+        # The nearest of the rest is at the place found or before it; infinity is never nearest.
+        partners = tf.clip_by_value(tf.stack([above - 1, above]), 0, n - 1)
         left = tf.abs(lacking + losses - tf.gather(taken, partners))
         best = tf.argmin(tf.reshape(tf.where(chosen, left, infinity), [-1]), output_type=tf.int32)
         out, into = best % n, tf.gather(rest, tf.gather(tf.reshape(partners, [-1]), best))
