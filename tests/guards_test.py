@@ -118,6 +118,20 @@ def test_fallen_back_policy_is_uniform(task):
     assert history["effective_sample_size"] == [1.0]
 
 
+def test_guarded_iterator_refuses_a_checkpoint_by_name(task, tmp_path):
+    """The guard's switch is state outside the stream: a restored iterator could not know it."""
+    train, _, fair, _ = task
+    records = ForwardRecords.from_columns(train["example_id"], fair[: len(train["x"]), None])
+    policy = guards.SelectionGuard(fall_back=True).policy("importance")
+    dataset = tf.data.Dataset.from_tensor_slices(train).apply(
+        ofb_tf.ofb_sample(records=records, policy=policy, task="binary", window_size=600)
+    )
+    iterator = iter(dataset)
+    next(iterator)
+    with pytest.raises(tf.errors.FailedPreconditionError, match="ReadVariableOp.*stateful"):
+        tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "checkpoint"))
+
+
 def test_no_holdout_is_said(task):
     train, _, fair, _ = task
     with pytest.warns(UserWarning, match="saw no example with uniform_holdout"):
