@@ -95,12 +95,13 @@ def run(
         unit="cell",
         disable=not show_progress,
         smoothing=0.05,
+        mininterval=1,
     ) as bar:
 
         def on_done(task: tuple[str, CellKey], error: str | None) -> None:
             key = task[1]
+            bar.set_description(f"{key.config.dataset}, {key.policy}", refresh=False)
             bar.update()
-            bar.set_description(f"{key.config.dataset}, {key.policy}")
             if error is not None:
                 failures[key] = error
                 bar.write(f"Failed: {key.settings}\n{error}", file=sys.stderr)

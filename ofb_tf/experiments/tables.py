@@ -112,7 +112,7 @@ _EXPLANATION = (
     "- **ESS**: effective sample size of the weights, as a fraction of the selected.",
     "- **Stream to uniform**: part of the stream after which the policy was as good as uniform",
     "  sampling at its end.",
-    "- **Seconds** are of one core of a busy machine, in memory: selection and training, and the",
+    "- **Seconds** are processor time of one core, all in memory: selection and training, and the",
     "  forward passes of serving. Models are small: read the cost from the backward column.",
 )
 
