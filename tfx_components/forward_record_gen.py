@@ -62,13 +62,16 @@ def ForwardRecordGen(
     Args:
       forward_records: the artifact that it writes.
       inference_result: BulkInferrer's PredictionLogs.
-      records_pattern: `*.ofbr` files that `ofb_tf.ForwardRecordWriter` wrote; may hold `{SPAN}`.
+      records_pattern: `*.ofbr` files that `ofb_tf.ForwardRecordWriter` wrote, with every logit or
+        the loss and not in the top-k form; may hold `{SPAN}`.
       prediction_log_pattern: TFRecords of PredictionLogs; may hold `{SPAN}`.
       span: which one of a pattern with `{SPAN}`; -1 for the latest.
-      id_feature: of the requests' serialized examples, "" for their fingerprint.
+      id_feature: of the requests' serialized examples, "" for their fingerprint; as in OFBSampler.
+        `record_sources` says what wins over what.
       logits_output: name of the model's output with the logits.
       model_version: of PredictionLogs that do not say.
-      timestamp: microseconds since 1970, of PredictionLogs; 0 for when the files were written.
+      timestamp: microseconds since 1970, of PredictionLogs that do not say; 0 for when the files
+        were written.
       num_partitions: files of the artifact. A partition is joined in memory: about 100 bytes an
         example and record, so a million of each a partition is a good size.
       beam_pipeline: set by TFX.

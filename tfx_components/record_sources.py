@@ -1,15 +1,24 @@
-"""Where forward records come from: record files and PredictionLogs, as batches of columns."""
+"""Where forward records come from: record files and PredictionLogs, as batches of columns.
+
+Ids of PredictionLogs, so that they meet OFBSampler's:
+
+* `id_feature=""`: the fingerprint of the request's example, serialized anew with its features
+  sorted (`example_files.fingerprints`). A model that `export_recording_model` wrote with
+  `id_key=None` says the fingerprint of the bytes that it got, and BulkInferrer and clients each
+  serialize in an order of their own; so what it says counts only where the log holds no request.
+* `id_feature="…"`: what the model says as `example_id`, unless that is the fingerprint of the
+  bytes; the request's feature then, and where the model says nothing.
+"""
 
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import prediction_log_pb2
 
 from ofb_tf import hashing, types
-from ofb_tf.records import reader
-from tfx_components.example_files import compression_of, fingerprints
+from ofb_tf.records import prediction_log, reader
+from tfx_components.example_files import fingerprints
 
 _BATCH = 8192
 
@@ -22,10 +31,10 @@ class PredictionLogSpec:
 
     Attributes:
       id_feature: feature of the request's serialized examples that holds the id, "" for their
-        fingerprint. A response that echoes `example_id` needs neither.
+        fingerprint.
       logits_output: name of the response's output with the logits.
       model_version: for responses that do not say.
-      timestamp: microseconds since 1970, for all.
+      timestamp: microseconds since 1970, for logs that do not say.
     """
 
     id_feature: str
@@ -57,40 +66,34 @@ def read_prediction_logs(path: str, spec: PredictionLogSpec) -> Iterator[Columns
     """Reads TFRecords of `tensorflow.serving.PredictionLog`, as BulkInferrer or TF Serving write.
 
     Raises:
-      ValueError: the file is damaged, or a log lacks the logits or the ids; names the file.
+      ValueError: the file is damaged, or a log lacks the logits or the ids; names file and offset.
     """
-    batches = iter(tf.data.TFRecordDataset(path, compression_of(path)).batch(_BATCH))
-    position = 0
-    while True:
-        try:
-            batch = next(batches, None)
-        except tf.errors.OpError as error:
+    fields = prediction_log.PredictFields(logits_output=spec.logits_output)
+    logs, logits, start = [], [], 0
+    for offset, log, reason in prediction_log.read_messages(path):
+        if log is None:
             raise ValueError(
-                f"{path} is damaged after log {position}: {error.message}. Write it anew."
-            ) from error
-        if batch is None:
-            return
-        logs = []
-        for serialized in batch.numpy():
-            try:
-                logs.append(prediction_log_pb2.PredictionLog.FromString(serialized).predict_log)
-            except Exception as error:  # the parser's class differs between protobuf releases
-                raise ValueError(f"{path} does not hold PredictionLogs.") from error
-        yield _columns(logs, spec, f"{path}, logs {position} and following")
-        position += len(logs)
-
-
-def _columns(logs: list, spec: PredictionLogSpec, where: str) -> Columns:
-    logits = []
-    for log in logs:
-        if spec.logits_output not in log.response.outputs:
-            raise ValueError(
-                f"{where}: there is no output {spec.logits_output!r} among "
-                f"{sorted(log.response.outputs)}. Serve by the recording signature, or set "
-                "logits_output."
+                f"{path} at byte {offset}: {reason}. Every TFRecord must be a PredictionLog of a "
+                "Predict call: write the file anew."
             )
-        output = tf.make_ndarray(log.response.outputs[spec.logits_output])
-        logits.append(output.reshape(-1, output.shape[-1] if output.ndim > 1 else 1))
+        try:
+            output = fields.logits(log.predict_log.response)
+        except prediction_log.UnusableError as error:
+            raise ValueError(
+                f"{path} at byte {offset}: {error}. Serve by the recording signature, or set "
+                "logits_output."
+            ) from error
+        start = start if logs else offset
+        logs.append(log)
+        logits.append(output)
+        if len(logs) == _BATCH:
+            yield _columns(logs, logits, spec, f"{path} at byte {start}")
+            logs, logits = [], []
+    if logs:
+        yield _columns(logs, logits, spec, f"{path} at byte {start}")
+
+
+def _columns(logs: list, logits: list[np.ndarray], spec: PredictionLogSpec, where: str) -> Columns:
     widths = sorted({output.shape[1] for output in logits})
     if len(widths) > 1:
         raise ValueError(
@@ -98,39 +101,56 @@ def _columns(logs: list, spec: PredictionLogSpec, where: str) -> Columns:
             "different models. Generate records from each on its own."
         )
     sizes = [len(output) for output in logits]
-    versions = [log.response.model_spec.version.value or spec.model_version for log in logs]
+    calls = [log.predict_log for log in logs]
+    versions = [call.response.model_spec.version.value or spec.model_version for call in calls]
+    times = [prediction_log.timestamp_of(log) or spec.timestamp for log in logs]
     return {
-        types.EXAMPLE_ID: _ids(logs, sizes, spec, where),
-        types.LOGITS: np.concatenate(logits).astype(np.float32),
+        types.EXAMPLE_ID: _ids(calls, sizes, spec, where),
+        types.LOGITS: np.concatenate(logits),
         types.MODEL_VERSION: np.repeat(np.array(versions, np.int64), sizes),
-        types.TIMESTAMP: np.full(sum(sizes), spec.timestamp, np.int64),
+        types.TIMESTAMP: np.repeat(np.array(times, np.int64), sizes),
     }
 
 
-def _ids(logs: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> np.ndarray:
+def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> np.ndarray:
     requests = [
-        [text for tensor in log.request.inputs.values() for text in tensor.string_val]
-        for log in logs
+        [text for tensor in call.request.inputs.values() for text in tensor.string_val]
+        for call in calls
     ]
     whole = [len(request) for request in requests] == sizes
-    # An echoed fingerprint is that of the bytes as they came, not of the example; see fingerprints.
-    if not spec.id_feature and whole:
-        return fingerprints([example for request in requests for example in request])
-    if all(types.EXAMPLE_ID in log.response.outputs for log in logs):
-        echoed = [tf.make_ndarray(log.response.outputs[types.EXAMPLE_ID]).ravel() for log in logs]
-        return hashing.as_example_ids(tf.constant(np.concatenate(echoed))).numpy()
-    if not whole:
+    examples = [example for request in requests for example in request] if whole else None
+    if examples and not spec.id_feature:
+        return fingerprints(examples)
+    echoed = _echoed(calls)
+    if echoed is None and examples is None:
         raise ValueError(
             f"{where}: requests hold {[len(request) for request in requests[:3]]}... serialized "
             f"examples for {sizes[:3]}... rows of logits, and no output {types.EXAMPLE_ID!r} "
             "echoes the ids. Serve by the recording signature."
         )
-    ids = [
-        _id(tf.train.Example.FromString(example), spec, where)
-        for request in requests
-        for example in request
-    ]
-    return hashing.as_example_ids(tf.constant(ids)).numpy()
+    if echoed is not None and len(echoed) != sum(sizes):
+        raise ValueError(
+            f"{where}: the output {types.EXAMPLE_ID!r} has {len(echoed)} ids for {sum(sizes)} "
+            "rows of logits. Serve by the recording signature."
+        )
+    if examples and (echoed is None or _are_of_bytes(echoed, examples)):
+        return hashing.as_example_ids(
+            tf.constant([_id(tf.train.Example.FromString(e), spec, where) for e in examples])
+        ).numpy()
+    return echoed
+
+
+def _echoed(calls: list) -> np.ndarray | None:
+    """The ids that the responses say, int64 `[n]`; None unless all do."""
+    if not all(types.EXAMPLE_ID in call.response.outputs for call in calls):
+        return None
+    ids = [tf.make_ndarray(call.response.outputs[types.EXAMPLE_ID]).ravel() for call in calls]
+    return hashing.as_example_ids(tf.constant(np.concatenate(ids))).numpy()
+
+
+def _are_of_bytes(echoed: np.ndarray, examples: list[bytes]) -> bool:
+    """Whether the model has no id feature, and said the fingerprints of the bytes that it got."""
+    return np.array_equal(echoed, hashing.fingerprint(tf.constant(examples, tf.string)).numpy())
 
 
 def _id(example: tf.train.Example, spec: PredictionLogSpec, where: str) -> int | bytes:

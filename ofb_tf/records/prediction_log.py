@@ -64,12 +64,7 @@ class PredictFields:
         Raises:
           UnusableError: they are not there, or their shapes do not go together.
         """
-        logits = _array(response.outputs, self.logits_output, "output")
-        if logits.dtype.kind not in "fiu":
-            raise UnusableError(f"output {self.logits_output!r} must be floats: {logits.dtype}")
-        if not logits.ndim:
-            raise UnusableError(f"output {self.logits_output!r} must be [n, k]. Received: a scalar")
-        logits = logits.reshape(len(logits), -1).astype(np.float32) if logits.size else logits
+        logits = self.logits(response)
         ids = self._ids(request, response)
         if not len(ids) or len(ids) != len(logits):
             raise UnusableError(
@@ -77,6 +72,22 @@ class PredictFields:
                 f"{list(logits.shape)}"
             )
         return PredictBatch(ids, logits, int(response.model_spec.version.value))
+
+    def logits(self, response: Any) -> np.ndarray:
+        """Logits of a response alone: float32 `[n, k]`.
+
+        Args:
+          response: `PredictResponse`.
+
+        Raises:
+          UnusableError: they are not there, or are no logits.
+        """
+        logits = _array(response.outputs, self.logits_output, "output")
+        if logits.dtype.kind not in "fiu":
+            raise UnusableError(f"output {self.logits_output!r} must be floats: {logits.dtype}")
+        if not logits.ndim:
+            raise UnusableError(f"output {self.logits_output!r} must be [n, k]. Received: a scalar")
+        return logits.reshape(len(logits), -1).astype(np.float32) if logits.size else logits
 
     def _ids(self, request: Any, response: Any) -> np.ndarray:
         if self.id_output is None:
@@ -112,15 +123,15 @@ class LogEntry:
     timestamp: int | None = None
 
 
-def read_prediction_log(path: str, fields: PredictFields) -> Iterator[LogEntry]:
-    """Reads a log, GZIP or plain, over any damage.
+def read_messages(path: str) -> Iterator[tuple[int, Any, str]]:
+    """Reads a log's messages, GZIP or plain, over any damage.
 
     Args:
       path: TFRecord file of `PredictionLog`.
-      fields: where ids and logits stand.
 
     Yields:
-      An entry for every TFRecord, and one for every damaged place.
+      `(offset, PredictionLog, "")` for every log of a Predict call, `(offset, None, why)` for
+      every other TFRecord and every damaged place.
 
     Raises:
       ImportError: `tensorflow-serving-api` is not installed.
@@ -133,17 +144,37 @@ def read_prediction_log(path: str, fields: PredictFields) -> Iterator[LogEntry]:
         ) from error
     for item in tfrecord.read_records(path):
         if isinstance(item, tfrecord.Damage):
-            yield LogEntry(item.offset, None, item.reason)
+            yield item.offset, None, item.reason
             continue
         offset, data = item
         try:
             log = prediction_log_pb2.PredictionLog.FromString(data)
         except Exception:  # the parser's class differs between protobuf releases
-            yield LogEntry(offset, None, "not a PredictionLog")
+            yield offset, None, "not a PredictionLog"
             continue
         kind = log.WhichOneof("log_type")
-        if kind != "predict_log":
-            yield LogEntry(offset, None, f"a {kind or 'PredictionLog without content'}")
+        if kind == "predict_log":
+            yield offset, log, ""
+        else:
+            yield offset, None, f"a {kind or 'PredictionLog without content'}"
+
+
+def read_prediction_log(path: str, fields: PredictFields) -> Iterator[LogEntry]:
+    """Reads a log's records, GZIP or plain, over any damage.
+
+    Args:
+      path: TFRecord file of `PredictionLog`.
+      fields: where ids and logits stand.
+
+    Yields:
+      An entry for every TFRecord, and one for every damaged place.
+
+    Raises:
+      ImportError: `tensorflow-serving-api` is not installed.
+    """
+    for offset, log, reason in read_messages(path):
+        if log is None:
+            yield LogEntry(offset, None, reason)
             continue
         rate = log.log_metadata.sampling_config.sampling_rate
         rate = rate if 0.0 < rate <= 1.0 else 1.0
@@ -152,15 +183,15 @@ def read_prediction_log(path: str, fields: PredictFields) -> Iterator[LogEntry]:
         except UnusableError as error:
             yield LogEntry(offset, None, str(error), rate)
             continue
-        seconds = _timestamp_seconds(log.log_metadata)
-        timestamp = seconds * types.MICROSECONDS if seconds else None
-        yield LogEntry(offset, batch, "", rate, timestamp)
+        yield LogEntry(offset, batch, "", rate, timestamp_of(log))
 
 
-def _timestamp_seconds(metadata: Any) -> int:
-    """The metadata's time; older releases of the protocol do not have it."""
-    seconds = getattr(metadata, "timestamp_secs", 0)
-    return seconds if isinstance(seconds, int) else getattr(seconds, "seconds", 0)
+def timestamp_of(log: Any) -> int | None:
+    """Microseconds since 1970 at which the server answered, or None where the log does not say."""
+    # Older releases of the protocol do not have the field; its type has changed too.
+    seconds = getattr(log.log_metadata, "timestamp_secs", 0)
+    seconds = seconds if isinstance(seconds, int) else getattr(seconds, "seconds", 0)
+    return seconds * types.MICROSECONDS if seconds else None
 
 
 def _array(tensors: Any, name: str, kind: str) -> np.ndarray:

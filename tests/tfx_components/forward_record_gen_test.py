@@ -11,6 +11,7 @@ from tfx.types import standard_artifacts
 from tfx_testing import serialize, write_tfrecords
 
 import ofb_tf
+from ofb_tf import hashing
 from ofb_tf.records import partition_of
 from tfx_components import artifacts
 from tfx_components.example_files import fingerprints
@@ -162,6 +163,48 @@ def test_the_order_of_equal_timestamps_is_not_the_runners(tmp_path):
     assert len(kept) == 1
 
 
+def test_fingerprints_that_a_model_says_are_of_the_bytes_and_do_not_win(tmp_path):
+    """`export_recording_model(id_key=None)` hashes the bytes it gets, in whatever order."""
+    parts = [serialize({"id": k + 7}) + serialize({"x": float(k)}) for k in range(20)]
+    examples = [tf.train.Example.FromString(part).SerializeToString() for part in parts]
+    echo = hashing.fingerprint(tf.constant(parts)).numpy()
+    canonical = fingerprints(examples)
+    assert (echo != canonical).any()
+    logs = [_log([part], [[k]], echo=[echo[k]]) for k, part in enumerate(parts)]
+    write_tfrecords(tmp_path / "logs" / "log", logs)
+    without_request = [_log([], [[k]], echo=[echo[k]]) for k in range(20)]
+    write_tfrecords(tmp_path / "bare" / "log", without_request)
+    for id_feature, source, ids in (
+        ("", "logs", canonical),
+        ("id", "logs", np.arange(7, 27)),
+        ("", "bare", echo),
+        ("id", "bare", echo),
+    ):
+        artifact = _generate(
+            tmp_path, prediction_log_pattern=str(tmp_path / source / "*"), id_feature=id_feature
+        )
+        records = ofb_tf.ForwardRecords.load(artifact.uri)
+        np.testing.assert_array_equal(records.example_ids, np.sort(ids))
+        np.testing.assert_array_equal(records.logits[:, 0], np.argsort(ids))
+
+
+def test_the_time_of_a_log_is_the_servers(tmp_path):
+    logs = [_log([b""], [[0.0]], echo=[k]) for k in (1, 2)]
+    log = prediction_log_pb2.PredictionLog.FromString(logs[0])
+    if "timestamp_secs" not in log.log_metadata.DESCRIPTOR.fields_by_name:
+        pytest.skip("this release of the protocol has no time")
+    log.log_metadata.timestamp_secs = 1_700_000_000
+    write_tfrecords(tmp_path / "logs" / "log", [log.SerializeToString(), logs[1]])
+    artifact = _generate(
+        tmp_path,
+        prediction_log_pattern=str(tmp_path / "logs" / "*"),
+        id_feature="id",
+        timestamp=77,
+    )
+    records = ofb_tf.ForwardRecords.load(artifact.uri)
+    assert records.timestamps.numpy().tolist() == [1_700_000_000 * 10**6, 77]
+
+
 def _no_source(tmp_path):
     return {}
 
@@ -229,14 +272,14 @@ def _no_logs(tmp_path):
         (_no_records, "no forward record.*Check that serving records"),
         (_two_widths, r"num_outputs \[1, 3\].*different models"),
         (_corrupt_records, r"\.ofbr"),
-        (_corrupt_logs, "logs/log is damaged.*Write it anew"),
-        (_no_logits, "no output 'logits' among .*'scores'.*set logits_output"),
+        (_corrupt_logs, r"logs/log at byte \d+: the file ends inside.*write the file anew"),
+        (_no_logits, "output 'logits' is missing.*'scores'.*set logits_output"),
         (_no_ids, r"\[1\].*serialized examples for \[2\].*recording signature"),
         (
             _no_id_feature,
             r"'id' must be one .*\['id', 'x'\]|'id' must be one .*'x'.*Set id_feature",
         ),
-        (_no_logs, "does not hold PredictionLogs"),
+        (_no_logs, "at byte 0: not a PredictionLog.*write the file anew"),
     ],
 )
 def test_bad_input_names_component_and_remedy_and_leaves_nothing(tmp_path, make, message):
