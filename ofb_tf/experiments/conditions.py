@@ -40,6 +40,8 @@ class Conditions:
 
     def corrupt(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The examples with wrong labels or outliers among them."""
+        if not self._config.label_noise and not self._config.outliers:
+            return examples
         ids, labels = (np.asarray(examples[name]) for name in (types.EXAMPLE_ID, types.LABEL))
         if self._config.label_noise:
             drawn = self._workload.random_labels(self._draw(ids, _NEW_LABEL))
