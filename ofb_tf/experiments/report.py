@@ -1,55 +1,25 @@
-"""`report.html`: one page that stands alone, with figures as inline SVG."""
+"""`report.html`: one page that stands alone, of one experiment or of many comparisons."""
 
 import html
-import io
+import itertools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import report_charts as charts
+from ofb_tf.experiments import report_page as page
+from ofb_tf.experiments import report_reading as readings
 from ofb_tf.experiments import results as results_lib
 
-_COLOURS = {
-    configs.UNIFORM: "#7a7a7a",
-    configs.IMPORTANCE: "#0b6bcb",
-    configs.EVERYTHING: "#1d8a4e",
-}
-_OTHER_COLOURS = ("#c2571a", "#8b3fb0", "#b3872b", "#c02f5e", "#3f8f9e")
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
-  max-width: 46rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.5rem; line-height: 1.25; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-figure {{ margin: 1rem 0; }} svg {{ width: 100%; height: auto; }}
-figcaption, .note {{ color: #555; font-size: .9rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .9rem; white-space: nowrap; }}
-th, td {{ text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #ddd; }}
-th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: #fff; }}
-code {{ background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
+_OF_A_COMPARISON = ("backward_examples", "train_seconds")
 
 
 def write_report(results: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
     """Writes `report.html` from the content of `results.json`.
 
     Args:
-      results: what `results.summarise` gives.
+      results: what `results.summarise` or `comparison.summarise` gives.
       directory: where to; made where absent.
 
     Returns:
@@ -77,130 +47,189 @@ def require_matplotlib() -> None:
 
 def render(results: dict[str, Any]) -> str:
     """The page as HTML."""
+    return _comparisons(results) if "comparisons" in results else _experiment(results)
+
+
+def _experiment(results: dict[str, Any]) -> str:
+    """The page of one experiment, as `ofb demo` writes it."""
+    *sentences, note = results_lib.reading(results)
+    parts = [page.paragraph(sentence) for sentence in sentences]
+    parts += [
+        page.heading("What each policy did"),
+        page.table(results_lib.table_rows(results)),
+        page.paragraph(f"{_metric_note(results)} {_COLUMNS_NOTE} {note}", note=True),
+        page.heading("Learning curves"),
+        *_curves(results, ("stream_examples", *_OF_A_COMPARISON), "experiment"),
+        *_histograms(results, "experiment"),
+        *_repeat(results["command"], f"ofb-tf {results['version']}; {_settings(results)}"),
+    ]
     title = (
         f"{results['dataset']}: one backward in {1 / results['rate']:.3g}, "
         "chosen by what serving computed"
     )
-    sentences = results_lib.reading(results)
-    parts = [f"<p>{html.escape(sentence)}</p>" for sentence in sentences[:-1]]
-    parts += ["<h2>What each policy did</h2>", _table(results)]
-    parts.append(
-        f'<p class="note">{html.escape(results["metric"])}: {html.escape(results["metric_text"])}; '
-        "less is better. ± is the standard error over seeds. Gap closure: 0 is uniform sampling, "
-        "1 is training on everything. Calibration: mean prediction over mean outcome (for classes: "
-        "confidence over accuracy). ESS: effective sample size of the weights, as a fraction. "
-        "Stream to uniform: the part of the stream after which the policy was as good as uniform "
-        "sampling at its end. "
-        f"{html.escape(sentences[-1])}</p>"
-    )
-    parts.append("<h2>Learning curves</h2>")
-    for against, (_, heading) in _CURVES.items():
-        caption = f"{heading}. Line: mean over {results['seeds']} seeds; band: one standard error."
-        parts.append(_figure(_plot_curves(results, against), caption))
-    for policy, histogram in results["histograms"].items():
-        caption = (
-            f"Losses that the serving snapshot had on the last interval's examples (first seed): "
-            f"those that {policy} selected, and those that it left out, each as shares. What "
-            "serving got wrong is chosen more often, and its weight is smaller in turn."
-        )
-        parts += [
-            f"<h2>What {html.escape(policy)} selects</h2>",
-            _figure(_plot_histogram(histogram), caption),
-        ]
-    parts += [
-        "<h2>To repeat this</h2>",
-        f"<p><code>{html.escape(results['command'])}</code></p>",
-        f'<p class="note">ofb-tf {html.escape(results["version"])}; {results["seeds"]} seeds, '
-        f"numbered from 0; {results['stream_examples']:,} examples, passes: "
-        f"{results['passes']}; window {results['window_size']}; serving snapshot refreshed every "
-        f"{results['refresh_interval']} windows; Adam, learning rate {results['learning_rate']:g}, "
-        "for every policy alike.</p>",
+    return page.page(title, parts)
+
+
+def _comparisons(results: dict[str, Any]) -> str:
+    """The page of many comparisons, as `ofb compare` writes it."""
+    comparisons = results["comparisons"]
+    titles = [content["title"] for content in comparisons]
+    parts = ["<p>No comparison is finished.</p>"] if not comparisons else []
+    if comparisons:
+        parts += _summary(comparisons, titles)
+    numbered = [(f"comparison{number}", content) for number, content in enumerate(comparisons)]
+    groups = [
+        (group, list(members))
+        for group, members in itertools.groupby(numbered, key=lambda pair: pair[1]["group"])
     ]
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    parts += _charts_of_groups(groups)
+    for group, members in groups:
+        parts.append(page.heading(group))
+        parts += [
+            page.details(content["title"], _one(content, name), is_open=name == "comparison0")
+            for name, content in members
+        ]
+    about = f"ofb-tf {results['version']}; {results['date']} (UTC)."
+    parts += _repeat(results["command"], about)
+    return page.page("Which examples to train on: policies compared", parts)
 
 
-def _table(results: dict[str, Any]) -> str:
-    head, *rows = results_lib.table_rows(results)
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+def _summary(comparisons: Sequence[dict[str, Any]], titles: Sequence[str]) -> list[str]:
+    exceptions = readings.exceptions(comparisons, titles)
+    return [
+        page.paragraph(
+            "A snapshot of the model serves a stream and records its outputs; a policy chooses, by "
+            "those records and the labels, the part of the stream that the model is trained on. "
+            "Every policy has the same stream, the same first weights, the same optimiser and, but "
+            "for those that say otherwise, the same number of examples in the backward pass."
+        ),
+        page.heading("Who wins where"),
+        page.points(readings.overview(comparisons)),
+        page.table(readings.against_uniform(comparisons)),
+        page.table(readings.winners(comparisons, titles), wrap=True),
+        page.paragraph(
+            "Best: the least mean over seeds among policies that keep the budget; uniform sampling "
+            "takes part. One standard error: of the difference of two means.",
+            note=True,
+        ),
+        page.heading("Where another policy beat the default", 3),
+        page.points(exceptions)
+        if exceptions
+        else page.paragraph("Nowhere by more than one standard error."),
+        page.heading("When not to use it"),
+        page.points(readings.when_not_to_use(comparisons, titles)),
+    ]
+
+
+def _charts_of_groups(groups: Sequence[tuple[str, list]]) -> list[str]:
+    """Gap closure and calibration, a chart for each group of comparisons."""
+    parts = []
+    draws = (
+        ("How much of the gap each policy closes", charts.gap_closures, _CLOSURE_NOTE, "closure"),
+        ("Calibration", charts.calibrations, _CALIBRATION_NOTE, "calibration"),
+    )
+    for heading, draw, note, kind in draws:
+        figures, policies = [], {}
+        for number, (group, members) in enumerate(groups):
+            contents = [content for _, content in members]
+            policies |= dict.fromkeys(p for content in contents for p in content["policies"])
+            svg = draw(contents, charts.short_titles(contents), f"{kind}{number}")
+            figures.append(page.figure(svg, "", title=group))
+        if figures:
+            parts += [page.heading(heading), page.legend(policies), page.paragraph(note, note=True)]
+            parts.append(page.figures(figures))
+    return parts
+
+
+def _one(content: dict[str, Any], name: str) -> list[str]:
+    """A comparison: sentences, table, curves, histograms, settings."""
+    return [
+        page.paragraph(readings.of_one(content)),
+        page.table(results_lib.table_rows(content)),
+        page.paragraph(_metric_note(content), note=True),
+        *_curves(content, _OF_A_COMPARISON, name),
+        *_histograms(content, name),
+        page.paragraph(_settings(content), note=True),
+    ]
+
+
+def _curves(results: dict[str, Any], axes: Sequence[str], name: str) -> list[str]:
+    note = f"mean over {results['seeds']} seeds; band: one standard error."
+    figures = [
+        page.figure(
+            charts.curves(results, against, f"{name}-{against}"),
+            f"{charts.CURVES[against][1]}: {note}",
+        )
+        for against in axes
+    ]
+    return [
+        page.legend(results["policies"]),
+        page.figures(figures),
+        page.paragraph(
+            "A curve that leaves the frame at the top is worse than what the frame holds; its end "
+            "is in the table.",
+            note=True,
+        ),
+    ]
+
+
+def _histograms(results: dict[str, Any], name: str) -> list[str]:
+    histograms = results["histograms"]
+    if not histograms:
+        return []
+    counts = "; ".join(
+        f"{policy} {_size(groups, 'selected'):,} and left {_size(groups, 'not_selected'):,}"
+        for policy, groups in histograms.items()
+    )
+    caption = (
+        "Losses that the serving snapshot had on the last interval's examples (first seed), as "
+        f"shares of each group. Filled: selected. Line: left out. Selected by {counts}."
+    )
+    return [
+        page.heading("What each policy selects", 3),
+        page.figure(charts.histograms(histograms, f"{name}-losses"), caption),
+    ]
+
+
+def _size(groups: dict[str, Any], group: str) -> int:
+    """How many losses a group had, of which there may be only quantiles."""
+    return groups.get(f"num_{group}", len(groups[group]))
+
+
+def _repeat(command: str, about: str) -> list[str]:
+    return [
+        page.heading("To repeat this"),
+        f"<p><code>{html.escape(command)}</code></p>",
+        page.paragraph(about, note=True),
+    ]
+
+
+def _metric_note(results: dict[str, Any]) -> str:
+    return f"{results['metric']}: {results['metric_text']}; less is better."
+
+
+def _settings(results: dict[str, Any]) -> str:
+    interval = results["refresh_interval"]
+    refreshed = f"every {interval} windows" if interval else "once a pass"
     return (
-        '<div class="scroll"><table>' + "".join(f"<tr>{x}</tr>" for x in lines) + "</table></div>"
+        f"{results['seeds']} seeds, numbered from 0; {results['stream_examples']:,} examples, "
+        f"passes: {results['passes']}; window {results['window_size']}; serving snapshot refreshed "
+        f"{refreshed}; Adam, learning rate {results['learning_rate']:g}, for every policy alike."
     )
 
 
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-_CURVES = {
-    "stream_examples": ("examples of the stream", "What the stream brought"),
-    "backward_examples": ("examples in the backward pass", "What it cost, logarithmic"),
-}
-
-
-def colour(policy: str, policies: list[str]) -> str:
-    """A policy's colour, the same in every figure."""
-    if policy in _COLOURS:
-        return _COLOURS[policy]
-    others = [name for name in policies if name not in _COLOURS]
-    return _OTHER_COLOURS[others.index(policy) % len(_OTHER_COLOURS)]
-
-
-def _plot_curves(results: dict[str, Any], against: str) -> str:
-    figure, axis = _axes()
-    metric = results["metric"]
-    highest = 0.0
-    for policy, figures in results["policies"].items():
-        shade = colour(policy, list(results["policies"]))
-        # The untrained model would set the scale.
-        curves = [curve[1:] for curve in figures["curves"]]
-        values = np.array([[point[metric] for point in curve] for curve in curves])
-        x = np.mean([[point[against] for point in curve] for curve in curves], axis=0)
-        mean = values.mean(0)
-        error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * mean
-        axis.plot(x, mean, color=shade, label=policy, linewidth=2)
-        axis.fill_between(x, mean - error, mean + error, color=shade, alpha=0.2, linewidth=0)
-        highest = max(highest, *mean[len(mean) // 10 :])
-    axis.set_ylim(top=1.05 * highest)
-    axis.set_xlabel(_CURVES[against][0])
-    axis.set_ylabel(metric)
-    if against == "backward_examples":
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter("")  # its labels would overlap
-    axis.legend(frameon=False)
-    return _svg(figure)
-
-
-def _plot_histogram(histogram: dict[str, list[float]]) -> str:
-    figure, axis = _axes()
-    both = np.concatenate([histogram["selected"], histogram["not_selected"]])
-    both = both[both > 0]
-    edges = np.geomspace(*np.quantile(both, [0.001, 1.0]), 60) if len(both) else np.ones(2)
-    for name, shade in (("not_selected", "#7a7a7a"), ("selected", "#0b6bcb")):
-        losses = np.clip(histogram[name], edges[0], None)
-        counts, _ = np.histogram(losses, edges)
-        share = counts / max(len(losses), 1)
-        axis.stairs(share, edges, fill=True, alpha=0.45, color=shade)
-        axis.stairs(share, edges, color=shade, label=f"{name.replace('_', ' ')} ({len(losses):,})")
-    axis.set_xscale("log")
-    axis.set_xlabel("recorded loss")
-    axis.set_ylabel("share of each group")
-    axis.legend(frameon=False)
-    return _svg(figure)
-
-
-def _axes() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.add_subplot()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    return figure, axis
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+_COLUMNS_NOTE = (
+    "± is the standard error over seeds. Gap closure: 0 is uniform sampling, 1 is training on "
+    "everything. Calibration: mean prediction over mean outcome (for classes: confidence over "
+    "accuracy). ESS: effective sample size of the weights, as a fraction. Stream to uniform: the "
+    "part of the stream after which the policy was as good as uniform sampling at its end."
+)
+_CLOSURE_NOTE = (
+    "0 is as good as uniform sampling at the same rate, 1 as good as training on everything. Bars: "
+    "one standard error over seeds (jackknife). An arrow at the edge: beyond the chart, with its "
+    "value. No gap: training on everything was no better than uniform sampling."
+)
+_CALIBRATION_NOTE = (
+    "Mean prediction over mean outcome on held-out examples; for classes, mean confidence over "
+    "accuracy. An arrow at the edge: beyond the chart, with its value."
+)
