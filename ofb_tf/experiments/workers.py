@@ -22,13 +22,14 @@ def run(
       function: of one task; importable by name, as processes are spawned.
       tasks: in the order in which they are begun; a worker takes the next one when it is free.
       workers: processes, at least 1, each with one TensorFlow thread. With 1 the tasks run in
-        this process.
+        this process, also with one thread where TensorFlow has not begun yet.
       on_done: called with each task and None, or what went wrong: a traceback, or that the
         process died.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1. Received: {workers}")
     if workers == 1:
+        use_one_thread()
         for task in tasks:
             on_done(task, _attempt(function, task))
         return
@@ -92,11 +93,17 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> str | None:
     return None
 
 
-def _work(connection: multiprocessing.connection.Connection, function: Callable) -> None:
+def use_one_thread() -> None:
+    """Has TensorFlow use one thread, unless it has already begun with more."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _work(connection: multiprocessing.connection.Connection, function: Callable) -> None:
+    use_one_thread()
     try:
         while True:
             connection.send(_attempt(function, connection.recv()))
