@@ -89,7 +89,9 @@ def _comparisons(results: dict[str, Any]) -> str:
             page.details(content["title"], _one(content, name), is_open=name == "comparison0")
             for name, content in members
         ]
-    about = f"ofb-tf {results['version']}; {results['date']} (UTC)."
+    versions = {"ofb-tf": results["version"], **results.get("versions", {})}
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    about = f"{packages}; {results['date']} (UTC)."
     parts += _repeat(results["command"], about)
     return page.page("Which examples to train on: policies compared", parts)
 

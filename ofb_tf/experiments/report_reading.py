@@ -29,7 +29,8 @@ def best(content: dict[str, Any]) -> tuple[str, list[str]]:
         policy
         for policy, figures in policies.items()
         if policy != first
-        and figures["mean"] - policies[first]["mean"] <= _error(figures, policies[first])
+        and _or_infinity(figures["mean"]) - policies[first]["mean"]
+        <= _error(figures, policies[first])
     ]
     return first, ties
 
@@ -67,8 +68,9 @@ def overview(comparisons: Sequence[dict[str, Any]]) -> list[str]:
         if rates:
             shares = dict.fromkeys(f"{rate:.0%}" for rate in (min(rates), max(rates)))
             sentences.append(
-                f"{policy} trains on {' to '.join(shares)} of the stream whatever the rate, so it "
-                "is shown but not ranked among policies that keep the budget."
+                f"{policy} trains on {' to '.join(shares)} of the stream whatever the rate, and "
+                "takes more optimiser steps in proportion, so it is shown but not ranked among "
+                "policies that keep the budget."
             )
     return sentences
 
@@ -111,7 +113,8 @@ def exceptions(comparisons: Sequence[dict[str, Any]], titles: Sequence[str]) -> 
             if paired is not None and paired["standard_error"] is not None:
                 gain, error = -paired["mean"], paired["standard_error"]
             else:
-                gain, error = default["mean"] - figures["mean"], _error(default, figures)
+                gain = _or_infinity(default["mean"]) - _or_infinity(figures["mean"])
+                error = _error(default, figures)
             if gain > error:
                 sentences.append(
                     f"{title}: {policy} was better than importance by {gain:.2g} ± {error:.2g} "
@@ -153,8 +156,8 @@ def when_not_to_use(comparisons: Sequence[dict[str, Any]], titles: Sequence[str]
         "another distribution than the stream's. Read their calibration before their metric.",
         "Where the backward pass is a small part of a step (input pipelines, small models), "
         "selection saves little time: the charts against wall-clock show it for these models.",
-        "Where everything can be trained on in time, do that: it is the best line of every chart "
-        "in which there is a gap.",
+        "Where there is time to train on everything, do that: selection is for streams that bring "
+        "more than can be trained on.",
     ]
     return sentences
 
