@@ -19,7 +19,9 @@ lock-tfx: setup  ## resolve requirements/tfx.in anew
 
 TAXI_CSV ?= ../shared/data/chicago_taxi.csv
 
-.PHONY: tfx-demo tfx-compile test-tfx
+EXAMPLES ?= 1000000
+
+.PHONY: tfx-demo tfx-compile tfx-scale test-tfx
 
 tfx-demo: setup-tfx  ## the taxi loop under LocalDagRunner, and its table
 	mkdir -p out
@@ -29,6 +31,9 @@ tfx-demo: setup-tfx  ## the taxi loop under LocalDagRunner, and its table
 tfx-compile: setup-tfx  ## the taxi loop as a Kubeflow Pipelines v2 spec
 	$(BIN_TFX)/python -W ignore -m tfx_components.pipelines.kubeflow \
 		--output=out/kubeflow/ofb-loop.json
+
+tfx-scale: setup-tfx  ## time, memory and shuffle bytes of sampling EXAMPLES (1000000), two processes
+	$(BIN_TFX)/python -W ignore tools/tfx_scale.py --examples=$(EXAMPLES)
 
 test-tfx: setup-tfx  ## the tests of the TFX components and pipelines
 	$(BIN_TFX)/python -m pytest -W ignore::FutureWarning tests/tfx_components tests/e2e
