@@ -1,0 +1,144 @@
+"""`ofb compare` from its arguments to its files, stopped and continued."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ofb_tf import cli
+from ofb_tf.experiments import fast_cell
+
+SMALL = (
+    "compare",
+    "--datasets=click_stream",
+    "--num_examples=600",
+    "--window_size=100",
+    "--positive_rates=0.1",
+    "--policies=importance",
+    "--seeds=2",
+    "--workers=1",
+    "--noprogress",
+)
+
+
+def compare(directory, *arguments):
+    return cli.main([*SMALL, *arguments, f"--output_dir={directory}"])
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def cell_files(directory):
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("cells/*.json")}
+
+
+def test_end_to_end_and_a_second_run_runs_nothing(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "RESULTS.md"
+    arguments = ("--rates=0.1,0.2", f"--markdown={page}")
+    assert compare(tmp_path, *arguments) == 0
+    printed = capsys.readouterr()
+    assert "2 comparisons of 10 cells, 0 of them finished; about" in printed.err
+    for name in ("results.json", "results.csv", "report.html", "RESULTS.md"):
+        assert f"Wrote {tmp_path / name}" in printed.out
+    content = results(tmp_path)
+    assert content["command"].startswith("ofb compare --datasets=click_stream")
+    assert [one["rate"] for one in content["comparisons"]] == [0.1, 0.2]
+    for one, backward in zip(content["comparisons"], (60, 120), strict=True):
+        assert list(one["policies"]) == ["uniform", "importance", "everything"]
+        assert one["policies"]["importance"]["backward_examples"] == backward
+        assert one["policies"]["importance"]["realized_rate"] == one["rate"]
+    assert len(list(csv.reader((tmp_path / "results.csv").open()))) == 1 + 6
+    assert "click_stream (0.1 positives), rate 0.2" in page.read_text()
+
+    before = cell_files(tmp_path)
+    assert len(before) == 10  # everything is one cell for both rates
+    next((tmp_path / "cells").glob("*importance-1*")).unlink()
+    ran = []
+    run_cell = fast_cell.run_cell
+    monkeypatch.setattr(
+        fast_cell, "run_cell", lambda *cell: (ran.append(cell[1:]), run_cell(*cell))[1]
+    )
+    assert compare(tmp_path, *arguments) == 0
+    assert ran == [("importance", 1)]
+    assert "9 of them finished" in capsys.readouterr().err
+    after = cell_files(tmp_path)
+    assert sum(before[name] != after[name] for name in before) == 1
+    for one, again in zip(content["comparisons"], results(tmp_path)["comparisons"], strict=True):
+        for policy, figures in one["policies"].items():
+            assert figures["values"] == again["policies"][policy]["values"]
+
+
+def test_a_failed_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, capsys):
+    run_cell = fast_cell.run_cell
+
+    def failing(config, policy, seed):
+        if (policy, seed) == ("importance", 1):
+            raise MemoryError("too large")
+        return run_cell(config, policy, seed)
+
+    monkeypatch.setattr(fast_cell, "run_cell", failing)
+    assert compare(tmp_path) == 1
+    printed = capsys.readouterr().err
+    assert "MemoryError: too large" in printed
+    assert "1 cells failed" in printed
+    assert list(results(tmp_path)["comparisons"][0]["policies"]) == ["uniform", "everything"]
+    monkeypatch.undo()
+    assert compare(tmp_path) == 0
+    assert "importance" in results(tmp_path)["comparisons"][0]["policies"]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_continued(tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = [sys.executable, "-m", "ofb_tf.cli", *SMALL, f"--output_dir={stopped}"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while len(cell_files(stopped)) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    finished = cell_files(stopped)
+    assert 2 <= len(finished) < 6
+    assert not (stopped / "results.json").exists()
+    assert compare(stopped) == compare(whole) == 0
+    continued = cell_files(stopped)
+    assert len(continued) == 6
+    assert {name: continued[name] for name in finished} == finished
+    ours, theirs = (results(one)["comparisons"][0]["policies"] for one in (stopped, whole))
+    for policy, figures in ours.items():
+        # Other numbers of threads add in another order: float32 sums, amplified by training.
+        assert figures["values"] == pytest.approx(theirs[policy]["values"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--datasets=click_stream", "--rates=2"], "rate must be in (0, 1]. Received: 2.0"),
+        (["--datasets=click_stream", "--rates=much"], "rates must be a list of numbers"),
+        (["--datasets=click_stream", "--policies=best"], "policies must be among"),
+        (["--datasets=click_stream", "--label_noise=1"], "label_noise must be in [0, 1)"),
+        (["--datasets=click_stream", "--refresh_intervals=-1"], "0 for once a pass. Received: -1"),
+        (["--datasets=no_such_dataset", "--data_dir=/nowhere"], "no_such_dataset"),
+        (["--suite=own"], "datasets must be given for suite=own"),
+        (["--suite=quick", "--rates=0.1"], "rates must not be given with suite=quick"),
+        (["--suite=quick", "--seeds=0"], "seeds must be at least 1. Received: 0"),
+        (["--suite=quick", "--workers=0"], "workers must be at least 1. Received: 0"),
+        (["--suite=all"], "suite"),
+        (["surplus"], "no arguments expected. Received: ['surplus']"),
+    ],
+)
+def test_bad_input_is_named(arguments, message, tmp_path, capsys):
+    assert cli.main(["compare", *arguments, f"--output_dir={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_an_example(capsys):
+    assert cli.main(["compare", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "ofb compare --suite=standard --seeds=5" in printed
+    assert "--missing_records" in printed
