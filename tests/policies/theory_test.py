@@ -19,8 +19,12 @@ from ofb_tf.policies import (
 from tests.policies.windows import inclusion, make_window, runner
 
 N, RATE = 200, 0.1
-RNG = np.random.default_rng(12)
-SIZES = RNG.exponential(size=N).astype(np.float32)
+SIZES = np.random.default_rng(12).exponential(size=N).astype(np.float32)
+
+
+@pytest.fixture(name="rng")
+def _rng():
+    return np.random.default_rng(13)
 
 
 def second_moment(values, p):
@@ -71,14 +75,14 @@ def test_poisson_variance_is_the_formula():
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
-def test_probabilities_in_proportion_to_the_norm_have_the_least_variance(share):
+def test_probabilities_in_proportion_to_the_norm_have_the_least_variance(share, rng):
     """No shift of probability from one example to another makes it less, also with the cap."""
     p = designs.capped_pps(tf.constant(SIZES, tf.float64), share * N).numpy()
     least = second_moment(SIZES, p)
     for _ in range(500):
-        giver, taker = RNG.choice(N, 2, replace=False)
+        giver, taker = rng.choice(N, 2, replace=False)
         moved = p.copy()
-        step = RNG.random() * min(p[giver], 1 - p[taker]) * 0.9
+        step = rng.random() * min(p[giver], 1 - p[taker]) * 0.9
         moved[giver] -= step
         moved[taker] += step
         assert second_moment(SIZES, moved) >= least * (1 - 1e-12)
@@ -100,9 +104,9 @@ def test_useless_scores_cost_at_most_one_over_the_mix(mix):
     assert (RATE / p).max() <= 1 / mix * (1 + 1e-9)
 
 
-def test_a_stale_score_moves_the_variance_and_never_the_mean():
+def test_a_stale_score_moves_the_variance_and_never_the_mean(rng):
     """From the right norm to one of other examples: variance rises, the mean stays exactly."""
-    shuffled = RNG.permutation(SIZES)
+    shuffled = rng.permutation(SIZES)
     variances = []
     for age in np.linspace(0, 1, 6):
         stale = (1 - age) * SIZES + age * shuffled
@@ -119,13 +123,13 @@ def test_a_stale_score_moves_the_variance_and_never_the_mean():
     assert variances[0] < poisson_variance(SIZES, np.full(N, RATE))
 
 
-def test_the_ordered_systematic_design_has_less_variance_than_independent_draws():
+def test_the_ordered_systematic_design_has_less_variance_than_independent_draws(rng):
     """Variance over every start, against the formula, for gradients that follow a residual."""
-    residuals = RNG.normal(size=N)
+    residuals = rng.normal(size=N)
     p, _ = inclusion(Importance(), np.abs(residuals), RATE * N)
     starts = (np.arange(1000) + 0.5) / 1000
     ordered = all_estimates(residuals, p, np.argsort(residuals), starts).var()
-    at_random = all_estimates(residuals, p, RNG.permutation(N), starts).var()
+    at_random = all_estimates(residuals, p, rng.permutation(N), starts).var()
     independent = poisson_variance(residuals, p)
     print(f"ordered {ordered:.2e}, random order {at_random:.2e}, independent {independent:.2e}")
     assert ordered < 0.25 * independent
@@ -143,9 +147,9 @@ def test_weights_of_one_on_preferred_losses_are_biased(policy, sign):
     assert sign * (expected - SIZES.mean()) > 0.5 * SIZES.mean()
 
 
-def test_matching_the_mean_loss_does_not_keep_rare_examples_at_the_rate():
+def test_matching_the_mean_loss_does_not_keep_rare_examples_at_the_rate(rng):
     """Five positives among 600: over draws, their share of the selection is not the stream's."""
-    losses = np.r_[RNG.uniform(4, 6, 5), RNG.lognormal(-5, 1, 595)]
+    losses = np.r_[rng.uniform(4, 6, 5), rng.lognormal(-5, 1, 595)]
     run, trials, size = runner(LossMatching()), 400, 60
     taken = np.array([run(losses, size, seed)[0][:5].sum() for seed in range(trials)])
     expected = 5 * size / 600
@@ -155,13 +159,13 @@ def test_matching_the_mean_loss_does_not_keep_rare_examples_at_the_rate():
     assert abs(deviation) > 5 * spread
 
 
-def test_draws_are_a_function_of_seed_and_ids():
+def test_draws_are_a_function_of_seed_and_ids(rng):
     window = make_window(SIZES, 4)
     starts = [hashing.uniform_start(tf.constant(seed, tf.int64)).numpy() for seed in (4, 4, 5)]
     assert starts[0] == starts[1] != starts[2]
     ids = window.example_ids.numpy()
     draws = hashing.hash01(window.example_ids, window.key).numpy()
-    order = RNG.permutation(N)
+    order = rng.permutation(N)
     np.testing.assert_array_equal(
         draws[order], hashing.hash01(tf.constant(ids[order]), window.key).numpy()
     )
