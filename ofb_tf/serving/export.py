@@ -41,7 +41,8 @@ def export_recording_model(
       feature_spec: as for `tf.io.parse_example`: the model's inputs by name, and the id.
       id_key: feature with the id, int64 or string (by its 64-bit fingerprint), one an example.
         None: the id is the fingerprint of the serialized example, `hashing.fingerprint`, the same
-        in the graph, in Python and in Beam.
+        in the graph, in Python and in Beam. It is of the bytes: let clients serialize with
+        `SerializeToString(deterministic=True)`, as `tfx_components` does.
       task: "multiclass" (predictions are the softmax), "binary" (the sigmoid) or "regression";
         None means multiclass, and needs more than one output.
       preprocess: from the parsed features to the model's input; by default the features that the
