@@ -22,6 +22,13 @@ examples:
 """
 
 
+_CONDITIONS = {
+    "label_noise": "Fraction of the training labels that are made random.",
+    "outliers": "Fraction of the regression targets that are made outliers.",
+    "missing_records": "Fraction of the serving records that are lost.",
+}
+
+
 def _define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     shared = {"flag_values": values}
@@ -46,12 +53,17 @@ def _define_flags() -> absl_flags.FlagValues:
     absl_flags.DEFINE_integer("num_examples", None, "Examples of one pass.", **shared)
     absl_flags.DEFINE_integer("window_size", None, "Examples of one selection.", **shared)
     absl_flags.DEFINE_integer(
-        "refresh_interval", None, "Windows between two serving snapshots.", **shared
+        "refresh_interval",
+        None,
+        "Windows between two serving snapshots; 0 for one a pass.",
+        **shared,
     )
     absl_flags.DEFINE_float("learning_rate", None, "Of Adam, for all policies alike.", **shared)
     absl_flags.DEFINE_float(
         "positive_rate", None, "Share of positives of the click stream.", **shared
     )
+    for name, words in _CONDITIONS.items():
+        absl_flags.DEFINE_float(name, None, words, **shared)
     absl_flags.DEFINE_integer("workers", None, "Processes; one a core by default.", **shared)
     absl_flags.DEFINE_bool("progress", True, "Show a progress bar.", **shared)
     return values
@@ -86,6 +98,7 @@ def main(argv: list[str]) -> int:
             refresh_interval=values.refresh_interval,
             learning_rate=values.learning_rate,
             positive_rate=values.positive_rate,
+            **{name: values[name].value for name in _CONDITIONS},
         )
         report.require_matplotlib()
         results = experiments.run_experiment(

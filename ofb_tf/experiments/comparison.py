@@ -14,7 +14,7 @@ from typing import Any
 import tqdm
 
 from ofb_tf import version
-from ofb_tf.experiments import cells, fast_cell, results, workers
+from ofb_tf.experiments import cells, conditions, fast_cell, results, workers
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.cells import Cell, CellKey
 from ofb_tf.experiments.suites import Comparison
@@ -42,13 +42,21 @@ def plan(comparisons: Sequence[Comparison]) -> list[CellKey]:
 
 
 def check_datasets(comparisons: Sequence[Comparison]) -> None:
-    """Raises ValueError where a dataset cannot be had, once and before anything runs."""
-    named = {(c.config.dataset, c.config.data_dir): None for c in comparisons}
-    for name, data_dir in named:
-        if name != configs.CLICK_STREAM:
-            from ofb_tf.datasets import describe_tfds  # takes seconds to import
+    """Raises ValueError where a dataset cannot be had or a condition does not fit its task.
 
-            describe_tfds(name, data_dir=data_dir)
+    Once, and before anything runs.
+    """
+    is_regression = {}
+    for config in (one.config for one in comparisons):
+        name = config.dataset
+        if name not in is_regression:
+            is_regression[name] = False
+            if name != configs.CLICK_STREAM:
+                from ofb_tf.datasets import describe_tfds  # takes seconds to import
+
+                description = describe_tfds(name, data_dir=config.data_dir)
+                is_regression[name] = not description.num_classes
+        conditions.check(config, is_regression=is_regression[name])
 
 
 def estimate(

@@ -13,6 +13,16 @@ OUTLIER_SHIFT = 5.0
 _LABEL_NOISE, _NEW_LABEL, _OUTLIER, _UPWARD, _MISSING = range(11, 16)  # keys of separate draws
 
 
+def check(config: configs.SimulationConfig, *, is_regression: bool) -> None:
+    """Raises ValueError where a condition does not fit the dataset's task."""
+    task = "regression" if is_regression else "classification"
+    for name, fits in (("label_noise", not is_regression), ("outliers", is_regression)):
+        if getattr(config, name) and not fits:
+            raise ValueError(
+                f"{name} must be 0 for {task} ({config.dataset}). Received: {getattr(config, name)}"
+            )
+
+
 class Conditions:
     """The conditions of one cell; each is a function of the seed and the example's id.
 
@@ -29,13 +39,7 @@ class Conditions:
     """
 
     def __init__(self, config: configs.SimulationConfig, seed: int, workload: Workload):
-        is_regression = workload.task == types.REGRESSION
-        for name, fits in (("label_noise", not is_regression), ("outliers", is_regression)):
-            if getattr(config, name) and not fits:
-                raise ValueError(
-                    f"{name} must be 0 for {workload.task} ({config.dataset}). "
-                    f"Received: {getattr(config, name)}"
-                )
+        check(config, is_regression=workload.task == types.REGRESSION)
         self._config, self._seed, self._workload = config, seed, workload
 
     def corrupt(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

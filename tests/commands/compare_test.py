@@ -123,6 +123,7 @@ def test_killed_in_the_middle_and_continued(tmp_path):
         (["--datasets=click_stream", "--label_noise=1"], "label_noise must be in [0, 1)"),
         (["--datasets=click_stream", "--refresh_intervals=-1"], "0 for once a pass. Received: -1"),
         (["--datasets=no_such_dataset", "--data_dir=/nowhere"], "no_such_dataset"),
+        (["--datasets=click_stream", "--outliers=0.1"], "outliers must be 0 for classification"),
         (["--suite=own"], "datasets must be given for suite=own"),
         (["--suite=quick", "--rates=0.1"], "rates must not be given with suite=quick"),
         (["--suite=quick", "--seeds=0"], "seeds must be at least 1. Received: 0"),

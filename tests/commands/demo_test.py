@@ -38,6 +38,8 @@ def test_demo_end_to_end(tmp_path, capsys):
         (["--policies=importance,best"], "policies must be among"),
         (["--window_size=0"], "window_size must be at least 2. Received: 0"),
         (["--passes=0"], "passes must be at least 1. Received: 0"),
+        (["--outliers=0.1"], "outliers must be 0 for classification"),
+        (["--missing_records=1"], "missing_records must be in [0, 1). Received: 1.0"),
         (["--no_such_flag"], "no_such_flag"),
         (["surplus"], "no arguments expected. Received: ['surplus']"),
         (["--dataset=no_such_dataset", "--data_dir=/nowhere"], "no_such_dataset"),

@@ -77,7 +77,7 @@ def test_nothing_is_touched_without_conditions():
     ("num_classes", "settings", "message"),
     [
         (None, {"label_noise": 0.1}, r"label_noise must be 0 for regression .* Received: 0.1"),
-        (3, {"outliers": 0.1}, r"outliers must be 0 for multiclass .* Received: 0.1"),
+        (3, {"outliers": 0.1}, r"outliers must be 0 for classification .* Received: 0.1"),
     ],
 )
 def test_a_condition_that_does_not_fit_the_task(num_classes, settings, message):

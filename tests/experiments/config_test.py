@@ -12,7 +12,10 @@ from ofb_tf.experiments import SimulationConfig
         ({"rate": 1.5}, r"rate must be in \(0, 1\]. Received: 1.5"),
         ({"rate": float("nan")}, "rate must be in"),
         ({"window_size": 1}, "window_size must be at least 2. Received: 1"),
-        ({"refresh_interval": 0}, "refresh_interval must be at least 1. Received: 0"),
+        ({"refresh_interval": -1}, "refresh_interval must be at least 1, or 0 .* Received: -1"),
+        ({"label_noise": 1.0}, r"label_noise must be in \[0, 1\). Received: 1.0"),
+        ({"outliers": -0.1}, r"outliers must be in \[0, 1\). Received: -0.1"),
+        ({"missing_records": 1.0}, r"missing_records must be in \[0, 1\). Received: 1.0"),
         ({"passes": 0}, "passes must be at least 1"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"num_examples": 0}, "num_examples must be at least 1"),
@@ -39,3 +42,8 @@ def test_both_ends_of_the_gap_always_run():
 def test_defaults_of_a_dataset_and_settings_over_them():
     config = SimulationConfig.for_dataset("mnist", passes=None, window_size=320)
     assert (config.passes, config.window_size, config.batch_size) == (6, 320, 32)
+
+
+def test_interval_between_refreshes():
+    assert SimulationConfig(window_size=100, refresh_interval=4).interval_length(1000) == 400
+    assert SimulationConfig(window_size=100, refresh_interval=0).interval_length(1000) == 1000
