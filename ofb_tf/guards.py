@@ -122,6 +122,7 @@ class GuardedPolicy(Policy):
         self.design = policy.design
         self.score = policy.score
         self.needs_records = policy.needs_records
+        self.uniform_mix = getattr(policy, "uniform_mix", 1.0)  # bounds the uniform holdout
         self._policy = policy
         self._is_uniform = is_uniform
 

@@ -67,7 +67,8 @@ def match_mean(losses: tf.Tensor, chosen: tf.Tensor, tolerance: float) -> tf.Ten
     """Best swaps until the mean of the chosen is the mean of all.
 
     The best partner of each chosen example is found by bisection in the sorted rest, so a swap
-    costs O(n log n) instead of O(n^2).
+    costs O(n log n) instead of O(n^2). Few swaps are usual; where a single loss outweighs all
+    others there is one for each of the chosen.
 
     Args:
       losses: float64 `[n]`, finite, ascending.
@@ -80,6 +81,7 @@ def match_mean(losses: tf.Tensor, chosen: tf.Tensor, tolerance: float) -> tf.Ten
     """
     size = tf.math.count_nonzero(chosen, dtype=tf.int32)
     n = tf.size(losses)
+    places = tf.range(n)
     share = tf.math.divide_no_nan(tf.cast(size, tf.float64), tf.cast(n, tf.float64))
     goal = tf.reduce_sum(losses) * share
     close = tolerance * tf.abs(goal)
@@ -96,17 +98,17 @@ def match_mean(losses: tf.Tensor, chosen: tf.Tensor, tolerance: float) -> tf.Ten
 
     def swap(chosen: tf.Tensor, lacking: tf.Tensor, improved: tf.Tensor) -> tuple:
         del improved
-        # The rest first, ascending, then nothing: shapes are fixed, as XLA needs them.
-        rest = tf.argsort(tf.cast(chosen, tf.int32), stable=True)
-        in_rest = tf.range(n) < n - size
-        taken = tf.where(in_rest, tf.gather(losses, rest), infinity)
+        # The rest first, ascending, then the chosen: shapes are fixed, as XLA needs them.
+        rank = tf.cumsum(tf.cast(~chosen, tf.int32))
+        slots = tf.where(chosen, n - size + places - rank, rank - 1)
+        rest = tf.scatter_nd(slots[:, None], places, [n])
+        taken = tf.where(places < n - size, tf.gather(losses, rest), infinity)
         above = tf.searchsorted(taken, losses + lacking)
         # The nearest of the rest is at the place found or before it; infinity is never nearest.
         partners = tf.clip_by_value(tf.stack([above - 1, above]), 0, n - 1)
         left = tf.abs(lacking + losses - tf.gather(taken, partners))
         best = tf.argmin(tf.reshape(tf.where(chosen, left, infinity), [-1]), output_type=tf.int32)
         out, into = best % n, tf.gather(rest, tf.gather(tf.reshape(partners, [-1]), best))
-        places = tf.range(n)
         swapped = (chosen & (places != out)) | (places == into)
         lacking_then = missing_sum(swapped)
         improved = tf.abs(lacking_then) < tf.abs(lacking)

@@ -213,8 +213,9 @@ def test_holdout_is_refused_where_no_probability_is_known_to_be_above_zero(name)
     if name == "importance":
         ofb_tf.ofb_sample(**arguments)
         return
-    with pytest.raises(ValueError, match="least inclusion probability, which is 0"):
-        ofb_tf.ofb_sample(**arguments)
+    for policy in (name, ofb_tf.SelectionGuard().policy(name)):
+        with pytest.raises(ValueError, match="least inclusion probability, which is 0"):
+            ofb_tf.ofb_sample(**{**arguments, "policy": policy})
 
 
 @pytest.mark.parametrize("name", ALL)
