@@ -72,6 +72,9 @@ def curves(results: dict[str, Any], against: str, name: str) -> str:
             axis.set_ylim(min(floors) - margin, max(ceilings) + margin)
         axis.set_xlabel(CURVES[against][0])
         axis.set_ylabel(metric)
+        if against == "stream_examples":
+            axis.xaxis.set_major_locator(_locator(5))
+            axis.xaxis.set_major_formatter("{x:,.0f}")
         if against == "backward_examples":
             axis.set_xscale("log")
             axis.xaxis.set_minor_formatter("")  # its labels would overlap
@@ -165,6 +168,12 @@ def short_titles(comparisons: Sequence[dict[str, Any]]) -> list[str]:
     parts = [content["title"].split(", ") for content in comparisons]
     shared = set(parts[0]).intersection(*parts) if len(parts) > 1 else set()
     return [", ".join(p for p in part if p not in shared) or ", ".join(part) for part in parts]
+
+
+def _locator(ticks: int) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(ticks)
 
 
 def _rows_height(rows: Sequence[dict[str, Any]], titles: Sequence[str]) -> float:
@@ -265,7 +274,8 @@ def _drawing(
         for axis in figure.axes:
             axis.patch.set_alpha(0.0)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
         figure.svg_text = buffer.getvalue()
 
 

@@ -47,7 +47,7 @@ def _chromium(tmp_path):
             *arguments,
             address,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         return done.stdout
 
     return run
