@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import keras
@@ -231,6 +231,7 @@ PARTS = (
         title="Predict calls of 64 instances, 200 a second, to a server on the loopback interface",
         item="call",
         peers={_CHANNELS: _calls},
+        repeats=2,
         rows=(
             Row("p50 without recording (ms)", of(_CHANNELS, "p50_ms")),
             Row("p99 without recording (ms)", of(_CHANNELS, "p99_ms")),
