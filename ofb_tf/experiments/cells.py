@@ -17,6 +17,8 @@ CELL_VERSION = 1
 
 # What a cell is without: names of others, how often it is repeated, where data happen to be.
 _NOT_OF_A_CELL = ("policies", "seeds", "data_dir")
+# Settings that came later: left out at their defaults, so that older cells keep their names.
+_ADDED = ("steps_per_window", "uniform_mix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,10 @@ class CellKey:
             for field in ("refresh_interval", "missing_records"):
                 defaults[field] = getattr(SimulationConfig, field)
         if everything:
-            defaults["rate"] = 1.0
+            defaults |= {"rate": 1.0, "steps_per_window": 1}
+            defaults["window_size"] = self.config.whole_batch_size
+        if self.policy != configs.IMPORTANCE:
+            defaults["uniform_mix"] = SimulationConfig.uniform_mix
         if self.config.dataset != configs.CLICK_STREAM:
             defaults["positive_rate"] = SimulationConfig.positive_rate
         object.__setattr__(self, "config", dataclasses.replace(self.config, **defaults))
@@ -53,6 +58,9 @@ class CellKey:
         """What the cell depends on, as plain values."""
         config = dataclasses.asdict(self.config)
         settings = {name: value for name, value in config.items() if name not in _NOT_OF_A_CELL}
+        for name in _ADDED:
+            if settings[name] == getattr(SimulationConfig, name):
+                del settings[name]
         return {
             **settings,
             "policy": self.policy,

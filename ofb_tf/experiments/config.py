@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ofb_tf.policies import POLICIES
+from ofb_tf.policies import POLICIES, Importance, Policy, get_policy
 
 UNIFORM = "uniform"
 IMPORTANCE = "importance"
@@ -27,8 +27,10 @@ class SimulationConfig:
       dataset: "click_stream", or the name of a supervised TFDS dataset.
       data_dir: directory of TFDS datasets; None for TFDS's own, with download.
       rate: fraction of the stream that goes on to the backward pass, in (0, 1].
-      window_size: examples among which one selection is made, at least 2. One optimiser step
-        a window: of `rate * window_size` examples, or of the whole window for "everything".
+      window_size: examples among which one selection is made, at least 2.
+      steps_per_window: optimiser steps that share the `rate * window_size` selected examples of a
+        window, or the whole window for "everything"; at least 1.
+      uniform_mix: of `Importance`, in [0, 1].
       refresh_interval: windows between two exports of the serving snapshot; 0 for one export a
         pass, at its start.
       passes: times the stream goes over the data, at least 1.
@@ -62,13 +64,15 @@ class SimulationConfig:
     label_noise: float = 0.0
     outliers: float = 0.0
     missing_records: float = 0.0
+    steps_per_window: int = 1
+    uniform_mix: float = Importance().uniform_mix
 
     def __post_init__(self):
         if not self.dataset or not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name. Received: {self.dataset!r}")
         _check("rate", self.rate, "in (0, 1]", 0 < self.rate <= 1)
         _check("window_size", self.window_size, "at least 2", self.window_size >= 2)
-        for name in ("passes", "seeds", "test_examples"):
+        for name in ("passes", "seeds", "test_examples", "steps_per_window"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         interval = self.refresh_interval
         _check("refresh_interval", interval, "at least 1, or 0 for once a pass", interval >= 0)
@@ -78,10 +82,17 @@ class SimulationConfig:
             _check("num_examples", self.num_examples, "at least 1", self.num_examples >= 1)
         _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
         _check("positive_rate", self.positive_rate, "in (0, 1)", 0 < self.positive_rate < 1)
+        _check("uniform_mix", self.uniform_mix, "in [0, 1]", 0 <= self.uniform_mix <= 1)
+        if self.window_size % self.steps_per_window:
+            raise ValueError(
+                "window_size must be a multiple of steps_per_window. Received: "
+                f"window_size={self.window_size}, steps_per_window={self.steps_per_window}"
+            )
         if self.batch_size < 1:
             raise ValueError(
-                "rate * window_size must be at least 1. "
-                f"Received: rate={self.rate}, window_size={self.window_size}"
+                "rate * window_size must be at least 1 a step. Received: "
+                f"rate={self.rate}, window_size={self.window_size}, "
+                f"steps_per_window={self.steps_per_window}"
             )
         known = [*POLICIES, EVERYTHING]
         for policy in self.policies:
@@ -100,8 +111,17 @@ class SimulationConfig:
 
     @property
     def batch_size(self) -> int:
-        """Examples of one optimiser step after selection: `rate * window_size`, rounded."""
-        return round(self.rate * self.window_size)
+        """Examples of one optimiser step after selection, rounded."""
+        return round(self.rate * self.window_size / self.steps_per_window)
+
+    @property
+    def whole_batch_size(self) -> int:
+        """Examples of one optimiser step of "everything"."""
+        return self.window_size // self.steps_per_window
+
+    def make_policy(self, name: str) -> Policy:
+        """The policy of a name, with the settings that are given here."""
+        return Importance(uniform_mix=self.uniform_mix) if name == IMPORTANCE else get_policy(name)
 
     def interval_length(self, num_examples: int) -> int:
         """Examples between two refreshes of the snapshot, of a dataset with `num_examples`."""

@@ -20,12 +20,12 @@ from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import simulation
 from ofb_tf.experiments.workloads import ClickWorkload, Workload
 from ofb_tf.models import OFBModel
-from ofb_tf.policies import get_policy
 
 _FORWARD_BATCH = 4096
 _CURVE_POINTS = 10
 _HISTOGRAM_POINTS = 500
 _GENERATED_AT_ONCE = 25_600
+_SELECTION_FIELDS = ("rate", "window_size", "steps_per_window", "uniform_mix")
 _DATA_FIELDS = (
     "dataset",
     "data_dir",
@@ -129,10 +129,14 @@ def _example(fields: dict[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
 
 @functools.cache
 def _selector(
-    policy: str, rate: float, task: str, batch_size: int, num_outputs: int, label_dtype: tf.DType
+    config: configs.SimulationConfig,
+    policy: str,
+    task: str,
+    num_outputs: int,
+    label_dtype: tf.DType,
 ) -> Callable:
     """The selection of one window as a function, traced once: indices and weights."""
-    chosen = get_policy(policy)
+    chosen = config.make_policy(policy)
 
     def select(
         ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
@@ -140,14 +144,14 @@ def _selector(
         record = {types.HAS_RECORD: has_record, types.LOGITS: logits}
         sample = window.sample_window(
             policy=chosen,
-            rate=rate,
+            rate=config.rate,
             task=task,
             missing=window.UNIFORM,
             example_ids=ids,
             labels=labels,
             record=record if chosen.needs_records else {},
             key=key,
-            batch_size=batch_size,
+            batch_size=config.batch_size,
         )
         return sample.indices, sample.weights
 
@@ -195,11 +199,11 @@ class FastCell(simulation.Cell):
     ):
         super().__init__(config, policy, seed, workload, directory="")
         if policy != configs.EVERYTHING:
+            used = {name: getattr(config, name) for name in _SELECTION_FIELDS}
             self._select = _selector(
+                configs.SimulationConfig(**used),
                 policy,
-                config.rate,
                 workload.task,
-                config.batch_size,
                 workload.num_outputs,
                 workload.test[types.LABEL].dtype,
             )
@@ -259,7 +263,7 @@ class FastCell(simulation.Cell):
         began = time.process_time()
         selected = self._sample(interval, examples, records)
         everything = self.policy == configs.EVERYTHING
-        batch_size = self.config.window_size if everything else self.config.batch_size
+        batch_size = self.config.whole_batch_size if everything else self.config.batch_size
         self._compiled.train(examples, *selected, batch_size)
         self.result.train_seconds += time.process_time() - began
         weights = selected.weights.astype(np.float64)

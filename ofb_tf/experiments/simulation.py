@@ -24,7 +24,6 @@ from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload, get_workload
 from ofb_tf.join import join_forward_records
 from ofb_tf.models import OFBModel
-from ofb_tf.policies import get_policy
 from ofb_tf.sampling import ofb_sample
 
 _HISTOGRAM_SEED = 0
@@ -124,7 +123,9 @@ class Cell:
     ):
         self.config, self.seed, self.workload, self.directory = config, seed, workload, directory
         self.policy = policy
-        self.uses_records = policy != configs.EVERYTHING and get_policy(policy).needs_records
+        self.uses_records = (
+            policy != configs.EVERYTHING and config.make_policy(policy).needs_records
+        )
         self.conditions = conditions.Conditions(config, seed, workload)
         self.model = self._build_model()
         self._steps = _StepCounter()
@@ -202,12 +203,12 @@ class Cell:
         """The interval's stream after selection, in batches."""
         stream = tf.data.Dataset.from_tensor_slices(examples)
         if self.policy == configs.EVERYTHING:
-            return stream.batch(self.config.window_size)
+            return stream.batch(self.config.whole_batch_size)
         return stream.apply(
             ofb_sample(
                 records=records,
                 rate=self.config.rate,
-                policy=self.policy,
+                policy=self.config.make_policy(self.policy),
                 task=self.workload.task,
                 window_size=self.config.window_size,
                 batch_size=self.config.batch_size,

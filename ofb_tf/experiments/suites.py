@@ -14,6 +14,7 @@ ONCE_A_PASS = 0
 LABEL_NOISE, OUTLIERS, MISSING = 0.1, 0.05, 0.2
 POSITIVE_RATES = (0.004, 0.01, 0.03)
 OTHER_RATES = (0.02, 0.05, 0.3)
+OTHER_MIXES = (0.05, 0.5)
 _AT_OTHER_RATES = (configs.UNIFORM, configs.IMPORTANCE, configs.EVERYTHING)
 
 
@@ -37,6 +38,10 @@ class Comparison:
         if name == CLICK_STREAM:
             name += f" ({config.positive_rate:.2g} positives)"
         parts = [name, f"rate {config.rate:g}"]
+        if config.steps_per_window > 1:
+            parts.append(f"window {config.window_size} in {config.steps_per_window} steps")
+        if config.uniform_mix != SimulationConfig.uniform_mix:
+            parts.append(f"uniform mix {config.uniform_mix:g}")
         if config.refresh_interval == ONCE_A_PASS:
             parts.append("snapshot refreshed once a pass")
         elif config.refresh_interval != SimulationConfig.refresh_interval:
@@ -63,7 +68,8 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     """The suite behind docs/RESULTS.md.
 
     Every task with every policy at rate 0.1; uniform, importance and everything at the other
-    rates; every policy under each condition, on the tasks where it makes a difference.
+    rates, with windows four times as large (and as many steps and refreshes), and with other
+    mixes; every policy under each condition, on the tasks where it makes a difference.
 
     Args:
       seeds: repetitions.
@@ -85,6 +91,14 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     plan += [("Stale snapshots", task, stale) for task in (mnist, click)]
     pass_old = {"refresh_interval": ONCE_A_PASS}
     plan += [("Stale snapshots", task, pass_old) for task in (mnist, diamonds)]
+    for task, window in ((mnist, 640), (diamonds, 640), (click, 1280)):
+        large = {"window_size": 4 * window, "steps_per_window": 4, "refresh_interval": 5}
+        plan += [("Larger windows", task, {**large, **fewer})]
+    plan += [
+        ("Uniform mix", task, {"uniform_mix": mix, **fewer})
+        for task in (mnist, diamonds, click)
+        for mix in OTHER_MIXES
+    ]
     plan += [("Wrong labels", task, {"label_noise": LABEL_NOISE}) for task in (mnist, click)]
     plan += [("Outliers among the targets", diamonds, {"outliers": OUTLIERS})]
     plan += [("Lost records", task, {"missing_records": MISSING}) for task in (mnist, click)]

@@ -19,6 +19,8 @@ _SETTINGS = (
     "label_noise",
     "outliers",
     "missing_records",
+    "steps_per_window",
+    "uniform_mix",
 )
 _FIGURES = (
     "mean",
@@ -123,8 +125,9 @@ def _settings(comparison: dict[str, Any]) -> str:
     return (
         f"{comparison['metric']}: {comparison['metric_text']}. "
         f"{comparison['stream_examples']:,} examples in all, passes: {comparison['passes']}; "
-        f"window {comparison['window_size']}; snapshot refreshed {every}; Adam, learning rate "
-        f"{comparison['learning_rate']:g}; {comparison['seeds']} seeds."
+        f"window {comparison['window_size']}, optimiser steps a window: "
+        f"{comparison['config']['steps_per_window']}; snapshot refreshed {every}; "
+        f"Adam, learning rate {comparison['learning_rate']:g}; {comparison['seeds']} seeds."
     )
 
 

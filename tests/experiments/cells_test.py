@@ -35,10 +35,12 @@ def test_all_that_a_cell_feels_is_in_its_name():
             {"positive_rate": 0.03},
             {"label_noise": 0.1},
             {"missing_records": 0.2},
+            {"steps_per_window": 4},
+            {"uniform_mix": 0.5},
             {"dataset": "mnist"},
         )
     }
-    assert len(names) == 14
+    assert len(names) == 16
 
 
 def test_what_a_cell_does_not_feel_is_shared():
@@ -49,6 +51,10 @@ def test_what_a_cell_does_not_feel_is_shared():
     assert key("uniform", **stale) == key("uniform")
     assert key("uniform", rate=0.2) != key("uniform")
     assert key("everything", rate=0.2, **stale) == key("everything")
+    assert key("uniform", uniform_mix=0.5) == key("uniform")
+    large = {"window_size": 5120, "steps_per_window": 4}
+    assert key("everything", **large) == key("everything", window_size=1280)
+    assert key("uniform", **large) != key("uniform", window_size=1280)
     assert key("everything", label_noise=0.2) != key("everything")
 
 
