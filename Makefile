@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-core lint format demo bench lock clean
+.PHONY: help setup test test-core test-core-tfx lint format demo bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,10 +29,14 @@ format: setup  ## ruff: fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: test-core test-tfx  ## lint and all tests, each stack in its own environment
+test: test-core test-core-tfx test-tfx  ## lint and all tests, each stack in its own environment
 
 test-core: lint  ## lint and the core tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-core-tfx: setup-tfx  ## the core tests on the TFX stack's TensorFlow
+	$(BIN_TFX)/python -m pytest $(PARALLEL) -W ignore::FutureWarning \
+		--ignore=tests/tfx_components --ignore=tests/e2e
 
 demo: setup  ## the main job on an embedded click stream
 	$(BIN)/ofb demo --output_dir=out/demo
