@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import itertools
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -166,3 +168,13 @@ def test_grid_combines_every_axis():
     found = {(m.config.dataset, m.config.rate, m.config.missing_records) for m in made}
     assert len(made) == len(found) == 8
     assert dataclasses.asdict(made[0].config)["passes"] == 6
+
+
+def test_every_advice_points_at_a_table_of_the_standard_suite():
+    choosing = pathlib.Path(__file__).parents[2] / "docs" / "CHOOSING.md"
+    named = set(re.findall(r"RESULTS\.md#([^)]+)\)", choosing.read_text(encoding="utf-8")))
+    titles = [one.title for one in suites.standard(seeds=5, data_dir=None)]
+    titles += ["Gap closure", "Where the default does not win"]
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert named - anchors == set()
+    assert anchors - named == set()
