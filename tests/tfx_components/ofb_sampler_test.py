@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfx_testing import probabilities, read_tfrecords, selected, serialize, write_tfrecords
 
 from ofb_tf import hashing
-from tfx_components import statistics
+from tfx_components import beam_transforms, example_files, record_transforms, statistics
 from tfx_components.example_files import fingerprints
 from tfx_components.ofb_sampler import OFBSampler
 
@@ -78,13 +78,24 @@ def test_order_files_and_partitions_do_not_matter(data, as_examples, as_records,
     )
     examples = as_examples(shuffled, num_files=7, name="shuffled")
     records = as_records(data.ids, data.logits, name="more", num_partitions=2)
-    assert selected(sample(examples, records)[0]) == first
+    assert selected(sample(examples, records, name="again")[0]) == first
+
+
+def test_files_larger_than_a_chunk(data, as_examples, as_records, sample, monkeypatch):
+    """Readers pass on what they have gathered before a file ends."""
+    first = selected(sample(as_examples(data), as_records(data.ids, data.logits))[0])
+    monkeypatch.setattr(example_files, "_BATCH", 100)
+    monkeypatch.setattr(beam_transforms, "_CHUNK", 250)
+    monkeypatch.setattr(record_transforms, "_CHUNK", 250)
+    examples = as_examples(data, num_files=2, name="two")
+    records = as_records(data.ids, data.logits, name="more")
+    assert selected(sample(examples, records, name="again")[0]) == first
 
 
 def test_other_seed_and_other_epoch_draw_anew(data, as_examples, as_records, sample):
     examples, records = as_examples(data), as_records(data.ids, data.logits)
     runs = [
-        frozenset(selected(sample(examples, records, **kwargs)[0]))
+        frozenset(selected(sample(examples, records, name=f"run-{kwargs}", **kwargs)[0]))
         for kwargs in ({}, {"seed": 4}, {"epoch": 1})
     ]
     assert len(set(runs)) == 3
