@@ -22,6 +22,7 @@ examples:
       --missing_records=0,0.2 --seeds=3 --output_dir=out/own
 
 Exit code 1: some cells failed; what they were and why is printed, and the others are kept.
+Exit code 130: stopped with Ctrl-C; what is finished is kept.
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
@@ -145,6 +146,9 @@ def main(argv: list[str]) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"ofb compare: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nofb compare: stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
     content = comparison.summarise(
         comparisons, values.output_dir, command=shlex.join(["ofb", "compare", *argv])
     )

@@ -93,6 +93,15 @@ def test_a_failed_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, c
     assert "importance" in results(tmp_path)["comparisons"][0]["policies"]
 
 
+def test_stopped_by_the_user(tmp_path, monkeypatch, capsys):
+    def stop(*cell):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fast_cell, "run_cell", stop)
+    assert compare(tmp_path) == 130
+    assert "The same command goes on from here" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_and_continued(tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
