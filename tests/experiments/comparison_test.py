@@ -162,6 +162,15 @@ def test_standard_suite_has_the_tasks_of_its_name():
     assert {one.config.seeds for one in suite} == {5}
 
 
+def test_quick_suite_needs_no_dataset():
+    suite = suites.quick(seeds=2)
+    assert {one.config.dataset for one in suite} == {"click_stream"}
+    assert {one.config.seeds for one in suite} == {2}
+    assert len({one.title for one in suite}) == 3
+    # Uniform and everything do not feel that records are missing.
+    assert len(comparison.plan(suite)) == (8 + 8 + 6) * 2
+
+
 def test_grid_combines_every_axis():
     axes = {"rate": [0.1, 0.2], "missing_records": [0.0, 0.3], "label_noise": []}
     made = suites.grid(["mnist", "diamonds"], axes, seeds=2, passes=None)
