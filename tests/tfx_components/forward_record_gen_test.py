@@ -228,6 +228,12 @@ def _two_widths(tmp_path):
     return {"records_pattern": str(tmp_path / "in")}
 
 
+def _top_k(tmp_path):
+    with ofb_tf.ForwardRecordWriter(tmp_path / "in", top_k=2) as writer:
+        writer.write(np.arange(20), np.zeros((20, 5), np.float32))
+    return {"records_pattern": str(tmp_path / "in")}
+
+
 def _corrupt_records(tmp_path):
     _write(tmp_path / "in", range(2000), np.zeros((2000, 1)))
     (path,) = (tmp_path / "in").iterdir()
@@ -271,6 +277,7 @@ def _no_logs(tmp_path):
         (_no_file, "matches nothing.*Check the directory"),
         (_no_records, "no forward record.*Check that serving records"),
         (_two_widths, r"num_outputs \[1, 3\].*different models"),
+        (_top_k, r"\.ofbr holds records in the top-k form.*Write every logit"),
         (_corrupt_records, r"\.ofbr"),
         (_corrupt_logs, r"logs/log at byte \d+: the file ends inside.*write the file anew"),
         (_no_logits, "output 'logits' is missing.*'scores'.*set logits_output"),

@@ -88,6 +88,7 @@ def test_a_bad_sample_is_not_and_the_anomaly_says_why(tmp_path, change, threshol
         {"sum_weights": 1_223.0},
         {"max_weight": 5.0},
         {"num_scored": 5_000},
+        {"unreachable": 4_000, "sum_weights": 605.0},
     ],
 )
 def test_within_the_bounds_is_blessed(tmp_path, change):
