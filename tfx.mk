@@ -36,7 +36,8 @@ tfx-scale: setup-tfx  ## time, memory and shuffle bytes of sampling EXAMPLES (10
 	$(BIN_TFX)/python -W ignore tools/tfx_scale.py --examples=$(EXAMPLES)
 
 test-tfx: setup-tfx  ## the tests of the TFX components and pipelines
-	$(BIN_TFX)/python -m pytest -W ignore::FutureWarning tests/tfx_components tests/e2e
+	$(BIN_TFX)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder \
+		-W ignore::FutureWarning tests/e2e tests/tfx_components
 
 .PHONY: flink-up flink-down
 

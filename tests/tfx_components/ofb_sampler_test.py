@@ -228,7 +228,7 @@ def test_as_of_leaves_later_records_out(data, as_examples, as_records, sample):
 def test_repeated_ids_are_drawn_together_and_counted(data, as_examples, as_records, sample):
     twice = dataclasses.replace(
         data,
-        **{name: np.repeat(getattr(data, name), 2) for name in ("ids", "labels", "logits", "city")},
+        **{name: np.tile(getattr(data, name), 2) for name in ("ids", "labels", "logits", "city")},
     )
     sampled, artifact = sample(as_examples(twice), as_records(data.ids, data.logits))
     total = _total(artifact)
@@ -249,9 +249,15 @@ def test_multiclass_and_losses(data, as_examples, as_records, sample):
 
     losses = rng.exponential(size=3000).astype(np.float32)
     records = as_records(data.ids, None, loss=losses, name="losses")
-    sampled, _ = sample(as_examples(data), records, task="multiclass")
+    sampled, _ = sample(as_examples(data), records, task="multiclass", name="by-loss")
     expected = data.ids[_draws(data.ids) < probabilities(losses.astype(np.float64), 0.1)]
     assert set(selected(sampled)) == set(expected.tolist())
+
+    losses[:30] = np.repeat([np.nan, np.inf, -1.0], 10)
+    records = as_records(data.ids, None, loss=losses, name="broken")
+    sampled, artifact = sample(as_examples(data), records, task="multiclass", name="of-broken")
+    assert _total(artifact).num_unusable == 30
+    assert np.isfinite(list(selected(sampled).values())).all()
 
 
 def _no_manifest(data, as_examples, as_records, tmp_path):
