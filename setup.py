@@ -37,7 +37,14 @@ setup(
         "serving": SERVING,
         "report": REPORT,
         "tfx": ["tfx>=1.16"],
-        "test": [*SERVING, *REPORT, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
+        "test": [
+            *SERVING,
+            *REPORT,
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+        ],
     },
     entry_points={"console_scripts": ["ofb=ofb_tf.cli:main"]},
 )
