@@ -209,11 +209,12 @@ def reading(results: dict[str, Any]) -> list[str]:
                 f"there is no gap for {name} to close."
             )
             continue
-        did = (
-            f"closed {closure:.0%} of"
-            if closure >= 0
-            else f"was worse than uniform by {-closure:.0%} of"
-        )
+        if abs(closure) < 0.005:
+            did = "closed nothing of"
+        elif closure > 0:
+            did = f"closed {closure:.0%} of"
+        else:
+            did = f"was worse than uniform by {-closure:.0%} of"
         sentences.append(
             f"With {less:.1f} times fewer examples in the backward pass than training on "
             f"everything, {name} {did} the gap in {metric} between uniform sampling "
