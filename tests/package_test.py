@@ -5,6 +5,31 @@ import sys
 
 import ofb_tf
 
+PUBLIC = {
+    "BackupIterator",
+    "BottomLoss",
+    "DatasetTransform",
+    "ForwardRecordWriter",
+    "ForwardRecords",
+    "Importance",
+    "Inclusion",
+    "InfoBatch",
+    "LossMatching",
+    "OFBModel",
+    "OFBSampler",
+    "OFBTensorBoard",
+    "PartitionedRecords",
+    "Policy",
+    "RecordForwardPasses",
+    "SelectionGuard",
+    "SelectiveBackprop",
+    "TopLoss",
+    "Uniform",
+    "Window",
+    "__version__",
+    "join_forward_records",
+    "ofb_sample",
+}
 OPTIONAL = ("tfx", "apache_beam", "grpc", "matplotlib", "tensorflow_serving", "kfp")
 
 
@@ -21,5 +46,7 @@ def test_import_pulls_in_no_optional_part():
 
 
 def test_public_names():
+    """Who removes one deprecates it first; who adds one writes it down here and in CHANGELOG.md."""
+    assert set(ofb_tf.__all__) == PUBLIC
     assert ofb_tf.__all__ == sorted(ofb_tf.__all__)
     assert all(getattr(ofb_tf, name) is not None for name in ofb_tf.__all__)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import results
+from ofb_tf.experiments.report_reading import within_budget
 
 _SETTINGS = (
     "dataset",
@@ -110,7 +111,8 @@ _EXPLANATION = (
     "- **Gap closure**: 0 is uniform sampling at the same rate, 1 is training on everything;",
     "  its error is the jackknife over seeds.",
     "- **Calibration**: mean prediction over mean outcome (classes: confidence over accuracy).",
-    "- **Rate**: what the policy realised. InfoBatch sets its own, so it trains on more.",
+    "- **Rate**: what the policy realised. InfoBatch sets its own, so it trains on more, in more",
+    "  steps; what it gains over the others is bought with that.",
     "- **ESS**: effective sample size of the weights, as a fraction of the selected.",
     "- **Stream to uniform**: part of the stream after which the policy was as good as uniform",
     "  sampling at its end.",
@@ -140,13 +142,14 @@ def _row(cells: list[str]) -> str:
 
 
 def _overview(comparisons: list[dict[str, Any]]) -> list[str]:
-    """Comparisons against policies; the best of each comparison is bold."""
+    """Comparisons against policies; bold is the best of those that keep to the budget."""
     ends = (configs.UNIFORM, configs.EVERYTHING)
     names = dict.fromkeys(p for c in comparisons for p in c["policies"] if p not in ends)
     rows = []
     for comparison in comparisons:
         policies = comparison["policies"]
-        best = min((p for p in policies if p in names), key=lambda p: policies[p]["mean"])
+        equal_cost = [p for p in names if p in policies and within_budget(comparison, p)]
+        best = min(equal_cost, key=lambda p: policies[p]["mean"])
         row = [comparison["title"]]
         for name in names:
             text = _closure(policies.get(name))
