@@ -19,10 +19,12 @@ LARGE_BATCH = 1024
 RATE = 0.1
 
 
-def _convolutions(image: keras.KerasTensor) -> keras.KerasTensor:
+def _convolutions(
+    image: keras.KerasTensor, filters: tuple[int, ...] = (16, 32)
+) -> keras.KerasTensor:
     hidden = image
-    for filters in (16, 32):
-        hidden = keras.layers.Conv2D(filters, 3, activation="relu")(hidden)
+    for number in filters:
+        hidden = keras.layers.Conv2D(number, 3, activation="relu")(hidden)
         hidden = keras.layers.MaxPooling2D()(hidden)
     return keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(hidden))
 
@@ -156,7 +158,7 @@ def _large_digit_model(small: tuple) -> tuple:
     fields, _ = small
     hidden = keras.layers.Rescaling(1 / 255)(fields["features"])
     hidden = keras.layers.Reshape((28, 28, 1))(hidden)
-    return fields, keras.layers.Dense(10)(_convolutions(hidden))
+    return fields, keras.layers.Dense(10)(_convolutions(hidden, (32, 64)))
 
 
 _ENLARGED = {configs.CLICK_STREAM: _large_click_model, "mnist": _large_digit_model}

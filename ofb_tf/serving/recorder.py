@@ -51,7 +51,7 @@ class PredictionRecorder:
         logits_output: str = "logits",
         model_name: str | None = None,
         queue_size: int = 1024,
-        poll_seconds: float = 0.02,
+        poll_seconds: float = 0.005,
     ):
         """Starts the background thread.
 
@@ -63,7 +63,8 @@ class PredictionRecorder:
           logits_output: the response's tensor with the logits (for regression the prediction).
           model_name: record only this model's answers; None: all.
           queue_size: responses that may wait.
-          poll_seconds: time between two looks at the queue.
+          poll_seconds: time between two looks at the queue. Decoding holds the interpreter, some
+            50 microseconds a response, and a caller waits for all that one look found: look often.
 
         Raises:
           ValueError: queue_size or poll_seconds is not positive.
