@@ -119,13 +119,10 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0 done, 1 some cells failed, 2 wrong usage."""
     values = _define_flags()
     try:
-        extra = flags.parse(values, argv, USAGE)
+        flags.parse_without_arguments("compare", values, argv, USAGE)
     except flags.Help:
         return 0
     except flags.UsageError:
-        return 2
-    if extra:
-        print(f"ofb compare: no arguments expected. Received: {extra}", file=sys.stderr)
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ofb_tf.experiments import comparison, report, tables  # TensorFlow takes seconds

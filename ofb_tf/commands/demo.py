@@ -73,13 +73,10 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     values = _define_flags()
     try:
-        extra = flags.parse(values, argv, USAGE)
+        flags.parse_without_arguments("demo", values, argv, USAGE)
     except flags.Help:
         return 0
     except flags.UsageError:
-        return 2
-    if extra:
-        print(f"ofb demo: no arguments expected. Received: {extra}", file=sys.stderr)
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ofb_tf import experiments  # TensorFlow takes seconds to import: not for --help

@@ -36,3 +36,18 @@ def parse(flag_values: flags.FlagValues, argv: list[str], usage: str) -> list[st
     except flags.Error as error:
         print(f"{error}\n\n{usage.rstrip()}", file=sys.stderr)
         raise UsageError(str(error)) from error
+
+
+def parse_without_arguments(
+    command: str, flag_values: flags.FlagValues, argv: list[str], usage: str
+) -> None:
+    """As `parse`, for a command that takes flags alone.
+
+    Raises:
+      Help: `--help` was among them.
+      UsageError: the same as of `parse`, or there are arguments besides flags.
+    """
+    extra = parse(flag_values, argv, usage)
+    if extra:
+        print(f"ofb {command}: no arguments expected. Received: {extra}", file=sys.stderr)
+        raise UsageError(str(extra))
