@@ -47,9 +47,12 @@ class RecordIndex:
         )
         offsets = np.searchsorted(ids, starts.view(np.int64))
         fullest = int(np.max(np.diff(offsets, append=ids.size)))
-        self._steps = [2**k for k in reversed(range((fullest - 1).bit_length()))]
+        # The search starts one row before the bucket's first, so that a row it ends on is one
+        # whose id it has read; and early enough that no step leads past the last row.
+        offsets = np.minimum(offsets - 1, ids.size - 1 - fullest)
+        self._steps = _halving_steps(fullest)
         self._offsets = as_tensor(offsets.astype(np.int32))
-        self._first, self._last = first, last
+        self._first, self._last_bucket = first, num_buckets - 1
         del starts, offsets
         release_freed()
 
@@ -62,23 +65,34 @@ class RecordIndex:
         Returns:
           int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
         """
-        in_range = (example_ids >= self._first) & (example_ids <= self._last)
-        offset = tf.where(in_range, example_ids - self._first, 0)
-        bucket = tf.bitcast(
-            tf.bitwise.right_shift(
-                tf.bitcast(offset, tf.uint64), tf.constant(self._shift, tf.uint64)
-            ),
-            tf.int64,
+        # As an unsigned number, an id below the first is far above the last: it looks in the last
+        # bucket, as one above does, and is not found there.
+        distance = tf.bitcast(example_ids - self._first, tf.uint64)
+        bucket = tf.minimum(
+            tf.bitwise.right_shift(distance, tf.constant(self._shift, tf.uint64)),
+            tf.constant(self._last_bucket, tf.uint64),
         )
-        row = tf.gather(self._offsets, bucket)
-        # From the bucket's first row, steps of falling powers of two for as long as the id there
-        # is not above the one sought. Ids are sorted throughout, so no step needs the bucket's
-        # end as a bound.
+        row = tf.gather(self._offsets, tf.bitcast(bucket, tf.int64))
+        # Steps forward for as long as the id there is not above the one sought. Ids are sorted
+        # throughout, so no step needs the bucket's end as a bound.
+        nearest = None
         for step in self._steps:
-            ahead = tf.minimum(row + step, self._ids.shape[0] - 1)
-            row = tf.where(tf.gather(self._ids, ahead) <= example_ids, ahead, row)
-        found = in_range & (tf.gather(self._ids, row) == example_ids)
+            ahead = row + step
+            there = tf.gather(self._ids, ahead)
+            forward = there <= example_ids
+            row = tf.where(forward, ahead, row)
+            nearest = there if nearest is None else tf.where(forward, there, nearest)
+        found = nearest == example_ids
         return tf.where(found, row, 0), found
+
+
+def _halving_steps(length: int) -> list[int]:
+    """Steps of a binary search over that many rows; their sum is the length."""
+    steps = []
+    while length:
+        steps.append((length + 1) // 2)
+        length -= steps[-1]
+    return steps
 
 
 def search(sorted_ids: tf.Tensor) -> Find:
