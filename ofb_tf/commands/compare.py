@@ -32,6 +32,7 @@ _FLOAT_AXES = {
     "label_noise": ("label_noise", "Fractions of training labels made random, to combine."),
     "outliers": ("outliers", "Fractions of regression targets made outliers, to combine."),
     "missing_records": ("missing_records", "Fractions of serving records lost, to combine."),
+    "selective_betas": ("selective_beta", "Powers of selective_backprop, to combine."),
 }
 _INTEGER_AXES = {
     "refresh_intervals": (

@@ -18,7 +18,7 @@ CELL_VERSION = 1
 # What a cell is without: names of others, how often it is repeated, where data happen to be.
 _NOT_OF_A_CELL = ("policies", "seeds", "data_dir")
 # Settings that came later: left out at their defaults, so that older cells keep their names.
-_ADDED = ("steps_per_window", "uniform_mix")
+_ADDED = ("steps_per_window", "uniform_mix", "selective_beta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class CellKey:
             defaults["window_size"] = self.config.whole_batch_size
         if self.policy != configs.IMPORTANCE:
             defaults["uniform_mix"] = SimulationConfig.uniform_mix
+        if self.policy != configs.SELECTIVE_BACKPROP:
+            defaults["selective_beta"] = SimulationConfig.selective_beta
         if self.config.dataset != configs.CLICK_STREAM:
             defaults["positive_rate"] = SimulationConfig.positive_rate
         object.__setattr__(self, "config", dataclasses.replace(self.config, **defaults))

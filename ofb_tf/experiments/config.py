@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
-from ofb_tf.policies import POLICIES, Importance, Policy, get_policy
+from ofb_tf.policies import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
 
 UNIFORM = "uniform"
 IMPORTANCE = "importance"
 EVERYTHING = "everything"
+SELECTIVE_BACKPROP = "selective_backprop"
 
 CLICK_STREAM = "click_stream"
 
@@ -31,6 +32,7 @@ class SimulationConfig:
       steps_per_window: optimiser steps that share the `rate * window_size` selected examples of a
         window, or the whole window for "everything"; at least 1.
       uniform_mix: of `Importance`, in [0, 1].
+      selective_beta: `beta` of `SelectiveBackprop`, at least 0; None for its default.
       refresh_interval: windows between two exports of the serving snapshot; 0 for one export a
         pass, at its start.
       passes: times the stream goes over the data, at least 1.
@@ -66,6 +68,7 @@ class SimulationConfig:
     missing_records: float = 0.0
     steps_per_window: int = 1
     uniform_mix: float = Importance().uniform_mix
+    selective_beta: float | None = None
 
     def __post_init__(self):
         if not self.dataset or not isinstance(self.dataset, str):
@@ -83,6 +86,9 @@ class SimulationConfig:
         _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
         _check("positive_rate", self.positive_rate, "in (0, 1)", 0 < self.positive_rate < 1)
         _check("uniform_mix", self.uniform_mix, "in [0, 1]", 0 <= self.uniform_mix <= 1)
+        if self.selective_beta is not None:
+            beta = self.selective_beta
+            _check("selective_beta", beta, "finite and at least 0", 0 <= beta < float("inf"))
         if self.window_size % self.steps_per_window:
             raise ValueError(
                 "window_size must be a multiple of steps_per_window. Received: "
@@ -121,7 +127,11 @@ class SimulationConfig:
 
     def make_policy(self, name: str) -> Policy:
         """The policy of a name, with the settings that are given here."""
-        return Importance(uniform_mix=self.uniform_mix) if name == IMPORTANCE else get_policy(name)
+        if name == IMPORTANCE:
+            return Importance(uniform_mix=self.uniform_mix)
+        if name == SELECTIVE_BACKPROP:
+            return SelectiveBackprop(beta=self.selective_beta)
+        return get_policy(name)
 
     def interval_length(self, num_examples: int) -> int:
         """Examples between two refreshes of the snapshot, of a dataset with `num_examples`."""

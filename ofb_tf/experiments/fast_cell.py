@@ -25,7 +25,13 @@ from ofb_tf.models import OFBModel
 _CURVE_POINTS = 10
 _HISTOGRAM_POINTS = 500
 _GENERATED_AT_ONCE = 25_600
-_SELECTION_FIELDS = ("rate", "window_size", "steps_per_window", "uniform_mix")
+_SELECTION_FIELDS = (
+    "rate",
+    "window_size",
+    "steps_per_window",
+    "uniform_mix",
+    "selective_beta",
+)
 _DATA_FIELDS = (
     "dataset",
     "data_dir",

@@ -15,6 +15,7 @@ LABEL_NOISE, OUTLIERS, MISSING = 0.1, 0.05, 0.2
 POSITIVE_RATES = (0.004, 0.01, 0.03)
 OTHER_RATES = (0.02, 0.05, 0.3)
 OTHER_MIXES = (0.05, 0.5)
+OTHER_BETAS = (1.0, 3.0)
 _AT_OTHER_RATES = (configs.UNIFORM, configs.IMPORTANCE, configs.EVERYTHING)
 
 
@@ -42,6 +43,8 @@ class Comparison:
             parts.append(f"window {config.window_size} in {config.steps_per_window} steps")
         if config.uniform_mix != SimulationConfig.uniform_mix:
             parts.append(f"uniform mix {config.uniform_mix:g}")
+        if config.selective_beta is not None:
+            parts.append(f"selective_backprop with beta {config.selective_beta:g}")
         if config.refresh_interval == ONCE_A_PASS:
             parts.append("snapshot refreshed once a pass")
         elif config.refresh_interval != SimulationConfig.refresh_interval:
@@ -69,7 +72,7 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
 
     Every task with every policy at rate 0.1; uniform, importance and everything at the other
     rates, with windows four times as large (and as many steps and refreshes), and with other
-    mixes; every policy under each condition, on the tasks where it makes a difference.
+    mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy under each condition, on the tasks where it makes a difference.
 
     Args:
       seeds: repetitions.
@@ -98,6 +101,12 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
         ("Uniform mix", task, {"uniform_mix": mix, **fewer})
         for task in (mnist, diamonds, click)
         for mix in OTHER_MIXES
+    ]
+    milder = {"policies": (*_AT_OTHER_RATES, configs.SELECTIVE_BACKPROP)}
+    plan += [
+        ("Milder selective_backprop", task, {"selective_beta": beta, **milder})
+        for task in (mnist, diamonds, click)
+        for beta in OTHER_BETAS
     ]
     plan += [("Wrong labels", task, {"label_noise": LABEL_NOISE}) for task in (mnist, click)]
     plan += [("Outliers among the targets", diamonds, {"outliers": OUTLIERS})]

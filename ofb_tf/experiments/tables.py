@@ -22,6 +22,7 @@ _SETTINGS = (
     "missing_records",
     "steps_per_window",
     "uniform_mix",
+    "selective_beta",
 )
 _FIGURES = (
     "mean",

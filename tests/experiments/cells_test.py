@@ -37,10 +37,12 @@ def test_all_that_a_cell_feels_is_in_its_name():
             {"missing_records": 0.2},
             {"steps_per_window": 4},
             {"uniform_mix": 0.5},
+            {"policy": "selective_backprop"},
+            {"policy": "selective_backprop", "selective_beta": 1.0},
             {"dataset": "mnist"},
         )
     }
-    assert len(names) == 16
+    assert len(names) == 18
 
 
 def test_what_a_cell_does_not_feel_is_shared():
@@ -52,6 +54,7 @@ def test_what_a_cell_does_not_feel_is_shared():
     assert key("uniform", rate=0.2) != key("uniform")
     assert key("everything", rate=0.2, **stale) == key("everything")
     assert key("uniform", uniform_mix=0.5) == key("uniform")
+    assert key("importance", selective_beta=1.0) == key("importance")
     large = {"window_size": 5120, "steps_per_window": 4}
     assert key("everything", **large) == key("everything", window_size=1280)
     assert key("uniform", **large) != key("uniform", window_size=1280)

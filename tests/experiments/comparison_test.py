@@ -149,6 +149,7 @@ def test_standard_suite_has_the_tasks_of_its_name():
         "click_stream (0.03 positives), rate 0.05",
         "mnist, rate 0.1, snapshot refreshed every 94 windows",
         "diamonds, rate 0.1, snapshot refreshed once a pass",
+        "mnist, rate 0.1, selective_backprop with beta 1",
         "mnist, rate 0.1, 0.1 of labels random",
         "diamonds, rate 0.1, 0.05 of targets outliers",
         "click_stream (0.01 positives), rate 0.1, 0.2 of records missing",
@@ -156,7 +157,8 @@ def test_standard_suite_has_the_tasks_of_its_name():
         assert title in titles
     fewer = {"Other rates", "Larger windows", "Uniform mix"}
     for one in suite:
-        assert len(one.config.policies) == (3 if one.group in fewer else 8), one.title
+        policies = {**dict.fromkeys(fewer, 3), "Milder selective_backprop": 4}.get(one.group, 8)
+        assert len(one.config.policies) == policies, one.title
     groups = [one.group for one in suite]
     assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
     assert {one.config.seeds for one in suite} == {5}

@@ -23,6 +23,7 @@ from ofb_tf.experiments import SimulationConfig
         ({"positive_rate": 1.0}, r"positive_rate must be in \(0, 1\)"),
         ({"steps_per_window": 0}, "steps_per_window must be at least 1. Received: 0"),
         ({"steps_per_window": 3}, "window_size must be a multiple of steps_per_window"),
+        ({"selective_beta": -1.0}, "selective_beta must be finite and at least 0. Received: -1.0"),
         ({"uniform_mix": 1.1}, r"uniform_mix must be in \[0, 1\]. Received: 1.1"),
         ({"dataset": ""}, "dataset must be a name"),
         ({"policies": ("best",)}, "policies must be among .*'importance'.* Received: 'best'"),
@@ -32,6 +33,13 @@ from ofb_tf.experiments import SimulationConfig
 def test_validation(settings, message):
     with pytest.raises(ValueError, match=message):
         SimulationConfig(**settings)
+
+
+def test_policies_get_their_settings():
+    config = SimulationConfig(uniform_mix=0.3, selective_beta=2.0)
+    assert config.make_policy("importance").uniform_mix == 0.3
+    assert config.make_policy("selective_backprop").beta == 2.0
+    assert SimulationConfig().make_policy("selective_backprop").beta is None
 
 
 def test_both_ends_of_the_gap_always_run():

@@ -76,6 +76,16 @@ def test_classes_with_lost_records_and_wrong_labels(policy, tmp_path):
     check_equal(*both(config, policy, array_workload(3), tmp_path), "test_loss")
 
 
+def test_selective_backprop_with_a_power(tmp_path):
+    results = []
+    for beta in (1.0, None):
+        config = SimulationConfig(**ARRAYS, selective_beta=beta)
+        full, fast = both(config, "selective_backprop", array_workload(3), tmp_path / str(beta))
+        check_equal(full, fast, "test_loss")
+        results.append(fast.cell.result.metrics["test_loss"])
+    assert results[0] != results[1]
+
+
 def test_several_steps_a_window_and_another_mix(tmp_path):
     settings = {"steps_per_window": 2, "rate": 0.25, "uniform_mix": 0.5}
     config = SimulationConfig(**{**ARRAYS, **settings})
