@@ -72,7 +72,8 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
 
     Every task with every policy at rate 0.1; uniform, importance and everything at the other
     rates, with windows four times as large (and as many steps and refreshes), and with other
-    mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy under each condition, on the tasks where it makes a difference.
+    mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy
+    under each condition, on the tasks where it makes a difference.
 
     Args:
       seeds: repetitions.
