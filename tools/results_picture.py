@@ -17,12 +17,12 @@ import pathlib
 import sys
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import report_charts
 from ofb_tf.experiments import report_style as style
 
 _SHOWN = {"dataset": configs.CLICK_STREAM, "positive_rate": 0.01, "rate": 0.1}
@@ -59,16 +59,11 @@ def _draw_curves(axis: Axes, comparison: dict[str, Any]) -> None:
     metric = comparison["metric"]
     top = 0.0
     for policy, label in _CURVES.items():
-        curves = comparison["policies"][policy]["curves"]
-        length = min(map(len, curves))
-        points = [curve[1:length] for curve in curves]  # the untrained model would set the scale
-        values = np.array([[point[metric] for point in curve] for curve in points], float)
-        x = np.mean([[point["backward_examples"] for point in curve] for curve in points], axis=0)
-        mean, look = values.mean(0), style.look(policy)
+        figures, look = comparison["policies"][policy], style.look(policy)
+        x, mean, error = report_charts.mean_curve(figures, metric, "backward_examples")
         axis.plot(x, mean, color=look.light, linewidth=2, label=label)
         axis.plot(x[-1], mean[-1], color=look.light, marker=look.marker, markersize=7)
-        if len(values) > 1:
-            error = values.std(0, ddof=1) / np.sqrt(len(values))
+        if error is not None:
             axis.fill_between(x, mean - error, mean + error, color=look.light, alpha=0.2, lw=0)
         top = max(top, mean[len(mean) // 5])
     axis.set_ylim(0, 1.1 * top)

@@ -42,12 +42,7 @@ def curves(results: dict[str, Any], against: str, name: str) -> str:
     with _drawing(name, height=2.9) as (figure, axis):
         ceilings, floors = [], []
         for policy, figures in policies.items():
-            length = min(len(curve) for curve in figures["curves"])
-            # The untrained model would set the scale.
-            points = [curve[min(1, length - 1) : length] for curve in figures["curves"]]
-            values = np.array([[point[metric] for point in curve] for curve in points], float)
-            x = np.mean([[point[against] for point in curve] for curve in points], axis=0)
-            mean = values.mean(0)
+            x, mean, error = mean_curve(figures, metric, against)
             shown = style.look(policy)
             axis.plot(
                 x,
@@ -59,8 +54,7 @@ def curves(results: dict[str, Any], against: str, name: str) -> str:
                 linewidth=1.6,
                 gid=f"{name}-curve-{policy}",
             )
-            if len(values) > 1:
-                error = values.std(0, ddof=1) / np.sqrt(len(values))
+            if error is not None:
                 axis.fill_between(
                     x, mean - error, mean + error, color=shown.light, alpha=0.2, linewidth=0
                 )
@@ -79,6 +73,28 @@ def curves(results: dict[str, Any], against: str, name: str) -> str:
             axis.set_xscale("log")
             axis.xaxis.set_minor_formatter("")  # its labels would overlap
     return _svg(figure, f"{metric} against {CURVES[against][0]}")
+
+
+def mean_curve(
+    figures: dict[str, Any], metric: str, against: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A policy's curve over its seeds, without the untrained model, which would set the scale.
+
+    Args:
+      figures: of one policy.
+      metric: name of the metric.
+      against: a key of `CURVES`.
+
+    Returns:
+      float64 `[n]`: the mean of `against`, the mean of the metric, and its standard error, or
+      None for a single seed.
+    """
+    length = min(len(curve) for curve in figures["curves"])
+    points = [curve[min(1, length - 1) : length] for curve in figures["curves"]]
+    values = np.array([[point[metric] for point in curve] for curve in points], float)
+    x = np.mean([[point[against] for point in curve] for curve in points], axis=0)
+    error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    return x, values.mean(0), error
 
 
 def gap_closures(comparisons: Sequence[dict[str, Any]], titles: Sequence[str], name: str) -> str:
@@ -221,7 +237,9 @@ def _dots(axis: Any, rows: Sequence, titles: Sequence[str], name: str, limits: t
     axis.spines["left"].set_visible(False)
 
 
-def _dot(axis: Any, policy: str, value: float, error: float, y: float, limits, gid: str) -> None:
+def _dot(
+    axis: Any, policy: str, value: float, error: float, y: float, limits: Any, gid: str
+) -> None:
     colour = style.look(policy).light
     outside = not limits[0] <= value <= limits[1]
     if not outside:
@@ -252,7 +270,7 @@ def _drawing(
     import matplotlib
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-    settings = {
+    settings: Any = {
         "font.size": 9,
         "text.color": style.theme(style.TEXT),
         "axes.labelcolor": style.theme(style.MUTED),
@@ -276,7 +294,7 @@ def _drawing(
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
-        figure.svg_text = buffer.getvalue()
+        figure.svg_text = buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def _svg(figure: Any, label: str) -> str:
