@@ -49,6 +49,7 @@ lock: setup  ## resolve requirements/core.in anew
 		--no-header --no-emit-package ofb-tf -o requirements/core.txt
 
 include tfx.mk
+include docs.mk
 
 clean:  ## remove what setup and the runs made
-	rm -rf $(VENV) $(VENV_TFX) out build dist *.egg-info
+	rm -rf $(VENV) $(VENV_TFX) $(VENV_DOCS) out build dist *.egg-info

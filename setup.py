@@ -10,6 +10,9 @@ exec((ROOT / "ofb_tf" / "version.py").read_text(), VERSION)  # noqa: S102
 
 SERVING = ["tensorflow-serving-api>=2.16"]
 REPORT = ["matplotlib>=3.8"]
+# What runs the tutorials of colab/ and keeps them in step with their scripts.
+NOTEBOOKS = [*REPORT, "jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30", "ruff>=0.9"]
 
 setup(
     name="ofb-tf",
@@ -36,10 +39,12 @@ setup(
     extras_require={
         "serving": SERVING,
         "report": REPORT,
+        "notebooks": NOTEBOOKS,
+        "docs": DOCS,
         "tfx": ["tfx>=1.16"],
         "test": [
             *SERVING,
-            *REPORT,
+            *NOTEBOOKS,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -24,8 +24,17 @@ class RecordForwardPasses(keras.callbacks.Callback):
     joins them with `ofb_sample(records=...)`. Elements must be dicts with `example_id`.
 
     ```python
-    model = ofb_tf.OFBModel(inputs, outputs, backward_rate=0.1)
-    model.fit(batches, callbacks=[ofb_tf.RecordForwardPasses("records", batch_size=1024)])
+    import keras
+
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    feature = keras.Input((2,), name="feature")
+    model = ofb_tf.OFBModel(feature, keras.layers.Dense(1)(feature), backward_rate=0.1)
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    recorder = ofb_tf.RecordForwardPasses("records", batch_size=240)
+    model.fit(tiny_dataset(960).batch(240), callbacks=[recorder], verbose=0)
+    assert len(ofb_tf.ForwardRecords.load("records")) == 960
     ```
 
     Args:
@@ -59,7 +68,7 @@ class RecordForwardPasses(keras.callbacks.Callback):
         self._count = tf.Variable(0, dtype=tf.int32, trainable=False)
 
     def on_train_begin(self, logs=None):
-        """Opens the writer."""
+        """Opens the writer; raises ValueError where the model does not fit."""
         _check_model(self.model, type(self).__name__)
         if self.model.backward_rate is None:
             raise ValueError(
@@ -76,7 +85,14 @@ class RecordForwardPasses(keras.callbacks.Callback):
         self.model.make_train_function()
 
     def update(self, fields: dict[str, tf.Tensor]) -> None:
-        """Keeps one step's forward passes; runs in the graph."""
+        """Keeps one step's forward passes; runs in the graph.
+
+        Args:
+          fields: the step's tensors by name, as of `OFBModel.observe`.
+
+        Raises:
+          ValueError: no ids, or a batch larger than `batch_size`.
+        """
         if types.EXAMPLE_ID not in fields:
             raise ValueError(
                 "RecordForwardPasses: elements must be dicts with 'example_id', without "
@@ -126,6 +142,9 @@ class OFBTensorBoard(keras.callbacks.Callback):
 
     Args:
       log_dir: directory of the event files.
+
+    Raises:
+      ValueError: in `fit`, the model is not an `OFBModel`.
     """
 
     def __init__(self, log_dir: str | os.PathLike):
@@ -147,7 +166,11 @@ class OFBTensorBoard(keras.callbacks.Callback):
         self.model.make_train_function()
 
     def update(self, fields: dict[str, tf.Tensor]) -> None:
-        """Counts one step's weights and ages; runs in the graph."""
+        """Counts one step's weights and ages; runs in the graph.
+
+        Args:
+          fields: the step's tensors by name, as of `OFBModel.observe`.
+        """
         self._weights.update_state(fields[types.IMPORTANCE_WEIGHT])
         if types.TIMESTAMP in fields:
             self._has_ages = True
@@ -188,9 +211,18 @@ class BackupIterator(keras.callbacks.Callback):
     anew. With both, a run that was killed goes on as if it had never stopped:
 
     ```python
-    place = ofb_tf.BackupIterator(train.repeat(), directory + "/input")
-    backup = keras.callbacks.BackupAndRestore(directory + "/model")
-    model.fit(place.dataset, steps_per_epoch=100, epochs=9, callbacks=[backup, place])
+    import keras
+
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    feature = keras.Input((2,), name="feature")
+    model = ofb_tf.OFBModel(feature, keras.layers.Dense(1)(feature))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    train = tiny_dataset(960).apply(ofb_tf.ofb_sample(window_size=240, batch_size=24, seed=17))
+    place = ofb_tf.BackupIterator(train.repeat(), "backup/input")
+    backup = keras.callbacks.BackupAndRestore("backup/model")
+    model.fit(place.dataset, steps_per_epoch=4, epochs=2, callbacks=[backup, place], verbose=0)
     ```
 
     Args:
@@ -200,6 +232,9 @@ class BackupIterator(keras.callbacks.Callback):
 
     Attributes:
       dataset: what `fit` is to be given, with `steps_per_epoch`.
+
+    Raises:
+      tf.errors.FailedPreconditionError: in `fit`, the iterator holds state that cannot be saved.
     """
 
     def __init__(self, dataset: tf.data.Dataset, directory: str | os.PathLike):

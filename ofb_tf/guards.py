@@ -18,11 +18,20 @@ class SelectionGuard(keras.callbacks.Callback):
     records (another model's, mixed-up ids) put it above 1.
 
     ```python
-    guard = ofb_tf.SelectionGuard(fall_back=True)
-    train = examples.apply(
-        ofb_tf.ofb_sample(records=records, policy=guard.policy("importance"), uniform_holdout=0.02)
+    import keras
+
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    guard = ofb_tf.SelectionGuard(fall_back=True, min_examples=20)
+    sampler = ofb_tf.ofb_sample(
+        policy=guard.policy("importance"), uniform_holdout=0.02, batch_size=32, seed=17
     )
-    model.fit(train, callbacks=[guard])
+    feature = keras.Input((2,), name="feature")
+    model = ofb_tf.OFBModel(feature, keras.layers.Dense(1)(feature))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(tiny_dataset(8192).apply(sampler), callbacks=[guard], verbose=0)
+    assert model.variance_ratio.count() > 20  # what the guard has judged by
     ```
 
     Args:
@@ -34,6 +43,9 @@ class SelectionGuard(keras.callbacks.Callback):
 
     Attributes:
       tripped: whether the guard has tripped.
+
+    Raises:
+      ValueError: an argument is out of range; in `fit`, the model is not an `OFBModel`.
     """
 
     def __init__(
@@ -58,11 +70,22 @@ class SelectionGuard(keras.callbacks.Callback):
         self._is_uniform = tf.Variable(False, trainable=False)
 
     def policy(self, policy: str | Policy = "importance") -> "GuardedPolicy":
-        """The policy that this guard can make uniform."""
+        """The policy that this guard can make uniform.
+
+        Args:
+          policy: a name or a `Policy`: what is used until the guard trips.
+
+        Returns:
+          A `Policy` for `ofb_sample`, in the process that trains.
+
+        Raises:
+          ValueError: an unknown name.
+          TypeError: neither a name nor a `Policy`.
+        """
         return GuardedPolicy(get_policy(policy), self._is_uniform)
 
     def on_train_begin(self, logs=None):
-        """Checks the model."""
+        """Checks the model; raises ValueError unless it is an `OFBModel`."""
         if not isinstance(self.model, OFBModel):
             raise ValueError(
                 f"SelectionGuard needs an OFBModel. Received: {type(self.model).__name__}"

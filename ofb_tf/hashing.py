@@ -33,7 +33,14 @@ def mix64(values: tf.Tensor) -> tf.Tensor:
 
 
 def mix64_numpy(values: np.ndarray) -> np.ndarray:
-    """`mix64` for numpy arrays of int64 or uint64."""
+    """`mix64` for numpy.
+
+    Args:
+      values: int64 or uint64, any shape.
+
+    Returns:
+      uint64 of the same shape, the same bits as `mix64`.
+    """
     with np.errstate(over="ignore"):
         x = np.asarray(values).view(np.uint64) + np.uint64(_GOLDEN)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
@@ -42,13 +49,29 @@ def mix64_numpy(values: np.ndarray) -> np.ndarray:
 
 
 def fold_in(key: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
-    """A new key from a key and integers: int64 of the broadcast shape."""
+    """A new key from a key and integers.
+
+    Args:
+      key: int64.
+      data: int64, broadcast against `key`.
+
+    Returns:
+      int64 of the broadcast shape.
+    """
     mixed = tf.bitwise.bitwise_xor(tf.bitcast(mix64(key), tf.int64), data)
     return tf.bitcast(mix64(mixed), tf.int64)
 
 
 def fold_in_numpy(key: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """`fold_in` for numpy."""
+    """`fold_in` for numpy.
+
+    Args:
+      key: int64.
+      data: int64, broadcast against `key`.
+
+    Returns:
+      int64 of the broadcast shape, the same bits as `fold_in`.
+    """
     return mix64_numpy(mix64_numpy(np.asarray(key)).view(np.int64) ^ np.asarray(data)).view(
         np.int64
     )
@@ -71,7 +94,15 @@ def hash01(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 
 def hash01_numpy(example_ids: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """`hash01` for numpy: what a Beam worker computes without a graph."""
+    """`hash01` for numpy: what a Beam worker computes without a graph.
+
+    Args:
+      example_ids: int64 `[n]`.
+      key: int64 scalar.
+
+    Returns:
+      float64 `[n]`, the same numbers as `hash01`.
+    """
     bits = fold_in_numpy(key, example_ids).view(np.uint64) >> np.uint64(11)
     return bits.astype(np.float64) * 2.0**-53
 
@@ -94,6 +125,12 @@ def uniform_start(key: tf.Tensor) -> tf.Tensor:
 
     With 25 bits, the difference of an integer below 2^28 and a draw is exact in float64 and at
     least 2^-25 from every integer, which is what keeps the systematic design's count exact.
+
+    Args:
+      key: int64 scalar.
+
+    Returns:
+      float64 scalar in (0, 1).
     """
     bits = tf.bitwise.right_shift(mix64(key), tf.constant(40, tf.uint64))
     return (tf.cast(tf.bitcast(bits, tf.int64), tf.float64) + 0.5) * 2.0**-24
@@ -113,7 +150,14 @@ def fingerprint(values: tf.Tensor) -> tf.Tensor:
 
 
 def as_example_ids(values: tf.Tensor) -> tf.Tensor:
-    """int64 ids from int64, int32 or string ids."""
+    """int64 ids from int64, int32 or string ids.
+
+    Args:
+      values: int64, int32 or string, any shape.
+
+    Returns:
+      int64 of the same shape; of strings the `fingerprint`.
+    """
     if values.dtype == tf.string:
         return fingerprint(values)
     return tf.cast(values, tf.int64)

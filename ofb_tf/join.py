@@ -25,7 +25,16 @@ def join_forward_records(
     """Adds each example's forward record to it.
 
     ```python
-    joined = examples.apply(ofb_tf.join_forward_records("records/*"))
+    import tensorflow as tf
+
+    import ofb_tf
+
+    with ofb_tf.ForwardRecordWriter("records") as writer:
+        writer.write([1, 2], [0.5, -1.5], model_version=7)
+    examples = tf.data.Dataset.from_tensor_slices({"example_id": [1, 2, 3]})
+    joined = list(examples.apply(ofb_tf.join_forward_records("records/*")))
+    assert joined[1]["logits"] == [-1.5] and joined[1]["model_version"] == 7
+    assert not joined[2]["has_record"]
     ```
 
     Args:
@@ -46,8 +55,11 @@ def join_forward_records(
       and timestamp -1 where there is no record.
 
     Raises:
-      ValueError: an argument out of range or no file matches; at application, elements that
-        are not single dicts with an id.
+      ValueError: an argument out of range; at application, elements that are not single dicts
+        with an id.
+      FileNotFoundError: no record file matches.
+      CorruptRecordsError: a record file is damaged.
+      tf.errors.InvalidArgumentError: when run, with `missing="error"`, an example has no record.
     """
     if missing not in (KEEP, DROP, ERROR):
         raise ValueError(f"missing must be 'keep', 'drop' or 'error'. Received: {missing!r}")

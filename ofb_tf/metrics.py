@@ -180,7 +180,7 @@ class VarianceRatio(keras.metrics.Metric):
         )
 
     def count(self) -> int:
-        """Examples since the last reset, eagerly."""
+        """Examples since the last reset, at least 0; eagerly."""
         return int(keras.ops.convert_to_numpy(self._sums)[0])
 
     def result(self) -> tf.Tensor:
@@ -207,7 +207,13 @@ class LogHistogram(keras.metrics.Metric):
         self._counts = self.add_variable((bins + 2,), "zeros", name="counts")
 
     def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
-        """Counts values, float, any shape; those that are not finite are left out."""
+        """Counts values.
+
+        Args:
+          y_true: float, any shape; those that are not finite are left out (the name is Keras's).
+          y_pred: unused.
+          sample_weight: unused.
+        """
         del y_pred, sample_weight
         values = tf.reshape(tf.cast(y_true, tf.float32), [-1])
         bins = tf.searchsorted(tf.constant(self.edges), values, side="right")
@@ -229,14 +235,25 @@ class LogHistogram(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
 class Ratio(keras.metrics.Metric):
-    """Sum of one count over the sum of another."""
+    """Sum of one count over the sum of another.
+
+    Args:
+      name: the metric's name.
+      **kwargs: as of `keras.metrics.Metric`.
+    """
 
     def __init__(self, name: str = "ratio", **kwargs):
         super().__init__(name=name, **kwargs)
         self._sums = self.add_variable((2,), "zeros", name="sums")
 
     def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
-        """Adds scalars: `y_true` to the numerator and `y_pred` to the denominator."""
+        """Adds scalars.
+
+        Args:
+          y_true: number, added to the numerator (the names are Keras's).
+          y_pred: number, added to the denominator.
+          sample_weight: unused.
+        """
         del sample_weight
         self._sums.assign_add(tf.stack([tf.cast(v, tf.float32) for v in (y_true, y_pred)]))
 

@@ -56,6 +56,20 @@ class OFBModel(keras.Model):
     figures and the loss NaN, so that it shows. Metrics given as `metrics=` describe the selected
     examples, those given as `weighted_metrics=` the stream.
 
+    ```python
+    import keras
+
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    feature = keras.Input((2,), name="feature")  # named after the field that it reads
+    model = ofb_tf.OFBModel(feature, keras.layers.Dense(1)(feature))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    train = tiny_dataset(960).apply(ofb_tf.ofb_sample(window_size=240, batch_size=24, seed=17))
+    history = model.fit(train, verbose=0).history
+    assert 0.0 < history["effective_sample_size"][0] <= 1.0
+    ```
+
     Args:
       *args: as of `keras.Model`.
       label_key: field of the label in dict elements.
@@ -64,11 +78,18 @@ class OFBModel(keras.Model):
       selection_policy: "importance", or another name or `Policy`, for `backward_rate`. A model
         that is to be saved needs a name.
       task: "multiclass", "binary" or "regression"; None takes it from the compiled loss.
-      selection_seed: of the draws in the step, with the optimiser's step count.
+      selection_seed: int64, of the draws in the step, with the optimiser's step count.
       **kwargs: as of `keras.Model`.
+
+    Raises:
+      ValueError: an argument is out of range, or the policy's design selects no fixed number.
+
+    Reference: Horvitz & Thompson, "A generalization of sampling without replacement from a finite
+    universe", Journal of the American Statistical Association 47, 1952.
     """
 
     def __new__(cls, *args, **kwargs):
+        """A functional model where the arguments are those of `keras.Model(inputs, outputs)`."""
         if cls is OFBModel and _is_functional_call(args, kwargs):
             return super().__new__(FunctionalOFBModel)
         return super().__new__(cls)
@@ -124,6 +145,9 @@ class OFBModel(keras.Model):
         Returns:
           A functional `OFBModel` of a functional or sequential model; otherwise a model with
           `model` as its one layer.
+
+        Raises:
+          ValueError: `model` is not a `keras.Model`.
         """
         if not isinstance(model, keras.Model):
             raise ValueError(f"model must be a keras.Model. Received: {type(model).__name__}")
@@ -136,16 +160,26 @@ class OFBModel(keras.Model):
     def observe(self, observer: Any) -> None:
         """Has `observer.update(fields)` called in every training step, in the graph.
 
-        Callbacks use it; `fields` has the step's tensors by name: `importance_weight`, and where
-        they are known `example_id`, `timestamp`, `forward_logits` (of the whole batch, with
-        `backward_rate`).
+        Callbacks use it; `fields` has the step's tensors by name: `importance_weight` float32
+        `[n]`, and where they are known `example_id` `[n]`, `timestamp` int64 `[n]`,
+        `forward_logits` float32 (of the whole batch, with `backward_rate`).
+
+        Args:
+          observer: an object with the method `update`; the train function is traced anew.
         """
         if observer not in self._observers:
             self._observers.append(observer)
             self.train_function = None  # traced again, with the observer
 
     def stop_observing(self, observer: Any) -> None:
-        """Undoes `observe`."""
+        """Undoes `observe`.
+
+        Args:
+          observer: what was given to `observe`.
+
+        Raises:
+          ValueError: it was not.
+        """
         self._observers.remove(observer)
         self.train_function = None
 
@@ -199,7 +233,18 @@ class OFBModel(keras.Model):
         return values if len(values) > 1 else values[0]
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of `keras.Model` on the unpacked (and selected) batch, weights counted."""
+        """One step of `keras.Model` on the unpacked (and selected) batch, weights counted.
+
+        Args:
+          data: one batch, as for `unpack`.
+
+        Returns:
+          The metrics' results by name, float32 scalars.
+
+        Raises:
+          ValueError: an input is not among the fields, or with `backward_rate` the task, the
+            outputs or the labels cannot be read.
+        """
         fields = keras.utils.unpack_x_y_sample_weight(data)[0]
         fields = fields if isinstance(fields, dict) else {}
         x, y, weight = self.unpack(data)
@@ -245,7 +290,18 @@ class OFBModel(keras.Model):
         return x, y, weight
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Keras's loss; the step's records are compared with what the model says now."""
+        """Keras's loss; the step's records are compared with what the model says now.
+
+        Args:
+          x: inputs.
+          y: labels.
+          y_pred: the model's outputs.
+          sample_weight: weights `[n]`, or None.
+          training: whether it is a training step: only then are records compared.
+
+        Returns:
+          Float scalar.
+        """
         if training and self._step:
             self._compare_records(self._step, y, y_pred, sample_weight)
         return super().compute_loss(
@@ -276,7 +332,14 @@ class OFBModel(keras.Model):
             self._shown.add(self.variance_ratio.name)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """`keras.Model.test_step` on the unpacked batch."""
+        """`keras.Model.test_step` on the unpacked batch.
+
+        Args:
+          data: one batch, as for `unpack`.
+
+        Returns:
+          The metrics' results by name, without those of the weights.
+        """
         outside, self._testing = self._testing, True
         try:
             return super().test_step(self.unpack(data))
@@ -284,11 +347,27 @@ class OFBModel(keras.Model):
             self._testing = outside
 
     def predict_step(self, data: Any) -> Any:
-        """`keras.Model.predict_step` on the inputs among the fields."""
+        """`keras.Model.predict_step` on the inputs among the fields.
+
+        Args:
+          data: one batch, as for `unpack`; label and weight are not looked at.
+
+        Returns:
+          The model's outputs.
+        """
         return super().predict_step((self.unpack(data)[0],))
 
     def fit(self, x=None, y=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`."""
+        """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.
+
+        Args:
+          x: a dataset of what `ofb_sample` emits, or as of `keras.Model.fit`.
+          y: as of `keras.Model.fit`; None with a dataset.
+          **kwargs: as of `keras.Model.fit`; `class_weight` multiplies the importance weights.
+
+        Returns:
+          Keras's `History`, with the figures of the class beside the metrics.
+        """
         step_selection.warn_of_biased_reduction(getattr(self, "loss", None))
         if isinstance(x, tf.data.Dataset):
             x = self._as_tuples(x, kwargs.pop("class_weight", None))
@@ -296,7 +375,16 @@ class OFBModel(keras.Model):
         return super().fit(x, y, validation_data=validation, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs) -> Any:
-        """As `keras.Model.evaluate`."""
+        """As `keras.Model.evaluate`; weights that come with the data are applied.
+
+        Args:
+          x: a dataset as for `fit`, or as of `keras.Model.evaluate`.
+          y: as of `keras.Model.evaluate`.
+          **kwargs: as of `keras.Model.evaluate`.
+
+        Returns:
+          As of `keras.Model.evaluate`, without the figures of the weights.
+        """
         outside, self._testing = self._testing, True
         try:
             return super().evaluate(self._as_tuples(x), y, **kwargs)
@@ -304,7 +392,15 @@ class OFBModel(keras.Model):
             self._testing = outside
 
     def predict(self, x, **kwargs) -> Any:
-        """As `keras.Model.predict`; a dataset of dicts may carry labels, weights and ids."""
+        """As `keras.Model.predict`; a dataset of dicts may carry labels, weights and ids.
+
+        Args:
+          x: a dict of fields, a dataset, or as of `keras.Model.predict`.
+          **kwargs: as of `keras.Model.predict`.
+
+        Returns:
+          The outputs as numpy arrays.
+        """
         if isinstance(x, dict):
             x = self.unpack(x)[0]
         return super().predict(x, **kwargs)

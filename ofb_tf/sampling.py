@@ -48,8 +48,17 @@ def ofb_sample(
     """Lets about `rate` of the stream through, chosen by what serving recorded, with weights.
 
     ```python
-    train = examples.apply(ofb_tf.ofb_sample(records="records/*", batch_size=256, seed=17))
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    examples = tiny_dataset(4800)  # dicts with example_id, label, feature and recorded logits
+    sampler = ofb_tf.ofb_sample(rate=0.1, window_size=480, batch_size=48, seed=17)
+    train = examples.apply(sampler)
+    assert sum(len(batch["label"]) for batch in train) == 480  # a tenth, exactly
+    assert sampler.statistics(examples)["coverage"] == 1.0
     ```
+
+    With `records="records/*"` the logits come from record files and join by id.
 
     Consecutive examples form windows. In each, the policy turns recorded logits (or losses) and
     labels into inclusion probabilities p, a design selects by them, and each selected example
@@ -160,6 +169,12 @@ class OFBSampler:
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The sampled dataset. See `ofb_sample`.
 
+        Args:
+          dataset: elements as `ofb_sample` takes them; may be infinite.
+
+        Returns:
+          Single examples, or batches with `batch_size`, with `importance_weight` (float32).
+
         Raises:
           ValueError: the elements do not fit, or the records are partitioned.
         """
@@ -178,8 +193,23 @@ class OFBSampler:
         records of the partition in which it stands.
 
         ```python
-        sampler = ofb_tf.ofb_sample(records=ofb_tf.PartitionedRecords("records-by-id"))
-        train = sampler.partitions(lambda k: tf.data.TFRecordDataset(tf.gather(files, k)))
+        import ofb_tf
+        from ofb_tf.records import maintenance, partition_of
+        from ofb_tf.testing import tiny_dataset
+
+        with ofb_tf.ForwardRecordWriter("records") as writer:
+            for example in tiny_dataset(1000).batch(100):
+                writer.write(example["example_id"], example["logits"])
+        maintenance.partition("records", "by-id", 4)  # as `ofb records partition` does
+
+
+        def examples(k):  # in production: the file with partition k of the stream
+            return tiny_dataset(1000).filter(lambda x: partition_of(x["example_id"], 4) == k)
+
+
+        sampler = ofb_tf.ofb_sample(records=ofb_tf.PartitionedRecords("by-id"), window_size=64)
+        train = sampler.partitions(examples)
+        assert 80 <= len(list(train)) <= 120
         ```
 
         Args:
@@ -217,6 +247,9 @@ class OFBSampler:
           with a usable record; `realized_rate`; `mean_weight`, `max_weight` and
           `effective_sample_size` (sum(w)^2 / (selected * sum(w^2)), in (0, 1]) of the selected.
           Ratios are not-a-number where nothing was counted.
+
+        Raises:
+          ValueError: the elements do not fit; see `ofb_sample`.
         """
 
         def count(batch: Any, record: dict, sample: window.WindowSample, key: tf.Tensor) -> dict:

@@ -70,6 +70,7 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def element_layout(spec: Any, config: SamplingConfig) -> Layout:
+    """Where id and label are in elements of this spec; raises ValueError where they do not fit."""
     feature_spec = config.feature_spec
     if feature_spec is None:
         label_dtype = tf.float32 if config.task == types.REGRESSION else tf.int64

@@ -24,7 +24,10 @@ def tiny_dataset(
 
     Returns:
       A dataset of dicts: `example_id` int64, `feature` float32 `[2]`, `logits` float32 `[k]`,
-      `label`, `loss` float32 (squared or cross-entropy).
+      `label` int64 or float32, `loss` float32 (squared or cross-entropy).
+
+    Raises:
+      ValueError: an unknown task.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}. Received: {task!r}")
@@ -57,6 +60,9 @@ def assert_same_elements(first: object, second: object, *, message: str = "") ->
       first: a list of elements (nested structures of arrays or tensors), or a dataset.
       second: the same.
       message: what to say before the difference.
+
+    Raises:
+      AssertionError: they differ; the message names element and component.
     """
     first, second = list(first), list(second)
     if len(first) != len(second):

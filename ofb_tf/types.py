@@ -28,3 +28,4 @@ TASKS = (MULTICLASS, BINARY, REGRESSION)
 MICROSECONDS = 1_000_000
 
 DatasetTransform = Callable[[tf.data.Dataset], tf.data.Dataset]
+"""A function from a dataset to a dataset, for `tf.data.Dataset.apply`."""

@@ -56,6 +56,7 @@ class SampleSplit(beam.PTransform):
         self._records = records
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """The split's statistics, once its files are written; called by Beam."""
         files = pipeline | "Files" >> beam.Create(list(enumerate(self._files)))
         joined = (
             files
@@ -95,6 +96,8 @@ class CopyFiles(beam.PTransform):
         self._files = list(files)
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """The paths that were written; called by Beam."""
+
         def copy(paths: tuple[str, str]) -> str:
             tf.io.gfile.copy(*paths, overwrite=True)
             return paths[1]
@@ -123,6 +126,8 @@ class WriteStatistics(beam.PTransform):
         self._settings = settings
 
     def expand(self, parts):  # Beam reads type hints, and takes no tuple
+        """From a tuple of statistics, one a split, to the file; called by Beam."""
+
         def with_name(statistics: SplitStatistics, split: str) -> tuple[None, tuple]:
             return None, (split, statistics)
 

@@ -42,6 +42,7 @@ class WritePartitions(beam.PTransform):
         self._num_partitions = num_partitions
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """The manifest, once the files are written; called by Beam."""
         return (
             pipeline
             | "Files" >> beam.Create(self._files)

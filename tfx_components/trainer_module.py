@@ -40,6 +40,9 @@ class TrainingConfig:
       batch_size: at least 1.
       learning_rate: of Adam.
       seed: of initialisation and shuffling.
+
+    Raises:
+      ValueError: a setting is out of range.
     """
 
     label_feature: str
@@ -95,6 +98,12 @@ def run_fn(fn_args: Any) -> None:
 def training_config(settings: dict[str, Any]) -> TrainingConfig:
     """The config from Trainer's `custom_config`, in which TFX puts further entries of its own.
 
+    Args:
+      settings: by the names of `TrainingConfig`; lists become tuples, other names are left out.
+
+    Returns:
+      The checked settings.
+
     Raises:
       ValueError: a setting is out of range.
     """
@@ -109,7 +118,14 @@ def training_config(settings: dict[str, Any]) -> TrainingConfig:
 
 
 def read_schema(path: str) -> schema_pb2.Schema:
-    """SchemaGen's `schema.pbtxt`."""
+    """SchemaGen's `schema.pbtxt`.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The schema.
+    """
     return io_utils.parse_pbtxt_file(path, schema_pb2.Schema())
 
 
@@ -133,7 +149,11 @@ def train(
       log_dir: for TensorBoard; None for none.
 
     Returns:
-      The trained model.
+      The trained model, an `OFBModel`.
+
+    Raises:
+      ValueError: the files do not fit the schema.
+      FileNotFoundError: `base_model` holds no Keras model to go on from.
     """
     keras.utils.set_random_seed(config.seed)
     spec = tabular_spec(config, schema)
@@ -159,7 +179,12 @@ def train(
 
 
 def compile_model(model: keras.Model, config: TrainingConfig) -> None:
-    """Compiles with the task's loss and Adam."""
+    """Compiles with the task's loss and Adam.
+
+    Args:
+      model: its outputs are logits (regression: predictions).
+      config: task and learning rate.
+    """
     loss = {
         types.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         types.BINARY: keras.losses.BinaryCrossentropy(from_logits=True),
@@ -174,7 +199,16 @@ def export(
     """Writes the SavedModel, and beside it the Keras model that training can go on from.
 
     The signature `serving_default` is `ofb_tf.serving.export_recording_model`'s: from `examples`,
-    string `[n]`, to `predictions`, `logits` and `example_id`.
+    string `[n]`, to `predictions` and `logits`, float32 `[n, k]`, and `example_id`, int64 `[n]`.
+
+    Args:
+      model: from `train`.
+      config: the settings that it was trained with.
+      schema: of the examples.
+      directory: of the SavedModel; the Keras model goes to `assets.extra/`.
+
+    Raises:
+      ValueError: a feature is not in the schema.
     """
     spec = tabular_spec(config, schema)
     feature_spec = spec.feature_spec()
@@ -200,6 +234,12 @@ def export(
 
 def load_keras_model(directory: str) -> keras.Model:
     """The Keras model beside a SavedModel that `export` wrote.
+
+    Args:
+      directory: of the SavedModel.
+
+    Returns:
+      The compiled model.
 
     Raises:
       FileNotFoundError: there is none.
@@ -247,7 +287,15 @@ def _add_offsets(buckets: tf.Tensor, offsets: list[int]) -> tf.Tensor:
 
 
 def tabular_spec(config: TrainingConfig, schema: schema_pb2.Schema) -> tabular.TabularSpec:
-    """The features that the model reads."""
+    """The features that the model reads: all of the schema but label, id and `exclude`.
+
+    Args:
+      config: the settings.
+      schema: of the examples.
+
+    Returns:
+      A `tabular.TabularSpec`.
+    """
     exclude = [config.label_feature, *config.exclude]
     if config.id_feature:
         exclude.append(config.id_feature)

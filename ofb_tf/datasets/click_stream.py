@@ -46,6 +46,9 @@ class ClickStream:
       positive_rate: mean click probability, in (0, 1).
       drift: turns of the hidden function in a million examples; 0 for a stationary stream.
       seed: int64; another seed is another function and other examples.
+
+    Raises:
+      ValueError: an attribute is out of range.
     """
 
     num_examples: int = 600_000
@@ -109,6 +112,9 @@ class ClickStream:
 
         Returns:
           A dataset of dicts as in `generate`.
+
+        Raises:
+          ValueError: an argument is out of range.
         """
         if not 0 <= start <= self.num_examples:
             raise ValueError(f"start must be in [0, {self.num_examples}]. Received: {start}")
@@ -142,7 +148,22 @@ class ClickStream:
         count: int | None = None,
         compression: str | None = None,
     ) -> list[str]:
-        """Writes sharded TFRecord files; see `click_tfrecords.write_tfrecords`."""
+        """Writes sharded TFRecord files of tf.Examples; `parse_fn` reads them.
+
+        Args:
+          directory: where to; made if missing.
+          num_shards: number of files, at least 1.
+          start: first id.
+          count: number of examples; all that follow by default.
+          compression: None or "GZIP".
+
+        Returns:
+          The paths of the shards in the order of time.
+
+        Raises:
+          ValueError: an argument is out of range.
+          FileExistsError: the directory holds shards of a click stream already.
+        """
         return click_tfrecords.write_tfrecords(
             self,
             directory,

@@ -45,7 +45,21 @@ class TfdsDescription:
 def describe_tfds(
     name: str, *, data_dir: str | None = None, download: bool | None = None
 ) -> TfdsDescription:
-    """Task, classes, features and sizes of a dataset; arguments and errors as in `load_tfds`."""
+    """Task, classes, features and sizes of a dataset, before the first example is read.
+
+    Args:
+      name: a TFDS name such as "mnist" or "diamonds:1.0.0".
+      data_dir: directory of prepared datasets; TFDS's own by default.
+      download: as of `load_tfds`.
+
+    Returns:
+      A `TfdsDescription`.
+
+    Raises:
+      ValueError: unknown name, or a dataset without supervised keys or with an integer target
+        that is no class.
+      FileNotFoundError: the dataset is not prepared and must not be downloaded.
+    """
     builder = _prepared_builder(name, data_dir, download)
     inputs, target = _supervised_names(builder)
     label = builder.info.features[target]

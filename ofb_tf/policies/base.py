@@ -50,6 +50,11 @@ class Policy(abc.ABC):
     """Chooses inclusion probabilities for a window. A policy of your own has one method.
 
     ```python
+    import tensorflow as tf
+
+    import ofb_tf
+
+
     class Threshold(ofb_tf.Policy):
         '''Keeps every example whose loss is above 1, and the rate of the others.'''
 
@@ -59,6 +64,7 @@ class Policy(abc.ABC):
             always = tf.ones_like(window.losses, tf.float64)
             rate = budget / tf.reduce_sum(always)
             return ofb_tf.Inclusion(tf.where(window.losses > 1.0, always, rate))
+
 
     dataset.apply(ofb_tf.ofb_sample(policy=Threshold()))
     ```

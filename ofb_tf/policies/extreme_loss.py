@@ -18,6 +18,9 @@ class TopLoss(base.Policy):
     Args:
       design: "systematic" or "poisson"; they differ at the edge alone.
 
+    Raises:
+      ValueError: an unknown design.
+
     Reference: ordered SGD, Kawaguchi & Lu, AISTATS 2020; online hard example mining,
     Shrivastava et al., CVPR 2016.
     """
@@ -29,7 +32,15 @@ class TopLoss(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """1 for losses above the edge, a share at the edge, 0 below."""
+        """1 for losses above the edge, a share at the edge, 0 below.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities with sum `budget`, weights of 1.
+        """
         return base.Inclusion(_largest(window.losses, budget), tf.ones_like(window.losses))
 
 
@@ -44,6 +55,9 @@ class BottomLoss(base.Policy):
     Args:
       design: "systematic" or "poisson"; they differ at the edge alone.
 
+    Raises:
+      ValueError: an unknown design.
+
     Reference: Shah et al., "Choosing the Sample with Lowest Loss makes SGD Robust", AISTATS 2020.
     """
 
@@ -54,7 +68,15 @@ class BottomLoss(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """1 for losses below the edge, a share at the edge, 0 above."""
+        """1 for losses below the edge, a share at the edge, 0 above.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities with sum `budget`, weights of 1.
+        """
         return base.Inclusion(_largest(-window.losses, budget), tf.ones_like(window.losses))
 
 

@@ -14,6 +14,15 @@ class Importance(base.Policy):
     min(1, b * ((1 - m) * s / sum(s) + m / n)); mass over 1 goes to the others. With the rate
     r = b / n, weights r / p are at most 1 / m.
 
+    ```python
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    policy = ofb_tf.Importance(uniform_mix=0.25, score="loss", design="poisson")
+    sampled = tiny_dataset(1000).apply(ofb_tf.ofb_sample(policy=policy, window_size=500, seed=1))
+    assert all(example["importance_weight"] <= 4.0 for example in sampled)  # 1 / uniform_mix
+    ```
+
     Args:
       uniform_mix: in [0, 1]; 1 is uniform sampling, 0 lets weights grow without bound.
       score: "gradient_norm_bound", "loss", or a function of a `Window` to floats `[n]`; a
@@ -41,7 +50,15 @@ class Importance(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """Capped probabilities proportional to the mixed score."""
+        """Capped probabilities proportional to the mixed score.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities with sum `budget`; weights None, so that they are rate / p.
+        """
         scores = tf.cast(window.scores, tf.float64)
         n = tf.maximum(tf.cast(tf.size(scores), tf.float64), 1.0)
         # All scores zero: the shares are zero too, and capped_pps makes equal sizes uniform.

@@ -46,7 +46,15 @@ class InfoBatch(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """1 from the mean upwards, 1 - prune below; the budget does not enter."""
+        """1 from the mean upwards, 1 - prune below; the budget does not enter.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities 1 or 1 - prune, weights 1 / probability.
+        """
         scores = tf.cast(window.scores, tf.float64)
         n = tf.cast(tf.size(scores), tf.float64)
         mean = tf.reduce_sum(scores) / n  # of equal float32 numbers it is exact in float64

@@ -43,7 +43,15 @@ class LossMatching(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """1 for the subset, 0 for the rest."""
+        """1 for the subset, 0 for the rest.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities 0 or 1, weights of 1.
+        """
         n = tf.size(window.example_ids)
         size = tf.floor(budget + hashing.uniform_start(hashing.fold_in(window.key, _ROUNDING)))
         # The order of the draws first, so that ties in the loss are broken by them.

@@ -38,7 +38,15 @@ class SelectiveBackprop(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """Percentiles to the power of beta, scaled to the budget."""
+        """Percentiles to the power of beta, scaled to the budget.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities with sum `budget`, weights of 1.
+        """
         losses = window.losses
         ordered = tf.sort(losses)
         n = tf.cast(tf.size(losses), tf.float64)

@@ -10,6 +10,9 @@ class Uniform(base.Policy):
 
     Args:
       design: "systematic" (the window's budget exactly) or "poisson" (independent draws).
+
+    Raises:
+      ValueError: an unknown design.
     """
 
     needs_records = False
@@ -18,7 +21,15 @@ class Uniform(base.Policy):
         self.design = base.check_design(design)
 
     def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
-        """The budget's share for every example."""
+        """The budget's share for every example.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Equal probabilities; weights None, so that they are exactly 1.
+        """
         n = tf.size(window.example_ids)
         share = tf.math.divide_no_nan(budget, tf.cast(n, tf.float64))
         return base.Inclusion(tf.fill([n], tf.minimum(share, 1.0)))

@@ -47,6 +47,18 @@ class ForwardRecords:
     ) -> "ForwardRecords":
         """Reads record files, in parallel, and keeps the newest record of each id.
 
+        ```python
+        import ofb_tf
+
+        with ofb_tf.ForwardRecordWriter("records") as writer:
+            writer.write([11, 12], [0.1, 0.2], model_version=1)
+            writer.write([12], [0.3], model_version=2)
+        records = ofb_tf.ForwardRecords.load("records")
+        assert records.example_ids.numpy().tolist() == [11, 12]
+        assert records.model_versions.numpy().tolist() == [1, 2]  # the newest of each id
+        assert records.counts.num_duplicates == 1
+        ```
+
         Args:
           pattern: a file, a glob, a directory, or a list of them. Files that are still being
             written (`*.ofbr.open`) are read up to their last whole block.
@@ -82,6 +94,9 @@ class ForwardRecords:
           losses: float32 `[n]`; at least one of logits and losses.
           model_versions: int64, one or `[n]`.
           timestamps: int64 microseconds, one or `[n]`; decide between records of one id.
+
+        Returns:
+          The records, the newest of each id.
 
         Raises:
           ValueError: shapes or dtypes do not fit.

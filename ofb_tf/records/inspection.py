@@ -14,7 +14,8 @@ class RecordSummary:
     """What the files under a pattern hold.
 
     Attributes:
-      num_files: files, of which `num_open_files` are still being written.
+      num_files: files.
+      num_open_files: of these, files that are still being written.
       num_records: records read.
       num_ids: distinct ids.
       num_duplicates: records that a newer one of the same id replaces on loading.

@@ -45,6 +45,13 @@ class PartitionedRecords:
         self.num_outputs = self._schema.num_outputs
 
     def dataset(self, partition: tf.Tensor) -> tf.data.Dataset:
-        """One partition's columns, sorted by id, as one element. See `sorted_file_dataset`."""
+        """One partition's columns, sorted by id, as one element. See `sorted_file_dataset`.
+
+        Args:
+          partition: int64 scalar in `[0, num_partitions)`.
+
+        Returns:
+          A dataset of one dict of columns.
+        """
         filename = tf.gather(tf.constant(self._files), partition)
         return sorted_file_dataset(filename, self._schema, compression=self._compression)

@@ -20,6 +20,10 @@ def read_secret(path: str | os.PathLike) -> tuple[int, int]:
 
     Raises:
       ValueError: it is shorter.
+      tf.errors.NotFoundError: there is no such file.
+
+    Returns:
+      Two halves of the key, each in [0, 2^63 - 1).
     """
     with tf.io.gfile.GFile(os.fspath(path), "rb") as file:
         secret = file.read().strip()
@@ -37,7 +41,15 @@ def keyed_ids(example_ids: tf.Tensor, secret: tuple[int, int]) -> tf.Tensor:
     """SipHash of each id under a secret; the same in the graph and in Python.
 
     ```python
-    examples.map(lambda x: x | {"example_id": keyed_ids(x["example_id"], secret)})
+    import pathlib
+
+    from ofb_tf.records.privacy import keyed_ids, read_secret
+    from ofb_tf.testing import tiny_dataset
+
+    pathlib.Path("secret").write_text("thirty-two bytes from /dev/urandom")
+    secret = read_secret("secret")
+    hidden = tiny_dataset(3).map(lambda x: x | {"example_id": keyed_ids(x["example_id"], secret)})
+    assert next(iter(hidden))["example_id"] == keyed_ids([1000], secret)[0]
     ```
 
     Args:

@@ -142,6 +142,13 @@ def read_blocks(
 def read_schema(pattern: paths.Pattern, *, on_corrupt: str = "error") -> block_format.Schema:
     """The columns that the records under a pattern hold, from the first block of each file.
 
+    Args:
+      pattern: a file, a glob, a directory, or a list of them.
+      on_corrupt: "error", or "skip" to pass over damaged blocks.
+
+    Returns:
+      A `Schema`: names of the columns, number of outputs, logits kept an instance.
+
     Raises:
       FileNotFoundError: the pattern matches nothing.
       ValueError: the files hold different columns, or no record at all.

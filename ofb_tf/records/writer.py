@@ -54,9 +54,19 @@ class ForwardRecordWriter:
     interpreter exits is closed then.
 
     ```python
-    with ofb_tf.ForwardRecordWriter(directory, num_outputs=10) as writer:
-        writer.write(example_ids, logits, model_version=7)
+    import numpy as np
+
+    import ofb_tf
+
+    with ofb_tf.ForwardRecordWriter("records", num_outputs=10) as writer:
+        writer.write(np.arange(256), np.zeros([256, 10]), model_version=7)
+    assert writer.counts.num_written == 256
     ```
+
+    Attributes:
+      directory: where the files go.
+      counts: `WriterCounts`: what the writer did so far.
+      last_error: the last error of the file system, or None.
     """
 
     def __init__(

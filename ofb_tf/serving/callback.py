@@ -13,8 +13,17 @@ class RecordPredictions(keras.callbacks.Callback):
     """Writes what `model.predict` computes as forward records.
 
     ```python
-    with ofb_tf.ForwardRecordWriter(directory) as writer:
-        model.predict(inputs, callbacks=[RecordPredictions(writer, example_ids)])
+    import keras
+    import numpy as np
+
+    import ofb_tf
+    from ofb_tf.serving import RecordPredictions
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with ofb_tf.ForwardRecordWriter("records") as writer:
+        recorder = RecordPredictions(writer, np.arange(100), model_version=3)
+        model.predict(np.zeros([100, 2]), callbacks=[recorder], verbose=0)
+    assert len(ofb_tf.ForwardRecords.load("records")) == 100
     ```
 
     Ids come in the order of prediction from `example_ids`, or from the model's own output where

@@ -5,7 +5,17 @@ whatever the interceptor does. This channel wraps the callable of Predict once, 
 made. Needs grpc: `pip install ofb-tf[serving]`.
 
 ```python
-stub = PredictionServiceStub(RecordingChannel(grpc.insecure_channel(target), recorder))
+import grpc
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+import ofb_tf
+from ofb_tf.serving.channel import RecordingChannel
+from ofb_tf.serving.recorder import PredictionRecorder
+
+writer = ofb_tf.ForwardRecordWriter("records", on_error="drop")
+with PredictionRecorder(writer) as recorder:
+    channel = RecordingChannel(grpc.insecure_channel("localhost:8500"), recorder)
+    stub = PredictionServiceStub(channel)  # stub.Predict(request) as before
 ```
 """
 
@@ -23,12 +33,26 @@ class RecordingChannel(grpc.Channel):
     """Another channel, of which the answers to Predict are recorded."""
 
     def __init__(self, channel: grpc.Channel, recorder: PredictionRecorder):
-        """Wraps a channel; closing this one closes it. The recorder's owner closes that."""
+        """Wraps a channel.
+
+        Args:
+          channel: closed with this one.
+          recorder: takes the answers; its owner closes it.
+        """
         self._channel = channel
         self._recorder = recorder
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """The channel's own callable, recorded where the method is Predict."""
+        """The channel's own callable, recorded where the method is Predict.
+
+        Args:
+          method: the full name of the method.
+          *args: as of `grpc.Channel.unary_unary`.
+          **kwargs: as of `grpc.Channel.unary_unary`.
+
+        Returns:
+          A callable as the channel's own.
+        """
         inner = self._channel.unary_unary(method, *args, **kwargs)
         return _RecordedCallable(inner, self._recorder) if method == PREDICT else inner
 

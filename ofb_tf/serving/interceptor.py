@@ -3,11 +3,18 @@
 Needs grpc: `pip install ofb-tf[serving]`.
 
 ```python
-writer = ofb_tf.ForwardRecordWriter(directory, on_error="drop")
+import grpc
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+import ofb_tf
+from ofb_tf.serving.interceptor import RecordingInterceptor
+from ofb_tf.serving.recorder import PredictionRecorder
+
+writer = ofb_tf.ForwardRecordWriter("records", on_error="drop")
 with PredictionRecorder(writer) as recorder:
+    channel = grpc.insecure_channel("localhost:8500")
     channel = grpc.intercept_channel(channel, RecordingInterceptor(recorder))
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-    stub.Predict(request)                    # as before
+    stub = PredictionServiceStub(channel)  # stub.Predict(request) as before
 ```
 """
 
@@ -25,13 +32,26 @@ class RecordingInterceptor(grpc.UnaryUnaryClientInterceptor):
     """For channels of `grpc`, through `grpc.intercept_channel`; see `RecordingChannel` too."""
 
     def __init__(self, recorder: PredictionRecorder):
-        """Records into `recorder`, which its owner closes."""
+        """Records into a recorder.
+
+        Args:
+          recorder: takes the answers; its owner closes it.
+        """
         self._recorder = recorder
 
     def intercept_unary_unary(
         self, continuation: Callable, client_call_details: grpc.ClientCallDetails, request: Any
     ) -> Any:
-        """Hands the response on when it is there; the call itself is untouched."""
+        """Hands the response on when it is there; the call itself is untouched.
+
+        Args:
+          continuation: makes the call.
+          client_call_details: its method and metadata.
+          request: `PredictRequest`.
+
+        Returns:
+          The call.
+        """
         call = continuation(client_call_details, request)
         if _method(client_call_details) == PREDICT:
             call.add_done_callback(lambda done: record_call(self._recorder, request, done))
@@ -42,13 +62,26 @@ class AsyncRecordingInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
     """For channels of `grpc.aio`, as one of their `interceptors`."""
 
     def __init__(self, recorder: PredictionRecorder):
-        """Records into `recorder`, which its owner closes."""
+        """Records into a recorder.
+
+        Args:
+          recorder: takes the answers; its owner closes it.
+        """
         self._recorder = recorder
 
     async def intercept_unary_unary(
         self, continuation: Callable, client_call_details: Any, request: Any
     ) -> Any:
-        """Hands the response on when it is there; the call itself is untouched."""
+        """Hands the response on when it is there; the call itself is untouched.
+
+        Args:
+          continuation: makes the call.
+          client_call_details: its method and metadata.
+          request: `PredictRequest`.
+
+        Returns:
+          The call.
+        """
         call = await continuation(client_call_details, request)
         if _method(client_call_details) != PREDICT:
             return call

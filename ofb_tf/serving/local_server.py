@@ -23,8 +23,19 @@ class LocalPredictionServer(prediction_service_pb2_grpc.PredictionServiceService
     """Serves the `serving_default` signature of a SavedModel on the loopback interface.
 
     ```python
-    with LocalPredictionServer(directory, version=3) as server:
-        channel = grpc.insecure_channel(server.address)
+    import grpc
+    import keras
+    import tensorflow as tf
+
+    from ofb_tf.serving import export_recording_model
+    from ofb_tf.serving.local_server import LocalPredictionServer
+
+    feature = keras.Input((2,), name="feature")
+    model = keras.Model(feature, keras.layers.Dense(1)(feature))
+    spec = {"feature": tf.io.FixedLenFeature([2], tf.float32)}
+    export_recording_model(model, "model/3", spec, id_key=None, task="binary")
+    with LocalPredictionServer("model/3", version=3) as server:
+        channel = grpc.insecure_channel(server.address)  # as TensorFlow Serving would answer
     ```
 
     Attributes:

@@ -38,6 +38,10 @@ class RecorderCounts:
 class PredictionRecorder:
     """Takes ids and logits out of Predict responses and writes them, off the caller's thread.
 
+    Attributes:
+      counts: `RecorderCounts`: what became of the calls so far.
+      last_error: the last error, or None.
+
     `offer` costs the caller an append to a queue; it never waits and never raises. A background
     thread looks at the queue every `poll_seconds` (a caller never has to wake it), decodes and
     writes. When the queue is full, responses are dropped and counted.

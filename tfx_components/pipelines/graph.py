@@ -50,6 +50,15 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
 
     ExampleGen → StatisticsGen → SchemaGen → Trainer (base) → BulkInferrer → ForwardRecordGen →
     OFBSampler → SamplingValidator → where blessed: Trainer (continued) → ModelComparison → Pusher.
+
+    Args:
+      config: the loop.
+
+    Returns:
+      The nodes, for `tfx.dsl.Pipeline(components=...)`.
+
+    Raises:
+      ValueError: an argument of a component is out of range.
     """
     proto = tfx.proto
     names = (BASE, TRAIN, EVAL)

@@ -19,6 +19,9 @@ def create_pipeline(
       root: directory.
       enable_cache: whether a node whose inputs are unchanged is taken from an earlier run.
       beam_args: for every Beam component; by default one process in memory.
+
+    Returns:
+      The pipeline, for any TFX runner.
     """
     return tfx.dsl.Pipeline(
         pipeline_name=NAME,
@@ -34,13 +37,27 @@ def create_pipeline(
 
 
 def run(config: LoopConfig, root: str, **kwargs: object) -> None:
-    """Runs the loop once; see `create_pipeline`."""
+    """Runs the loop once.
+
+    Args:
+      config: the loop.
+      root: directory of artifacts and metadata; made if missing.
+      **kwargs: as of `create_pipeline`.
+    """
     os.makedirs(root, exist_ok=True)
     tfx.orchestration.LocalDagRunner().run(create_pipeline(config, root, **kwargs))
 
 
 def latest_output(root: str, node: str, key: str) -> str:
     """The directory that a node wrote last.
+
+    Args:
+      root: as of `run`.
+      node: id of the node.
+      key: name of its output.
+
+    Returns:
+      The artifact's URI.
 
     Raises:
       FileNotFoundError: the node has not run.
