@@ -26,6 +26,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ofb_tf", "ofb_tf.*", "tfx_components", "tfx_components.*"]),
+    py_modules=["ofb_cli"],
     package_data={"ofb_tf": ["py.typed"]},
     install_requires=[
         "tensorflow>=2.16",
@@ -49,7 +50,8 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "mypy>=1.15",
         ],
     },
-    entry_points={"console_scripts": ["ofb=ofb_tf.cli:main"]},
+    entry_points={"console_scripts": ["ofb=ofb_cli:main"]},
 )

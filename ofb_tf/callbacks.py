@@ -63,11 +63,12 @@ class RecordForwardPasses(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.model_version = model_version
         self._settings = writer_settings
-        self._writer = None
-        self._ids = self._logits = None
+        self._writer: Any = None
+        self._ids: Any = None
+        self._logits: Any = None
         self._count = tf.Variable(0, dtype=tf.int32, trainable=False)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Opens the writer; raises ValueError where the model does not fit."""
         _check_model(self.model, type(self).__name__)
         if self.model.backward_rate is None:
@@ -116,7 +117,7 @@ class RecordForwardPasses(keras.callbacks.Callback):
         self._logits.assign(tf.ensure_shape(logits, self._logits.shape))
         self._count.assign(size)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes one step's forward passes."""
         count = int(self._count.numpy())
         version = self.model_version
@@ -126,7 +127,7 @@ class RecordForwardPasses(keras.callbacks.Callback):
             self._ids.numpy()[:count], self._logits.numpy()[:count], model_version=version
         )
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Completes the files."""
         self.model.stop_observing(self)
         self._writer.close()
@@ -150,11 +151,13 @@ class OFBTensorBoard(keras.callbacks.Callback):
     def __init__(self, log_dir: str | os.PathLike):
         super().__init__()
         self.log_dir = os.fspath(log_dir)
-        self._writer = None
-        self._weights = self._ages = self._now = None
+        self._writer: Any = None
+        self._weights: Any = None
+        self._ages: Any = None
+        self._now: Any = None
         self._has_ages = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Opens the event file."""
         _check_model(self.model, type(self).__name__)
         self._writer = tf.summary.create_file_writer(self.log_dir)
@@ -179,18 +182,18 @@ class OFBTensorBoard(keras.callbacks.Callback):
             missing = timestamp < 0
             self._ages.update_state(tf.where(missing, float("nan"), tf.maximum(age, 0.0)))
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the epoch's histograms."""
         self._now.assign(time.time_ns() // 1000)
         self._weights.reset_state()
         self._ages.reset_state()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the epoch's scalars and histograms."""
         with self._writer.as_default():
-            for name in metrics.OWN_FIGURES:
-                if name in (logs or {}):
-                    _write(f"ofb/{name}", np.float32(logs[name]), epoch, "scalars", _SCALAR)
+            for name, value in (logs or {}).items():
+                if name in metrics.OWN_FIGURES:
+                    _write(f"ofb/{name}", np.float32(value), epoch, "scalars", _SCALAR)
             histograms = {"importance_weight": self._weights}
             if self._has_ages:
                 histograms["record_age_seconds"] = self._ages
@@ -198,7 +201,7 @@ class OFBTensorBoard(keras.callbacks.Callback):
                 _write(f"ofb/{name}", histogram.buckets(), epoch, "histograms", _TENSOR)
         self._writer.flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the event file."""
         self.model.stop_observing(self)
         self._writer.close()
@@ -250,12 +253,14 @@ class BackupIterator(keras.callbacks.Callback):
         endless = tf.data.Dataset.from_tensors(0).repeat()
         self.dataset = endless.map(lambda _: iterator.get_next()).with_options(options)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the iterator."""
         self._manager.save()
 
 
-def _write(tag: str, value: np.ndarray, step: int, plugin: str, data_class: int) -> None:
+def _write(
+    tag: str, value: np.ndarray | np.float32, step: int, plugin: str, data_class: int
+) -> None:
     """One summary as a TensorBoard plugin reads it; TensorBoard itself need not be installed."""
     metadata = tf.compat.v1.SummaryMetadata(
         plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin),

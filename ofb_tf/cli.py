@@ -1,39 +1,10 @@
-"""`ofb`: one entry point; each command lives in `ofb_tf/commands/` and is loaded when called."""
+"""The `ofb` command from Python and by `python -m ofb_tf.cli`; see `ofb_cli`."""
 
-import importlib
 import sys
 
-COMMANDS = {
-    "compare": "every policy on many tasks, resumable; writes the tables of docs/RESULTS.md",
-    "demo": "the main job on one dataset: serve, record, join, sample, train, measure",
-    "records": "inspect and look after files of forward records",
-}
+from ofb_cli import main
 
-USAGE = """usage: ofb COMMAND [ARGUMENTS]
-
-commands:
-{commands}
-
-`ofb COMMAND --help` says more. Example:
-  ofb demo --dataset=click_stream --output_dir=out/demo
-"""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 failed, 2 wrong usage."""
-    argv = sys.argv[1:] if argv is None else argv
-    usage = USAGE.format(
-        commands="\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())
-    )
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage, end="")
-        return 0 if argv else 2
-    if argv[0] not in COMMANDS:
-        print(f"ofb: unknown command {argv[0]!r}\n\n{usage}", end="", file=sys.stderr)
-        return 2
-    command = importlib.import_module(f"ofb_tf.commands.{argv[0]}")
-    return command.main(argv[1:])
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

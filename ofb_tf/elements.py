@@ -87,7 +87,8 @@ class Layout:
     def keys_spec(self) -> dict[str, tf.TensorSpec]:
         """Specs of what `keys` returns, of single examples."""
         if self.serialized:
-            return {k: tf.TensorSpec(v.shape, v.dtype) for k, v in self.feature_spec.items()}
+            parsed = self.feature_spec or {}
+            return {k: tf.TensorSpec(v.shape, v.dtype) for k, v in parsed.items()}
         spec = self.keys(self.spec)
         if not self.batched:
             return spec

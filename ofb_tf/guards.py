@@ -1,6 +1,7 @@
 """A guard that watches whether selection helps, and can make it uniform."""
 
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -84,19 +85,19 @@ class SelectionGuard(keras.callbacks.Callback):
         """
         return GuardedPolicy(get_policy(policy), self._is_uniform)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks the model; raises ValueError unless it is an `OFBModel`."""
         if not isinstance(self.model, OFBModel):
             raise ValueError(
                 f"SelectionGuard needs an OFBModel. Received: {type(self.model).__name__}"
             )
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Judges every `every_batches` batches."""
         if (batch + 1) % self.every_batches == 0:
             self._judge()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Judges; says so where there was nothing to judge by."""
         self._judge()
         if self.model.variance_ratio.count() == 0:

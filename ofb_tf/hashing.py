@@ -62,7 +62,7 @@ def fold_in(key: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(mix64(mixed), tf.int64)
 
 
-def fold_in_numpy(key: np.ndarray, data: np.ndarray) -> np.ndarray:
+def fold_in_numpy(key: np.ndarray | np.int64 | int, data: np.ndarray | np.int64) -> np.ndarray:
     """`fold_in` for numpy.
 
     Args:
@@ -93,7 +93,7 @@ def hash01(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitcast(bits, tf.int64), tf.float64) * 2.0**-53
 
 
-def hash01_numpy(example_ids: np.ndarray, key: np.ndarray) -> np.ndarray:
+def hash01_numpy(example_ids: np.ndarray, key: np.ndarray | np.int64 | int) -> np.ndarray:
     """`hash01` for numpy: what a Beam worker computes without a graph.
 
     Args:

@@ -1,5 +1,7 @@
 """Keras metrics of a weighted selection."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -37,7 +39,7 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
     A non-finite weight makes all three NaN or infinite: it shows, and is never averaged away.
     """
 
-    def __init__(self, name: str = "importance_weight_statistics", **kwargs):
+    def __init__(self, name: str = "importance_weight_statistics", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         # One slot a replica: summed over replicas on read, which is the aggregation that Keras
         # has, it is the vector of every replica's maximum.
@@ -45,7 +47,7 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
         self._sums = self.add_variable((3,), "zeros", name="sums")
         self._maxima = self.add_variable((replicas,), "zeros", name="maxima")
 
-    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
         """Adds one batch of weights.
 
         Args:
@@ -96,11 +98,11 @@ class RecordStatistics(keras.metrics.Metric):
       in [-1, 1]. Near 1: records point at what still matters. Near 0: they are stale or wrong.
     """
 
-    def __init__(self, name: str = "record_statistics", **kwargs):
+    def __init__(self, name: str = "record_statistics", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self._sums = self.add_variable((8,), "zeros", name="sums")
 
-    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
         """Adds one batch (the names are Keras's).
 
         Args:
@@ -151,11 +153,11 @@ class VarianceRatio(keras.metrics.Metric):
     better. The systematic design is better than independent draws for both.
     """
 
-    def __init__(self, name: str = "variance_ratio", **kwargs):
+    def __init__(self, name: str = "variance_ratio", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self._sums = self.add_variable((3,), "zeros", name="sums")
 
-    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
         """Adds one batch (the names are Keras's).
 
         Args:
@@ -201,12 +203,14 @@ class LogHistogram(keras.metrics.Metric):
       **kwargs: as of `keras.metrics.Metric`.
     """
 
-    def __init__(self, low: float, high: float, bins: int = 40, name: str = "histogram", **kwargs):
+    def __init__(
+        self, low: float, high: float, bins: int = 40, name: str = "histogram", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, **kwargs)
         self.edges = np.geomspace(low, high, bins + 1).astype(np.float32)
         self._counts = self.add_variable((bins + 2,), "zeros", name="counts")
 
-    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
         """Counts values.
 
         Args:
@@ -242,11 +246,11 @@ class Ratio(keras.metrics.Metric):
       **kwargs: as of `keras.metrics.Metric`.
     """
 
-    def __init__(self, name: str = "ratio", **kwargs):
+    def __init__(self, name: str = "ratio", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self._sums = self.add_variable((2,), "zeros", name="sums")
 
-    def update_state(self, y_true, y_pred=None, sample_weight=None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
         """Adds scalars.
 
         Args:

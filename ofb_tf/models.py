@@ -11,7 +11,7 @@ from ofb_tf.elements import RECORD_FIELDS
 from ofb_tf.policies import Policy, base, get_policy
 
 # The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
-_Functional = type(keras.Model(_input := keras.Input((1,)), _input))
+_Functional: Any = type(keras.Model(_input := keras.Input((1,)), _input))
 _NO_INPUT = frozenset({*RECORD_FIELDS, types.EXAMPLE_ID, types.UNIFORM_HOLDOUT})
 
 
@@ -88,7 +88,7 @@ class OFBModel(keras.Model):
     universe", Journal of the American Statistical Association 47, 1952.
     """
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> "OFBModel":
         """A functional model where the arguments are those of `keras.Model(inputs, outputs)`."""
         if cls is OFBModel and _is_functional_call(args, kwargs):
             return super().__new__(FunctionalOFBModel)
@@ -96,14 +96,14 @@ class OFBModel(keras.Model):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         label_key: str = types.LABEL,
         backward_rate: float | None = None,
         selection_policy: str | Policy = "importance",
         task: str | None = None,
         selection_seed: int = 0,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(label_key, str) or not label_key:
             raise ValueError(f"label_key must be a non-empty string. Received: {label_key!r}")
         if backward_rate is not None and not 0.0 < backward_rate < 1.0:
@@ -130,12 +130,12 @@ class OFBModel(keras.Model):
         self.record_statistics = metrics.RecordStatistics()
         self.variance_ratio = metrics.VarianceRatio()
         self._shown = {self.importance_weight_statistics.name}
-        self._observers = []  # see observe()
+        self._observers: list[Any] = []  # see observe()
         self._testing = False
-        self._step = None
+        self._step: dict[str, Any] | None = None
 
     @classmethod
-    def wrap(cls, model: keras.Model, **kwargs) -> "OFBModel":
+    def wrap(cls, model: keras.Model, **kwargs: Any) -> "OFBModel":
         """An `OFBModel` that shares layers and weights with a model that exists.
 
         Args:
@@ -186,7 +186,9 @@ class OFBModel(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's metrics; those of the weights describe training and are left out of tests."""
-        shown = set() if getattr(self, "_testing", False) else getattr(self, "_shown", set())
+        shown: set[str] = getattr(self, "_shown", set())
+        if getattr(self, "_testing", False):
+            shown = set()
         return [m for m in super().metrics if m.name in shown or not isinstance(m, metrics.OWN)]
 
     def unpack(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
@@ -250,7 +252,7 @@ class OFBModel(keras.Model):
         x, y, weight = self.unpack(data)
         seen = {name: fields[name] for name in _NO_INPUT if name in fields}
         if self.backward_rate is not None:
-            x, y, weight = self._select(x, y, weight, seen)
+            x, y, weight = self._select(self.backward_rate, x, y, weight, seen)
         counted = weight
         if weight is None:
             counted = tf.ones([tf.shape(keras.tree.flatten(x)[0])[0]])
@@ -263,7 +265,9 @@ class OFBModel(keras.Model):
         finally:
             self._step = None
 
-    def _select(self, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]) -> tuple:
+    def _select(
+        self, rate: float, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]
+    ) -> tuple:
         """One forward pass over all, and what of the batch goes on, with its weights."""
         reading = step_selection.read_outputs(self.loss, self.task)
         if "training" in inspect.signature(self.call).parameters:
@@ -271,7 +275,7 @@ class OFBModel(keras.Model):
         else:
             outputs = self(x)
         logits = tf.stop_gradient(reading.logits(outputs))
-        n, count = step_selection.sizes(logits, self.backward_rate)
+        n, count = step_selection.sizes(logits, rate)
         indices, importance = step_selection.select_fixed_count(
             self._policy,
             count,
@@ -289,7 +293,14 @@ class OFBModel(keras.Model):
         weight = importance if weight is None else importance * tf.cast(weight, importance.dtype)
         return x, y, weight
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
         """Keras's loss; the step's records are compared with what the model says now.
 
         Args:
@@ -357,7 +368,7 @@ class OFBModel(keras.Model):
         """
         return super().predict_step((self.unpack(data)[0],))
 
-    def fit(self, x=None, y=None, **kwargs) -> keras.callbacks.History:
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.
 
         Args:
@@ -374,7 +385,7 @@ class OFBModel(keras.Model):
         validation = self._as_tuples(kwargs.pop("validation_data", None))
         return super().fit(x, y, validation_data=validation, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs) -> Any:
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; weights that come with the data are applied.
 
         Args:
@@ -391,7 +402,7 @@ class OFBModel(keras.Model):
         finally:
             self._testing = outside
 
-    def predict(self, x, **kwargs) -> Any:
+    def predict(self, x: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`; a dataset of dicts may carry labels, weights and ids.
 
         Args:
@@ -419,7 +430,7 @@ class OFBModel(keras.Model):
         table = None if class_weight is None else class_weights.class_weight_table(class_weight)
 
         @tf.autograph.experimental.do_not_convert
-        def unpack(*element):
+        def unpack(*element: Any) -> tuple:
             x, y, weight = self.unpack(element if len(element) > 1 else element[0])
             if table is not None:
                 factor = class_weights.class_weights_of(table, y)
@@ -447,7 +458,7 @@ class OFBModel(keras.Model):
 class FunctionalOFBModel(OFBModel, _Functional):
     """What `OFBModel(inputs, outputs)` gives: an `OFBModel` that is a Keras functional model."""
 
-    def __init__(self, inputs, outputs, name=None, **kwargs):
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(inputs, outputs, name=name, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -459,11 +470,11 @@ class FunctionalOFBModel(OFBModel, _Functional):
 class WrappedOFBModel(OFBModel):
     """What `OFBModel.wrap` makes of a model with a `call` of its own."""
 
-    def __init__(self, model: keras.Model, **kwargs):
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model = model
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The wrapped model's outputs."""
         if "training" in inspect.signature(self.model.call).parameters:
             return self.model(inputs, training=training)
@@ -475,7 +486,7 @@ class WrappedOFBModel(OFBModel):
         return {"name": self.name, "model": model, **self._own_config()}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None) -> "WrappedOFBModel":
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "WrappedOFBModel":
         """The model that `get_config` describes."""
         model = keras.saving.deserialize_keras_object(config.pop("model"), custom_objects)
         return cls(model, **config)

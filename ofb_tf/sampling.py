@@ -256,7 +256,7 @@ class OFBSampler:
             return window.count(record, sample)
 
         partitioned = isinstance(self._records, PartitionedRecords)
-        select = self._select_partitions if partitioned else self._select_windows
+        select: Callable = self._select_partitions if partitioned else self._select_windows
         total = None
         for counts in select(examples, count).as_numpy_iterator():
             total = counts if total is None else window.add_counts(total, counts)
@@ -270,6 +270,8 @@ class OFBSampler:
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
         """The same, partition by partition, each with its records."""
+        assert isinstance(self._records, PartitionedRecords)
+        records = self._records
 
         def in_partition(partition: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
             dataset = examples(partition)
@@ -283,9 +285,9 @@ class OFBSampler:
                     deterministic=True,
                 )
 
-            return self._records.dataset(partition).flat_map(with_records)
+            return records.dataset(partition).flat_map(with_records)
 
-        numbers = tf.data.Dataset.range(self._records.num_partitions)
+        numbers = tf.data.Dataset.range(records.num_partitions)
         return self._with_epoch(numbers).flat_map(in_partition)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -417,7 +419,8 @@ def _leave(
         return (parsed, extras) if config.decode_fn else attach(STAGE, parsed, extras, drop)
 
     def decode_one(element: Any, extras: dict) -> Any:
-        return attach(STAGE, config.decode_fn(element), extras, drop)
+        decoded = config.decode_fn(element) if config.decode_fn else element
+        return attach(STAGE, decoded, extras, drop)
 
     decoded = selected.map(decode_batch, num_parallel_calls=parallel, deterministic=True)
     if rebatch:

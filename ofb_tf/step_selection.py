@@ -86,14 +86,15 @@ def read_outputs(loss: Any, task: str | None) -> OutputReading:
     name = name if name.islower() else _snake_case(name)
     name = {"mse": "mean_squared_error", "mae": "mean_absolute_error"}.get(name, name)
     known = _TASK_OF_LOSS.get(name)
-    if task is None and known is None:
+    task = task or known
+    if task is None:
         raise ValueError(
             f"OFBModel: task must be given for loss={loss!r}: one of {types.TASKS}. Received: None"
         )
     from_logits = known is None
     if isinstance(loss, keras.losses.Loss):
         from_logits = loss.get_config().get("from_logits", from_logits)
-    return OutputReading(task or known, bool(from_logits))
+    return OutputReading(task, bool(from_logits))
 
 
 def _snake_case(name: str) -> str:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,7 @@ def tiny_dataset(
     rng = np.random.default_rng(seed)
     num_outputs = num_classes if task == MULTICLASS else 1
     logits = rng.normal(size=(num_examples, num_outputs)).astype(np.float32)
+    labels: np.ndarray
     if task == "regression":
         labels = rng.normal(size=num_examples).astype(np.float32)
         losses = (logits[:, 0] - labels) ** 2
@@ -53,7 +55,7 @@ def tiny_dataset(
     )
 
 
-def assert_same_elements(first: object, second: object, *, message: str = "") -> None:
+def assert_same_elements(first: Iterable[Any], second: Iterable[Any], *, message: str = "") -> None:
     """Asserts that two lists of elements are equal in structure and, bit for bit, in values.
 
     Args:

@@ -125,7 +125,8 @@ class WriteStatistics(beam.PTransform):
         self._uri = uri
         self._settings = settings
 
-    def expand(self, parts):  # Beam reads type hints, and takes no tuple
+    # Beam reads type hints, and takes no tuple.
+    def expand(self, parts):  # type: ignore[no-untyped-def]
         """From a tuple of statistics, one a split, to the file; called by Beam."""
 
         def with_name(statistics: SplitStatistics, split: str) -> tuple[None, tuple]:
@@ -305,7 +306,7 @@ def _split_statistics(
     rows: Columns, columns: dict[str, np.ndarray], versions: dict[str, int]
 ) -> SplitStatistics:
     n = len(rows["example_ids"])
-    slices = {}
+    slices: dict[str, Any] = {}
     for keys, codes in rows["slices"].values():
         slices |= dict(zip(keys, tally_by(codes, len(keys), columns), strict=True))
     return SplitStatistics(tally_by(np.zeros(n, np.int64), 1, columns)[0], slices, versions)

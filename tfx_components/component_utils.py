@@ -10,7 +10,7 @@ import tensorflow as tf
 _PLAIN = (bool, int, float, str, list, type(None))
 
 
-def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable[[type], type]:
+def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable[[Any], Any]:
     """Makes a component class check its parameters when a pipeline is put together.
 
     Args:
@@ -21,7 +21,7 @@ def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable
       A decorator of component classes.
     """
 
-    def decorate(component: type) -> type:
+    def decorate(component: Any) -> Any:
         def __init__(self: Any, **kwargs: Any) -> None:
             known = {name: value for name, value in kwargs.items() if isinstance(value, _PLAIN)}
             try:

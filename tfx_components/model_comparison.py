@@ -93,8 +93,8 @@ def evaluate(
         if task == types.BINARY:
             predictions.append(tf.sigmoid(logits[:, 0]).numpy())
             labels.append(label.numpy())
-    losses = np.concatenate(losses).astype(np.float64)
-    figures = {"num_examples": len(losses), "loss": float(losses.mean())}
+    every = np.concatenate(losses).astype(np.float64)
+    figures = {"num_examples": len(every), "loss": float(every.mean())}
     if task == types.BINARY:
         total = np.concatenate(labels).sum(dtype=np.float64)
         predicted = np.concatenate(predictions).sum(dtype=np.float64)

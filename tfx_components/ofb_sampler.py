@@ -186,7 +186,13 @@ def _files(
 
 
 def _sample_split(
-    examples, sampled_examples, split, config, records, records_uri, features
+    examples: tfx.types.standard_artifacts.Examples,
+    sampled_examples: tfx.types.standard_artifacts.Examples,
+    split: str,
+    config: SamplerConfig,
+    records: Manifest,
+    records_uri: str,
+    features: tuple,
 ) -> SampleSplit:
     files = _files(examples, sampled_examples, split)
     try:

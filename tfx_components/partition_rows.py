@@ -38,8 +38,8 @@ def record_fields(
       partition has records, also `logits` `[n, k]` and / or `loss` `[n]`, `model_version` and
       `timestamp` int64 `[n]`, and `age` float64 `[n]`, seconds: of any record where not `found`.
     """
-    nothing = np.zeros(len(example_ids), bool)
-    nothing = {FOUND: nothing, types.HAS_RECORD: nothing}
+    nowhere = np.zeros(len(example_ids), bool)
+    nothing = {FOUND: nowhere, types.HAS_RECORD: nowhere}
     if not records.records_by_partition[partition]:
         return nothing
     as_of = config.as_of or records.newest_timestamp
@@ -75,7 +75,7 @@ def concatenate(chunks: list[Columns]) -> Columns:
         [chunk["first"] + chunk["offsets"].astype(np.int64) for chunk in chunks]
     )
     order = np.lexsort((positions, files, ids))
-    rows = {
+    rows: Columns = {
         "example_ids": ids[order],
         "files": files[order],
         "positions": positions[order],

@@ -12,6 +12,7 @@ Ids of PredictionLogs, so that they meet OFBSampler's:
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -69,7 +70,9 @@ def read_prediction_logs(path: str, spec: PredictionLogSpec) -> Iterator[Columns
       ValueError: the file is damaged, or a log lacks the logits or the ids; names file and offset.
     """
     fields = prediction_log.PredictFields(logits_output=spec.logits_output)
-    logs, logits, start = [], [], 0
+    logs: list[Any] = []
+    logits: list[Any] = []
+    start = 0
     for offset, log, reason in prediction_log.read_messages(path):
         if log is None:
             raise ValueError(
@@ -137,7 +140,7 @@ def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> 
         return hashing.as_example_ids(
             tf.constant([_id(tf.train.Example.FromString(e), spec, where) for e in examples])
         ).numpy()
-    return echoed
+    return np.zeros(0, np.int64) if echoed is None else echoed
 
 
 def _echoed(calls: list) -> np.ndarray | None:

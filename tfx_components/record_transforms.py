@@ -61,24 +61,24 @@ def merge_manifests(parts: Iterable[manifest.Manifest | None]) -> manifest.Manif
     Raises:
       ValueError: partitions differ in the number of outputs.
     """
-    parts = [part for part in parts if part is not None]
-    if not parts:
+    found = [part for part in parts if part is not None]
+    if not found:
         return None
-    check_width({part.num_outputs for part in parts})
+    check_width({part.num_outputs for part in found})
     versions: dict[str, int] = {}
-    for part in parts:
+    for part in found:
         for version, count in part.records_by_version.items():
             versions[version] = versions.get(version, 0) + count
     return manifest.Manifest(
-        num_partitions=parts[0].num_partitions,
-        num_outputs=parts[0].num_outputs,
-        num_read=sum(part.num_read for part in parts),
-        num_duplicates=sum(part.num_duplicates for part in parts),
-        num_records=sum(part.num_records for part in parts),
-        records_by_partition=np.sum([part.records_by_partition for part in parts], 0).tolist(),
+        num_partitions=found[0].num_partitions,
+        num_outputs=found[0].num_outputs,
+        num_read=sum(part.num_read for part in found),
+        num_duplicates=sum(part.num_duplicates for part in found),
+        num_records=sum(part.num_records for part in found),
+        records_by_partition=np.sum([part.records_by_partition for part in found], 0).tolist(),
         records_by_version=versions,
-        oldest_timestamp=min(part.oldest_timestamp for part in parts),
-        newest_timestamp=max(part.newest_timestamp for part in parts),
+        oldest_timestamp=min(part.oldest_timestamp for part in found),
+        newest_timestamp=max(part.newest_timestamp for part in found),
     )
 
 

@@ -148,6 +148,7 @@ def tally_by(groups: np.ndarray, num_groups: int, columns: dict[str, np.ndarray]
         values = np.asarray(values, np.float64)
         counted = ~np.isnan(values)
         default = getattr(tallies[0], name)
+        result: np.ndarray
         if name.startswith(("min_", "max_")):
             result = np.full(num_groups, default, np.float64)
             ufunc = np.minimum if name.startswith("min_") else np.maximum

@@ -108,13 +108,12 @@ def training_config(settings: dict[str, Any]) -> TrainingConfig:
       ValueError: a setting is out of range.
     """
     names = {field.name for field in dataclasses.fields(TrainingConfig)}
-    return TrainingConfig(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in settings.items()
-            if name in names
-        }
-    )
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if name in names
+    }
+    return TrainingConfig(**given)
 
 
 def read_schema(path: str) -> schema_pb2.Schema:

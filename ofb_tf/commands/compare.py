@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -44,7 +45,7 @@ _INTEGER_AXES = {
 
 def _define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
-    shared = {"flag_values": values}
+    shared: dict[str, Any] = {"flag_values": values}
     absl_flags.DEFINE_enum(
         "suite",
         None,
@@ -97,7 +98,7 @@ def _comparisons(values: absl_flags.FlagValues) -> list:
     suite = values.suite or (OWN if values.datasets else STANDARD)
     seeds = values.seeds or _SEEDS[suite]
     data_dir = values.data_dir and os.path.expanduser(values.data_dir)
-    axes = {
+    axes: dict[str, Any] = {
         field: _numbers(name, values[name].value, kind)
         for kind, group in ((float, _FLOAT_AXES), (int, _INTEGER_AXES))
         for name, (field, _) in group.items()
@@ -125,7 +126,6 @@ def main(argv: list[str]) -> int:
         return 0
     except flags.UsageError:
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ofb_tf.experiments import comparison, report, tables  # TensorFlow takes seconds
 
     try:

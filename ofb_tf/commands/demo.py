@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import textwrap
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -31,7 +32,7 @@ _CONDITIONS = {
 
 def _define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
-    shared = {"flag_values": values}
+    shared: dict[str, Any] = {"flag_values": values}
     absl_flags.DEFINE_string(
         "dataset", "click_stream", "click_stream, or any supervised TFDS dataset.", **shared
     )
@@ -78,7 +79,6 @@ def main(argv: list[str]) -> int:
         return 0
     except flags.UsageError:
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ofb_tf import experiments  # TensorFlow takes seconds to import: not for --help
     from ofb_tf.experiments import report
 

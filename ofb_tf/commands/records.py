@@ -5,7 +5,8 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -35,7 +36,7 @@ examples:
 
 def _define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
-    shared = {"flag_values": values}
+    shared: dict[str, Any] = {"flag_values": values}
     absl_flags.DEFINE_bool("json", False, "Print JSON.", **shared)
     absl_flags.DEFINE_string("output_dir", None, "Where output files go.", **shared)
     absl_flags.DEFINE_integer(
@@ -102,7 +103,6 @@ def main(argv: list[str]) -> int:
         print(f"ofb records: ACTION and PATTERN expected. Received: {arguments}", file=sys.stderr)
         print(f"\n{USAGE}", end="", file=sys.stderr)
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     action, patterns = arguments[0], [os.path.expanduser(p) for p in arguments[1:]]
     try:
         return ACTIONS[action](patterns, values)
@@ -204,7 +204,7 @@ def _import(patterns: list[str], values: absl_flags.FlagValues) -> int:
 
     kind = _required(values, "format")
     if kind == "prediction_log":
-        fields = prediction_log.PredictFields(values.id_output or None, values.logits_output)
+        fields: Any = prediction_log.PredictFields(values.id_output or None, values.logits_output)
     else:
         fields = text_rows.RowFields(
             example_id=values.id_field,
@@ -242,7 +242,7 @@ def _import(patterns: list[str], values: absl_flags.FlagValues) -> int:
     return 0
 
 
-def _print_report(report, values: absl_flags.FlagValues) -> int:
+def _print_report(report: Any, values: absl_flags.FlagValues) -> int:
     if values.json:
         result = dataclasses.asdict(report)
         result["read"]["num_corrupt_blocks"] = report.read.num_corrupt_blocks
@@ -263,13 +263,13 @@ def _print_report(report, values: absl_flags.FlagValues) -> int:
     return 0
 
 
-def _required(values: absl_flags.FlagValues, name: str):
+def _required(values: absl_flags.FlagValues, name: str) -> Any:
     if getattr(values, name) is None:
         raise _UsageError(f"--{name} is required")
     return getattr(values, name)
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

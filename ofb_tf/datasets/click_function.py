@@ -99,11 +99,11 @@ class ClickFunction:
             values = _orthonormal(values, value_probabilities(size))
             effects.append(values * np.array([scale, scale, 1.0]))
         return cls(
-            dense_weights=np.float32(dense * math.sqrt(_DENSE_VARIANCE)),
-            curvature=np.float32(curvature),
-            dense_interactions=np.float32(interactions[:NUM_DENSE]),
-            value_effects=np.float32(np.concatenate(effects)),
-            pair_interactions=np.float32(interactions[NUM_DENSE:]),
+            dense_weights=(dense * math.sqrt(_DENSE_VARIANCE)).astype(np.float32),
+            curvature=curvature.astype(np.float32),
+            dense_interactions=interactions[:NUM_DENSE].astype(np.float32),
+            value_effects=np.concatenate(effects).astype(np.float32),
+            pair_interactions=interactions[NUM_DENSE:].astype(np.float32),
             drift=drift,
         )
 

@@ -55,8 +55,10 @@ class ClickStream:
     positive_rate: float = 0.01
     drift: float = 0.3
     seed: int = 0
+    _function: ClickFunction = dataclasses.field(init=False, repr=False, compare=False)
+    _intercept: float = dataclasses.field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.num_examples >= 1:
             raise ValueError(f"num_examples must be at least 1. Received: {self.num_examples}")
         if not 0 < self.positive_rate < 1:

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -178,7 +179,7 @@ def _supervised_names(builder: tfds.core.DatasetBuilder) -> tuple[list[str], str
 
 def _flatten(features: Mapping, dataset_name: str) -> dict:
     """Features by name, those of a nested dict beside the others."""
-    pairs = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in features.items():
         nested = isinstance(value, (Mapping, tfds.features.FeaturesDict))
         pairs.extend(value.items() if nested else [(name, value)])

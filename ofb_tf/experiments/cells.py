@@ -38,7 +38,7 @@ class CellKey:
     policy: str
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         defaults: dict[str, Any] = {"seeds": 1, "policies": (self.policy,)}
         everything = self.policy == configs.EVERYTHING
         if everything or not get_policy(self.policy).needs_records:

@@ -172,7 +172,7 @@ def _content(
         policy: [key for key in keys_of(comparison) if key.policy == policy]
         for policy in comparison.config.policies
     }
-    finished = {
+    finished: dict[str, list[Any]] = {
         policy: [loaded[key] for key in group]
         for policy, group in keys.items()
         if all(loaded[key] is not None for key in group)

@@ -70,7 +70,7 @@ class SimulationConfig:
     uniform_mix: float = Importance().uniform_mix
     selective_beta: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.dataset or not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name. Received: {self.dataset!r}")
         _check("rate", self.rate, "in (0, 1]", 0 < self.rate <= 1)

@@ -194,7 +194,7 @@ class FastCell(simulation.Cell):
         is_chosen[self._sample(interval, examples, records).rows] = True
         groups = simulation.split_losses(losses.numpy(), is_chosen)
         quantiles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
-        histogram = {f"num_{name}": len(losses) for name, losses in groups.items()}
+        histogram: dict[str, Any] = {f"num_{name}": len(losses) for name, losses in groups.items()}
         for name, values in groups.items():
             histogram[name] = np.quantile(values, quantiles).tolist() if values else []
         return histogram
@@ -226,7 +226,7 @@ class _GeneratedStream:
 
 
 @functools.lru_cache(maxsize=2)
-def _workload(data: configs.SimulationConfig, seed: int) -> Workload:
+def _workload(data: configs.SimulationConfig, seed: int) -> Any:
     workload = simulation.get_workload(data, seed)
     if isinstance(workload, ClickWorkload):
         return _GeneratedStream(workload, workload.num_examples * data.passes)

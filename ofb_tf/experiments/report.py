@@ -131,7 +131,8 @@ def _charts_of_groups(groups: Sequence[tuple[str, list]]) -> list[str]:
         ("Calibration", charts.calibrations, _CALIBRATION_NOTE, "calibration"),
     )
     for heading, draw, note, kind in draws:
-        figures, policies = [], {}
+        figures: list[Any] = []
+        policies: dict[str, Any] = {}
         for number, (group, members) in enumerate(groups):
             contents = [content for _, content in members]
             policies |= dict.fromkeys(p for content in contents for p in content["policies"])

@@ -42,10 +42,12 @@ def gap_closure_error(
     left_out = []
     for seed in range(count):
         means = [np.delete(values, seed).mean() for values in (uniform, policy, everything)]
-        left_out.append(gap_closure(*means))
-    if any(closure is None for closure in left_out):
-        return None
-    return float(math.sqrt((count - 1) / count * np.sum((left_out - np.mean(left_out)) ** 2)))
+        closure = gap_closure(*means)
+        if closure is None:
+            return None
+        left_out.append(closure)
+    squares = (np.array(left_out) - np.mean(left_out)) ** 2
+    return float(math.sqrt((count - 1) / count * np.sum(squares)))
 
 
 def summarise(
@@ -139,7 +141,7 @@ def _until_uniform(
         return dict.fromkeys(names)
     at = reached[0]
     fraction = 1.0 if at == 0 else (values[at - 1] - goal) / (values[at - 1] - values[at])
-    found = {}
+    found: dict[str, float | None] = {}
     for name, field in names.items():
         x = mean_curve(group, field)
         when = x[at] if at == 0 else x[at - 1] + fraction * (x[at] - x[at - 1])

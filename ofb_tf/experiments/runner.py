@@ -16,7 +16,7 @@ from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.simulation import CellResult
 from ofb_tf.experiments.workloads import get_workload
 
-_progress = None  # the queue of a worker process
+_progress: Any = None  # the queue of a worker process
 
 
 def run_experiment(

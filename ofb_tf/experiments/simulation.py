@@ -178,7 +178,7 @@ class Cell:
     def _selection_seed(self, interval: int) -> int:
         return 1_000_003 * self.seed + interval
 
-    def _serve(self, interval: int, examples: dict[str, tf.Tensor]) -> str:
+    def _serve(self, interval: int, examples: dict[str, tf.Tensor]) -> Any:
         """Exports the snapshot and has it answer the interval; returns the records' directory."""
         began = time.perf_counter()
         snapshot = os.path.join(self.directory, f"snapshot_{interval}")
@@ -217,7 +217,7 @@ class Cell:
             )
         )
 
-    def _train(self, interval: int, examples: dict[str, tf.Tensor], records: str | None) -> None:
+    def _train(self, interval: int, examples: dict[str, tf.Tensor], records: Any) -> None:
         began = time.perf_counter()
         selected = self._sample(interval, examples, records).prefetch(tf.data.AUTOTUNE)
         self.result.build_seconds += time.perf_counter() - began

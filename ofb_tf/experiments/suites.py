@@ -128,7 +128,9 @@ def quick(seeds: int) -> list[Comparison]:
     ]
 
 
-def grid(datasets: Sequence[str], axes: dict[str, Sequence[Any]], **settings: Any):
+def grid(
+    datasets: Sequence[str], axes: dict[str, Sequence[Any]], **settings: Any
+) -> list[Comparison]:
     """Every combination.
 
     Args:

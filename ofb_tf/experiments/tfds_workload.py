@@ -98,17 +98,18 @@ def _with_features(fields: dict[str, np.ndarray], features: np.ndarray) -> dict[
 def _flat_images(
     train: dict[str, np.ndarray], test: dict[str, np.ndarray], names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(part[names[0]].reshape(len(part[names[0]]), -1) for part in (train, test))
+    name = names[0]
+    return train[name].reshape(len(train[name]), -1), test[name].reshape(len(test[name]), -1)
 
 
 def _tabular(
     train: dict[str, np.ndarray], test: dict[str, np.ndarray], names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    columns = ([], [])
+    columns: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for name in names:
         for part, column in zip(columns, _column(train[name], test[name]), strict=True):
             part.append(column.reshape(len(column), -1).astype(np.float32))
-    return tuple(np.concatenate(part, axis=1) for part in columns)
+    return np.concatenate(columns[0], axis=1), np.concatenate(columns[1], axis=1)
 
 
 def _column(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ record.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -115,7 +116,7 @@ class Block:
     """A decoded block: arrays of n instances, the columns with `runs` as `Runs`."""
 
     schema: Schema
-    columns: Mapping[str, np.ndarray | Runs]
+    columns: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.columns[types.EXAMPLE_ID])
@@ -129,7 +130,7 @@ class Footer:
     num_records: int
 
 
-def encode_block(schema: Schema, columns: Mapping[str, np.ndarray | Runs]) -> bytes:
+def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
     """The bytes of a block.
 
     Args:
@@ -189,7 +190,7 @@ def decode(serialized: bytes) -> Block | Footer:
         top_k=_get_int(feature, TOP_K_KEY),
         columns=tuple(c.name for c in COLUMNS if c.name in feature),
     )
-    columns = {}
+    columns: dict[str, Any] = {}
     num_records = len(_get_bytes(feature, types.EXAMPLE_ID)) // 8
     for column in COLUMNS:
         if column.name not in feature:
@@ -214,25 +215,25 @@ def run_lengths(values: np.ndarray) -> Runs:
     return Runs(values[starts], np.diff(np.append(starts, len(values))))
 
 
-def _set_int(feature, name: str, value: int) -> None:
+def _set_int(feature: Any, name: str, value: int) -> None:
     feature[name].int64_list.value.append(value)
 
 
-def _get_int(feature, name: str) -> int:
-    values = feature[name].int64_list.value if name in feature else ()
+def _get_int(feature: Any, name: str) -> int:
+    values: Any = feature[name].int64_list.value if name in feature else ()
     if len(values) != 1:
         raise FormatError(f"feature {name!r} must hold one integer")
     return values[0]
 
 
-def _get_bytes(feature, name: str) -> bytes:
-    values = feature[name].bytes_list.value if name in feature else ()
+def _get_bytes(feature: Any, name: str) -> bytes:
+    values: Any = feature[name].bytes_list.value if name in feature else ()
     if len(values) != 1:
         raise FormatError(f"feature {name!r} must hold one string of bytes")
     return values[0]
 
 
-def _encode_runs(feature, name: str, runs: Runs) -> None:
+def _encode_runs(feature: Any, name: str, runs: Runs) -> None:
     base = int(runs.values.min()) if len(runs.values) else 0
     # Unsigned, so that the offset between the ends of int64 does not overflow.
     offsets = (runs.values.view(np.uint64) - np.int64(base).view(np.uint64)).astype("<u8")
@@ -247,7 +248,7 @@ def _encode_runs(feature, name: str, runs: Runs) -> None:
         feature[name + LENGTHS_SUFFIX].bytes_list.value.append(lengths.astype("<i4").tobytes())
 
 
-def _decode_runs(feature, name: str, num_records: int) -> Runs:
+def _decode_runs(feature: Any, name: str, num_records: int) -> Runs:
     base = _get_int(feature, name + BASE_SUFFIX)
     packed = np.frombuffer(_get_bytes(feature, name), np.uint8)
     if not len(packed):

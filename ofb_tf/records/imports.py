@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -50,11 +51,11 @@ class _Item:
 
     offsets: Sequence[int]
     error: str = ""
-    example_ids: Sequence[int] = ()
+    example_ids: np.ndarray | Sequence[int] = ()
     logits: np.ndarray | None = None
     loss: np.ndarray | None = None
     model_versions: np.ndarray | int = 0
-    timestamps: np.ndarray | None = None
+    timestamps: np.ndarray | int | None = None
     sampling_rate: float = 1.0
 
 
@@ -114,10 +115,9 @@ def import_records(
 
 
 def _match(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
-    if isinstance(patterns, str | os.PathLike):
-        patterns = [patterns]
-    files = []
-    for pattern in map(os.fspath, patterns):
+    files: list[str] = []
+    given = [patterns] if isinstance(patterns, str | os.PathLike) else patterns
+    for pattern in [os.fspath(each) for each in given]:
         matched = sorted(f for f in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(f))
         if not matched:
             raise FileNotFoundError(f"No file matches {pattern!r}. Name files, not directories.")
@@ -125,7 +125,7 @@ def _match(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
     return files
 
 
-def _reader(format: str, fields) -> Callable[[str], Iterator[_Item]]:
+def _reader(format: str, fields: Any) -> Callable[[str], Iterator[_Item]]:
     if format == "prediction_log":
         fields = fields or prediction_log.PredictFields()
         return lambda path: _log_items(path, fields)

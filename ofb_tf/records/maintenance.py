@@ -8,6 +8,7 @@ import dataclasses
 import os
 import time
 import uuid
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -281,7 +282,7 @@ def _write(
     try:
         num_records = len(arrays[types.EXAMPLE_ID])
         for start in range(0, max(num_records, 1), block_format.MAX_BLOCK_RECORDS):
-            part = {
+            part: dict[str, Any] = {
                 name: data[start : start + block_format.MAX_BLOCK_RECORDS]
                 for name, data in arrays.items()
             }

@@ -18,7 +18,7 @@ from ofb_tf.records import paths, tfrecord
 try:
     import fcntl
 except ImportError:  # Windows: no lock, so open files of dead writers are left alone
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 class OutputFile:

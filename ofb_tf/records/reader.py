@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -200,7 +201,7 @@ def read_columns(
 class _FilePart:
     counts: ReadCounts
     schema: block_format.Schema | None = None
-    pieces: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    pieces: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     versions: dict[int, int] = dataclasses.field(default_factory=dict)
     num_joined: int = 0
 
@@ -243,14 +244,14 @@ def _index_versions(runs: block_format.Runs, versions: dict[int, int]) -> block_
     return block_format.Runs(indices[inverse], runs.lengths)
 
 
-def _filter(data: np.ndarray | block_format.Runs, kept: np.ndarray):
+def _filter(data: Any, kept: np.ndarray) -> Any:
     if isinstance(data, block_format.Runs):
         return block_format.run_lengths(data.expand()[kept])
     return data[kept]
 
 
 def _common_schema(files: list[str], parts: list[_FilePart]) -> block_format.Schema:
-    schema = first = None
+    schema, first = None, ""
     for file, part in zip(files, parts, strict=True):
         if part.schema is None:
             continue
@@ -279,7 +280,7 @@ def _concatenate(schema: block_format.Schema, parts: list[_FilePart]) -> Columns
     table = sorted({version for part in parts for version in part.versions})
     index = {version: position for position, version in enumerate(table)}
     for part in parts:
-        mapping = np.array([index[v] for v in part.versions], index_dtype(len(table)))
+        mapping: np.ndarray = np.array([index[v] for v in part.versions], index_dtype(len(table)))
         pieces = part.pieces.get(types.MODEL_VERSION, [])
         pieces[:] = [block_format.Runs(mapping[runs.values], runs.lengths) for runs in pieces]
     arrays = {}
@@ -289,7 +290,7 @@ def _concatenate(schema: block_format.Schema, parts: list[_FilePart]) -> Columns
     return Columns(schema, arrays, np.array(table, np.int64))
 
 
-def _join(pieces: list[np.ndarray | block_format.Runs]) -> np.ndarray:
+def _join(pieces: list[Any]) -> np.ndarray:
     """One array of the pieces, which are expanded and given up one by one: that bounds memory."""
     values = [p.values if isinstance(p, block_format.Runs) else p for p in pieces]
     dtype = np.result_type(*{v.dtype for v in values}).newbyteorder("=")

@@ -63,7 +63,7 @@ class RowFields:
     timestamp: str | None = types.TIMESTAMP
     timestamp_unit: str = "us"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.timestamp_unit not in _UNITS:
             raise ValueError(
                 f"timestamp_unit must be one of {sorted(_UNITS)}. Received: {self.timestamp_unit!r}"

@@ -69,6 +69,8 @@ class ForwardRecordWriter:
       last_error: the last error of the file system, or None.
     """
 
+    _now: int
+
     def __init__(
         self,
         directory: str | os.PathLike,
@@ -171,7 +173,7 @@ class ForwardRecordWriter:
           OSError, tf.errors.OpError: the block could not be written (`on_error="raise"`).
         """
         ids = batch.as_ids(example_ids)
-        columns = {types.EXAMPLE_ID: ids}
+        columns: dict[str, Any] = {types.EXAMPLE_ID: ids}
         if logits is not None:
             columns[types.LOGITS] = self._as_logits(logits, len(ids))
         if loss is not None:
@@ -258,7 +260,7 @@ class ForwardRecordWriter:
     def _fix_schema(self, columns: dict[str, np.ndarray]) -> None:
         names = (*columns, types.MODEL_VERSION, types.TIMESTAMP)
         schema = block_format.Schema(
-            num_outputs=self._num_outputs if types.LOGITS in columns else 0,
+            num_outputs=(self._num_outputs or 0) if types.LOGITS in columns else 0,
             top_k=self._top_k if types.LOGITS in columns else 0,
             columns=tuple(c.name for c in block_format.COLUMNS if c.name in names),
         )
@@ -296,7 +298,7 @@ class ForwardRecordWriter:
 
     def _write_block(self) -> None:
         count = self._buffered
-        if not count:
+        if not count or self._schema is None:
             return
         columns: dict[str, Any] = {name: data[:count] for name, data in self._buffer.items()}
         for name, runs in self._runs.items():

@@ -72,6 +72,7 @@ class RecordPredictions(keras.callbacks.Callback):
         Raises:
           ValueError: ids or logits are not there, or the ids run out.
         """
+        logs = logs or {}
         # Keras merges a dict of outputs into the logs.
         name = "outputs" if "outputs" in logs else self._logits_output
         if name not in logs:

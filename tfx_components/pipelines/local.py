@@ -1,6 +1,7 @@
 """The loop on this machine: LocalDagRunner, metadata in SQLite. `demo.py` runs it on data."""
 
 import os
+from typing import Any
 
 from tfx import v1 as tfx
 
@@ -36,7 +37,7 @@ def create_pipeline(
     )
 
 
-def run(config: LoopConfig, root: str, **kwargs: object) -> None:
+def run(config: LoopConfig, root: str, **kwargs: Any) -> None:
     """Runs the loop once.
 
     Args:

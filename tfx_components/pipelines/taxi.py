@@ -2,6 +2,7 @@
 
 import csv
 import os
+from typing import Any
 
 from tfx_components.trainer_module import TrainingConfig
 
@@ -43,7 +44,7 @@ def prepare_csv(source: str, directory: str) -> str:
 
 def training_settings(**overrides: object) -> dict[str, object]:
     """Trainer's `custom_config` for this task; `TrainingConfig` says what each means."""
-    settings = {
+    settings: dict[str, Any] = {
         "label_feature": LABEL,
         "task": "binary",
         # Constant but for one trip, and a clock that no later trip repeats.
