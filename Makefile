@@ -21,7 +21,7 @@ $(VENV)/.ready: requirements/core.txt setup.py
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
-lint: setup  ## ruff: lint and format check
+lint: setup types  ## ruff: lint and format check; mypy: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -49,7 +49,9 @@ lock: setup  ## resolve requirements/core.in anew
 		--no-header --no-emit-package ofb-tf -o requirements/core.txt
 
 include tfx.mk
+include package.mk
 include docs.mk
+include notebooks.mk
 
 clean:  ## remove what setup and the runs made
 	rm -rf $(VENV) $(VENV_TFX) $(VENV_DOCS) out build dist *.egg-info

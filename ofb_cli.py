@@ -1,7 +1,7 @@
 """`ofb`: one entry point; each command lives in `ofb_tf/commands/` and is loaded when called.
 
-It stands outside of `ofb_tf`, whose import loads TensorFlow: for seconds, which `ofb --help` need
-not wait for, and with start-up lines on stderr unless the environment says otherwise before.
+It stands outside of `ofb_tf`, whose import loads TensorFlow: that takes seconds and writes lines to
+stderr, which `ofb --help` can do without.
 """
 
 import importlib
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"ofb: unknown command {argv[0]!r}\n\n{usage}", end="", file=sys.stderr)
         return 2
+    # Read when TensorFlow is loaded. Some releases (2.21) write their start-up lines all the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     command = importlib.import_module(f"ofb_tf.commands.{argv[0]}")
     return command.main(argv[1:])

@@ -1,9 +1,15 @@
 """The package as a whole: optional parts stay optional, public names are pinned."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import ofb_tf
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 PUBLIC = {
     "BackupIterator",
@@ -43,6 +49,30 @@ def test_import_pulls_in_no_optional_part():
     added = {name.split(".")[0] for name in run.stdout.split()}
     assert "ofb_tf" in added
     assert not added & set(OPTIONAL)
+
+
+def _ofb(*arguments):
+    """`ofb` in a process of its own, whose environment does not quieten TensorFlow."""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    code = (
+        "import sys, ofb_cli; code = ofb_cli.main(sys.argv[1:]); "
+        "print('tensorflow' in sys.modules); sys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("help",)])
+def test_help_is_quiet_and_loads_no_tensorflow(arguments):
+    run = _ofb(*arguments)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("usage: ofb COMMAND")
+    assert run.stdout.endswith("False\n")
 
 
 def test_public_names():

@@ -152,7 +152,7 @@ def summarise(
         "command": command,
         "version": version.__version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "comparisons": [content for content in contents if content is not None],
     }
 
