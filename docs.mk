@@ -5,7 +5,8 @@ BIN_DOCS := $(VENV_DOCS)/bin
 .PHONY: docs lock-docs
 
 docs: $(VENV_DOCS)/.ready  ## build the documentation site in out/docs; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN_DOCS)/mkdocs build --strict --quiet
+	# Not --quiet: mkdocs then counts no warnings, and --strict lets broken links through.
+	NO_MKDOCS_2_WARNING=1 $(BIN_DOCS)/mkdocs build --strict
 
 $(VENV_DOCS)/.ready: requirements/docs.txt
 	$(PYTHON) -m venv --clear $(VENV_DOCS)
