@@ -4,9 +4,10 @@ BIN_DOCS := $(VENV_DOCS)/bin
 
 .PHONY: docs lock-docs
 
-docs: $(VENV_DOCS)/.ready  ## build the documentation site in out/docs; a broken link fails
+docs: $(VENV_DOCS)/.ready  ## build the documentation site in out/docs; what is broken fails
 	# Not --quiet: mkdocs then counts no warnings, and --strict lets broken links through.
 	NO_MKDOCS_2_WARNING=1 $(BIN_DOCS)/mkdocs build --strict
+	! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?:' out/docs --include='*.html'
 
 $(VENV_DOCS)/.ready: requirements/docs.txt
 	$(PYTHON) -m venv --clear $(VENV_DOCS)

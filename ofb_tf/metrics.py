@@ -37,6 +37,10 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
     - `max_weight`: at most 1/λ under `Importance` with uniform mix λ.
 
     A non-finite weight makes all three NaN or infinite: it shows, and is never averaged away.
+
+    Args:
+      name: the metric's name.
+      **kwargs: as of `keras.metrics.Metric`.
     """
 
     def __init__(self, name: str = "importance_weight_statistics", **kwargs: Any) -> None:
@@ -96,6 +100,10 @@ class RecordStatistics(keras.metrics.Metric):
     - `record_coverage`: fraction with a record, in [0, 1].
     - `score_correlation`: Pearson correlation of log(1 + loss) between the record and this step,
       in [-1, 1]. Near 1: records point at what still matters. Near 0: they are stale or wrong.
+
+    Args:
+      name: the metric's name.
+      **kwargs: as of `keras.metrics.Metric`.
     """
 
     def __init__(self, name: str = "record_statistics", **kwargs: Any) -> None:
@@ -151,6 +159,10 @@ class VarianceRatio(keras.metrics.Metric):
     weights w, and to that of g² for uniform sampling, apart from a term that both share. The ratio
     of the two is below 1 where selection helps and above 1 where uniform sampling would do
     better. The systematic design is better than independent draws for both.
+
+    Args:
+      name: the metric's name.
+      **kwargs: as of `keras.metrics.Metric`.
     """
 
     def __init__(self, name: str = "variance_ratio", **kwargs: Any) -> None:

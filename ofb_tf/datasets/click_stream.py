@@ -176,7 +176,9 @@ class ClickStream:
         )
 
     feature_spec = staticmethod(click_tfrecords.feature_spec)
+    """What `tf.io.parse_example` needs for the files: scalars by name; takes no argument."""
     parse_fn = staticmethod(click_tfrecords.parse_fn)
+    """From serialized examples, string `[n]`, to a dict as of `generate`: for `ofb_sample`."""
 
     def _draw(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Label draws `[n]`, log-dense `[n, 13]`, categorical `[n, 26]`, logits `[n]` of ids."""
