@@ -14,7 +14,6 @@ import time
 import jupytext
 import nbclient
 import nbformat
-from traitlets.config import Config
 
 HERE = pathlib.Path(__file__).resolve().parent
 # The one place with the address of the repository; the scripts say OWNER/REPO.
@@ -75,9 +74,9 @@ def run(name: str, output_dir: pathlib.Path) -> nbformat.NotebookNode:
     client = nbclient.NotebookClient(
         executed,
         timeout=CELL_SECONDS,
+        startup_timeout=CELL_SECONDS,  # a busy machine takes more than Jupyter's minute
         kernel_name="python3",
         resources={"metadata": {"path": str(work)}},
-        config=Config(KernelManager={"transport": "ipc"}),  # no ports: several may run at once
     )
     try:
         client.execute()

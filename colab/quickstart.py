@@ -247,8 +247,8 @@ for policy, result in results.items():
 # %% [markdown]
 # - **Gap closed**: 0 is as good as a uniform tenth, 1 as good as training on everything.
 # - **Calibration**: mean predicted over mean true click probability on the held-out impressions.
-#   What follows has drifted away from what was learnt, so it is not 1. `importance` is as
-#   `everything` is: the weights add no bias.
+#   On a stream that drifts, `everything` is not at 1 either. `importance` is close to
+#   `everything`: that is what the weights are for.
 # - **Backward**: examples that went through the backward pass.
 #
 # The picture has the cost on its axis: examples in the backward pass, on a logarithmic scale.
