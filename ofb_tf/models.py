@@ -1,6 +1,7 @@
 """`OFBModel`: a `keras.Model` that trains on what `ofb_sample` emits."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -247,6 +248,16 @@ class OFBModel(keras.Model):
           ValueError: an input is not among the fields, or with `backward_rate` the task, the
             outputs or the labels cannot be read.
         """
+        # At the end of data of unknown length the step's graph runs on a batch that does not come.
+        # Whatever does not read the batch must wait for it too, or the optimizer counts that step.
+        batch = tf.nest.flatten(data, expand_composites=True)
+        with (
+            tf.variable_creator_scope(_create_outside),
+            tf.control_dependencies([part for part in batch if tf.is_tensor(part)]),
+        ):
+            return self._train_on(data)
+
+    def _train_on(self, data: Any) -> dict[str, tf.Tensor]:
         fields = keras.utils.unpack_x_y_sample_weight(data)[0]
         fields = fields if isinstance(fields, dict) else {}
         x, y, weight = self.unpack(data)
@@ -490,6 +501,12 @@ class WrappedOFBModel(OFBModel):
         """The model that `get_config` describes."""
         model = keras.saving.deserialize_keras_object(config.pop("model"), custom_objects)
         return cls(model, **config)
+
+
+def _create_outside(create: Callable, **kwargs: Any) -> Any:
+    """Creates a variable that waits for no batch: tf.function makes it before the first one."""
+    with tf.control_dependencies(None):
+        return create(**kwargs)
 
 
 def _rebase(cls: type) -> None:

@@ -73,6 +73,18 @@ def test_weights_of_one_train_bit_for_bit_as_keras(data):
     assert our_history["effective_sample_size"] == [1.0] * 3
 
 
+@pytest.mark.parametrize("backward_rate", [None, 0.5])
+def test_every_step_counts_once_where_the_length_is_unknown(data, backward_rate):
+    """Stock Keras counts one more at the end of each pass, which Adam and schedules read."""
+    known, unknown = (_build(ofb_tf.OFBModel, backward_rate=backward_rate) for _ in range(2))
+    known.fit(_dataset(data), epochs=3, shuffle=False, verbose=0)
+    stream = _dataset(data).filter(lambda fields: True)
+    assert stream.cardinality() == tf.data.UNKNOWN_CARDINALITY
+    unknown.fit(stream, epochs=3, shuffle=False, verbose=0)
+    assert unknown.optimizer.iterations == 3 * NUM_EXAMPLES // 16
+    _assert_same_weights(known, unknown)
+
+
 def test_dicts_and_tuples_train_as_keras_with_sample_weight(data):
     stock, dicts, tuples = (
         _build(keras.Model),
