@@ -190,17 +190,18 @@ def test_resuming_with_the_input_iterator_equals_never_stopping(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def _run_mirrored(*arguments):
+@pytest.fixture(name="mirrored", scope="module")
+def _mirrored():
     done = subprocess.run(
-        [sys.executable, str(MIRRORED), *arguments], capture_output=True, text=True, timeout=300
+        [sys.executable, str(MIRRORED)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_mirrored_on_two_devices_is_one_device_on_the_global_batch():
-    result = _run_mirrored("compare")
+def test_mirrored_on_two_devices_is_one_device_on_the_global_batch(mirrored):
+    result = mirrored["compare"]
     assert result["replicas"] == 2
     for name, value in result["one"]["history"].items():
         assert result["two"]["history"][name] == pytest.approx(value, rel=1e-4), name
@@ -209,15 +210,15 @@ def test_mirrored_on_two_devices_is_one_device_on_the_global_batch():
 
 
 @pytest.mark.slow
-def test_mirrored_selects_in_the_step_on_every_replica():
-    result = _run_mirrored("backward_rate")
+def test_mirrored_selects_in_the_step_on_every_replica(mirrored):
+    result = mirrored["backward_rate"]
     assert result["history"]["realized_rate"] == [pytest.approx(0.25)] * 2
     assert np.isfinite(result["history"]["loss"]).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["steps_per_execution", "jit_compile"])
-def test_mirrored_with_these_fails_for_stock_keras_alike(setting):
+def test_mirrored_with_these_fails_for_stock_keras_alike(mirrored, setting):
     """Keras's limit on CPU devices, not ours. If this fails, Keras learnt it: drop the test."""
-    result = _run_mirrored(setting)
+    result = mirrored[setting]
     assert result["stock"] == result["ours"]
