@@ -97,7 +97,7 @@ def _draw_rates(axis: Axes, lines: dict[str, list[dict[str, Any]]]) -> None:
     axis.set_xlabel("rate: part of the stream in the backward pass (logarithmic)")
     axis.set_ylabel("gap closure (0 uniform, 1 everything)")
     axis.set_title("importance at every rate")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(edgecolor="none", framealpha=1.0, loc="lower right")
 
 
 def draw(comparisons: list[dict[str, Any]]) -> Figure:
