@@ -29,7 +29,6 @@ import logging
 import math
 import os
 import tempfile
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -50,7 +49,7 @@ print("ofb-tf", ofb_tf.__version__, "on TensorFlow", tf.__version__, "and Keras"
 # ## 1. A stream of impressions
 #
 # `ClickStream` generates impressions: 13 numbers, 26 categories (the largest has 10,000 values),
-# a rare click, and an id. It drifts: what was true an hour ago is a little wrong now. It also
+# a rare click, and an id. It drifts: what was true at the start is a little wrong later. It also
 # tells the true click probability, which no real log does. The model never sees that; we use it
 # to measure.
 
@@ -210,7 +209,7 @@ def excess_loss(model):
 
 
 def run(policy):
-    model, curve, backward, seconds = build_model(), [], 0, 0.0
+    model, curve, backward = build_model(), [], 0
     for version, start in enumerate(range(0, NUM_EXAMPLES, INTERVAL)):
         impressions = generate(tf.range(start, start + INTERVAL, dtype=tf.int64))
         impressions.pop("click_probability")
@@ -218,18 +217,16 @@ def run(policy):
         if policy == "importance":
             records = f"{scratch}/{version}"
             serve(model, impressions, records, version)
-        began = time.perf_counter()
         examples = tf.data.Dataset.from_tensor_slices(impressions)
         if policy == "everything":
             batches = examples.batch(WINDOW)
         else:
             batches = examples.apply(sampler(policy, records, seed=SEED + version))
         model.fit(batches, steps_per_epoch=INTERVAL // WINDOW, shuffle=False, verbose=0)
-        seconds += time.perf_counter() - began
         backward += INTERVAL if policy == "everything" else round(RATE * INTERVAL)
         curve.append((backward, excess_loss(model)[0]))
     loss, calibration = excess_loss(model)
-    return {"curve": curve, "loss": loss, "calibration": calibration, "seconds": seconds}
+    return {"curve": curve, "loss": loss, "calibration": calibration}
 
 
 results = {policy: run(policy) for policy in ("uniform", "importance", "everything")}
