@@ -1,7 +1,7 @@
 """One worker of a MultiWorkerMirroredStrategy: trains and writes what it ended with.
 
 Run as `python worker.py OUTPUT HOW` with TF_CONFIG in the environment; HOW is "loop" (a training
-loop around `train_step`), "fit" or "fit_stock" (the same with `keras.Model`).
+loop around `train_step`) or "fit" (what comes of it, for `keras.Model` and for `OFBModel`).
 """
 
 import json
@@ -65,22 +65,24 @@ def main(output: str, how: str) -> None:
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = tf.data.Dataset.from_tensor_slices(make_data()).batch(GLOBAL_BATCH)
     dataset = dataset.with_options(options)
-    with strategy.scope():
-        model = build(stock=how == "fit_stock")
-        model.optimizer.build(model.trainable_variables)
     content = {
         "replicas": strategy.num_replicas_in_sync,
         "task": json.loads(os.environ["TF_CONFIG"])["task"]["index"],
     }
-    if how == "loop":
-        content["history"] = train_by_loop(strategy, model, dataset)
-        content["weights"] = [w.tolist() for w in model.get_weights()]
-    else:
+    for stock in (False,) if how == "loop" else (True, False):
+        with strategy.scope():
+            model = build(stock=stock)
+            model.optimizer.build(model.trainable_variables)
+        if how == "loop":
+            content["history"] = train_by_loop(strategy, model, dataset)
+            content["weights"] = [w.tolist() for w in model.get_weights()]
+            continue
         try:
             model.fit(dataset, shuffle=False, verbose=0, steps_per_epoch=STEPS)
-            content["outcome"] = "works"
+            outcome = "works"
         except Exception as error:
-            content["outcome"] = f"{type(error).__name__}: {str(error)[:40]}"
+            outcome = f"{type(error).__name__}: {str(error)[:40]}"
+        content["stock" if stock else "ours"] = outcome
     with open(output, "w") as file:
         json.dump(content, file)
 
