@@ -7,13 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ofb_tf import class_weights, metrics, scores, step_selection, types
-from ofb_tf.elements import RECORD_FIELDS
+from ofb_tf import metrics, scores, step_selection, types
+from ofb_tf.fields_model import NO_INPUT, FieldsModel, Functional
 from ofb_tf.policies import Policy, base, get_policy
-
-# The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
-_Functional: Any = type(keras.Model(_input := keras.Input((1,)), _input))
-_NO_INPUT = frozenset({*RECORD_FIELDS, types.EXAMPLE_ID, types.UNIFORM_HOLDOUT})
 
 
 def _is_functional_call(args: tuple, kwargs: dict) -> bool:
@@ -24,7 +20,7 @@ def _is_functional_call(args: tuple, kwargs: dict) -> bool:
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
-class OFBModel(keras.Model):
+class OFBModel(FieldsModel):
     """A `keras.Model` that applies importance weights, once, as Keras sample weights.
 
     Built as a `keras.Model` is: `OFBModel(inputs, outputs)` or by subclassing with `call`;
@@ -117,7 +113,7 @@ class OFBModel(keras.Model):
                 "selection_policy must have design='systematic', which selects a fixed number. "
                 f"Received: {policy.design!r}"
             )
-        if _is_functional_call(args, kwargs) and not isinstance(self, _Functional):
+        if _is_functional_call(args, kwargs) and not isinstance(self, Functional):
             _rebase(type(self))
         super().__init__(*args, **kwargs)
         self.label_key = label_key
@@ -132,7 +128,6 @@ class OFBModel(keras.Model):
         self.variance_ratio = metrics.VarianceRatio()
         self._shown = {self.importance_weight_statistics.name}
         self._observers: list[Any] = []  # see observe()
-        self._testing = False
         self._step: dict[str, Any] | None = None
 
     @classmethod
@@ -152,7 +147,7 @@ class OFBModel(keras.Model):
         """
         if not isinstance(model, keras.Model):
             raise ValueError(f"model must be a keras.Model. Received: {type(model).__name__}")
-        if type(model) is _Functional:
+        if type(model) is Functional:
             return cls(model.input, model.output, name=model.name, **kwargs)
         if type(model) is keras.Sequential and model.built:
             return cls(model.inputs, model.outputs[0], name=model.name, **kwargs)
@@ -188,52 +183,9 @@ class OFBModel(keras.Model):
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's metrics; those of the weights describe training and are left out of tests."""
         shown: set[str] = getattr(self, "_shown", set())
-        if getattr(self, "_testing", False):
+        if self._testing:
             shown = set()
         return [m for m in super().metrics if m.name in shown or not isinstance(m, metrics.OWN)]
-
-    def unpack(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
-        """Splits one batch into inputs, labels and weights.
-
-        Args:
-          data: a dict with `label_key`, or a tuple `(x,)`, `(x, y)`, `(x, y, weight)`, or a tuple
-            whose first entry is such a dict.
-
-        Returns:
-          `(x, y, weight)` as Keras takes them; what is absent is None.
-
-        Raises:
-          ValueError: an input that the model names is not among the fields.
-        """
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        if not isinstance(x, dict):
-            return x, y, weight
-        fields = dict(x)
-        if y is None:
-            y = fields.pop(self.label_key, None)
-        importance = fields.pop(types.IMPORTANCE_WEIGHT, None)
-        if importance is not None:
-            weight = importance if weight is None else weight * tf.cast(importance, weight.dtype)
-        return self._select_inputs(fields), y, weight
-
-    def _select_inputs(self, fields: dict[str, Any]) -> Any:
-        """The fields that the model reads, in the structure that it was built with."""
-        if not isinstance(self, _Functional):
-            return {name: value for name, value in fields.items() if name not in _NO_INPUT}
-        names = [tensor.name for tensor in self.inputs]
-        if isinstance(self.input, dict):
-            names = list(self.input)
-        missing = [name for name in names if name not in fields]
-        if missing:
-            raise ValueError(
-                f"OFBModel: inputs {missing} are not among the element's fields "
-                f"{sorted(fields)}. Name each keras.Input(..., name=) after its field, "
-                "or map the dataset to (x, y, weight)."
-            )
-        if isinstance(self.input, dict):
-            return {name: fields[name] for name in names}
-        values = [fields[name] for name in names]
-        return values if len(values) > 1 else values[0]
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `keras.Model` on the unpacked (and selected) batch, weights counted.
@@ -261,7 +213,7 @@ class OFBModel(keras.Model):
         fields = keras.utils.unpack_x_y_sample_weight(data)[0]
         fields = fields if isinstance(fields, dict) else {}
         x, y, weight = self.unpack(data)
-        seen = {name: fields[name] for name in _NO_INPUT if name in fields}
+        seen = {name: fields[name] for name in NO_INPUT if name in fields}
         if self.backward_rate is not None:
             x, y, weight = self._select(self.backward_rate, x, y, weight, seen)
         counted = weight
@@ -353,32 +305,6 @@ class OFBModel(keras.Model):
             self.variance_ratio.update_state(norms, weight, seen[types.UNIFORM_HOLDOUT])
             self._shown.add(self.variance_ratio.name)
 
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """`keras.Model.test_step` on the unpacked batch.
-
-        Args:
-          data: one batch, as for `unpack`.
-
-        Returns:
-          The metrics' results by name, without those of the weights.
-        """
-        outside, self._testing = self._testing, True
-        try:
-            return super().test_step(self.unpack(data))
-        finally:
-            self._testing = outside
-
-    def predict_step(self, data: Any) -> Any:
-        """`keras.Model.predict_step` on the inputs among the fields.
-
-        Args:
-          data: one batch, as for `unpack`; label and weight are not looked at.
-
-        Returns:
-          The model's outputs.
-        """
-        return super().predict_step((self.unpack(data)[0],))
-
     def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.
 
@@ -396,60 +322,6 @@ class OFBModel(keras.Model):
         validation = self._as_tuples(kwargs.pop("validation_data", None))
         return super().fit(x, y, validation_data=validation, **kwargs)
 
-    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; weights that come with the data are applied.
-
-        Args:
-          x: a dataset as for `fit`, or as of `keras.Model.evaluate`.
-          y: as of `keras.Model.evaluate`.
-          **kwargs: as of `keras.Model.evaluate`.
-
-        Returns:
-          As of `keras.Model.evaluate`, without the figures of the weights.
-        """
-        outside, self._testing = self._testing, True
-        try:
-            return super().evaluate(self._as_tuples(x), y, **kwargs)
-        finally:
-            self._testing = outside
-
-    def predict(self, x: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`; a dataset of dicts may carry labels, weights and ids.
-
-        Args:
-          x: a dict of fields, a dataset, or as of `keras.Model.predict`.
-          **kwargs: as of `keras.Model.predict`.
-
-        Returns:
-          The outputs as numpy arrays.
-        """
-        if isinstance(x, dict):
-            x = self.unpack(x)[0]
-        return super().predict(x, **kwargs)
-
-    def _as_tuples(self, data: Any, class_weight: dict[int, float] | None = None) -> Any:
-        """Maps a dataset of dicts to `(x, y, weight)` where Keras itself looks into elements.
-
-        It does so for class weights, which are multiplied in here because Keras refuses them
-        beside sample weights, and to build a model under a distribution strategy.
-        """
-        if not isinstance(data, tf.data.Dataset):
-            return data
-        is_distributed = self.distribute_strategy.num_replicas_in_sync > 1
-        if class_weight is None and not (is_distributed and isinstance(data.element_spec, dict)):
-            return data
-        table = None if class_weight is None else class_weights.class_weight_table(class_weight)
-
-        @tf.autograph.experimental.do_not_convert
-        def unpack(*element: Any) -> tuple:
-            x, y, weight = self.unpack(element if len(element) > 1 else element[0])
-            if table is not None:
-                factor = class_weights.class_weights_of(table, y)
-                weight = factor if weight is None else factor * tf.cast(weight, factor.dtype)
-            return tuple(part for part in (x, y, weight) if part is not None)
-
-        return data.map(unpack, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
     def _own_config(self) -> dict[str, Any]:
         if not isinstance(self.selection_policy, str):
             raise ValueError(
@@ -466,7 +338,7 @@ class OFBModel(keras.Model):
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
-class FunctionalOFBModel(OFBModel, _Functional):
+class FunctionalOFBModel(OFBModel, Functional):
     """What `OFBModel(inputs, outputs)` gives: an `OFBModel` that is a Keras functional model."""
 
     def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:

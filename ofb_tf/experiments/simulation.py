@@ -128,7 +128,6 @@ class Cell:
         )
         self.conditions = conditions.Conditions(config, seed, workload)
         self.model = self._build_model()
-        self._steps = _StepCounter()
         self._weight_totals = np.zeros(3)
         self._max_weight = 0.0
         self.result = CellResult(policy, seed, {}, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
@@ -224,10 +223,7 @@ class Cell:
         with warnings.catch_warnings():
             # How many batches a selection gives is unknown beforehand; Keras warns of that.
             warnings.filterwarnings("ignore", message="Your input ran out of data")
-            self.model.fit(selected, epochs=1, shuffle=False, verbose=0, callbacks=[self._steps])
-        # Keras counts one step too many at the end of data of unknown length: in its graph, the
-        # count does not wait for the batch that does not come. Adam's bias correction reads it.
-        self.model.optimizer.iterations.assign(self._steps.count)
+            self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
         self.result.train_seconds += time.perf_counter() - began
         self._count(
             len(examples[types.EXAMPLE_ID]), self.model.importance_weight_statistics.totals()
@@ -272,16 +268,6 @@ class Cell:
         self.result.max_weight = float(self._max_weight)
         self.result.effective_sample_size = float(total**2 / max(count * squares, 1e-30))
         return self.result
-
-
-class _StepCounter(keras.callbacks.Callback):
-    """Counts the steps of every `fit`."""
-
-    count = 0
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        del batch, logs
-        self.count += 1
 
 
 def split_losses(losses: np.ndarray, is_chosen: np.ndarray) -> dict[str, list[float]]:
