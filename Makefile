@@ -7,7 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-core test-core-tfx lint format demo bench lock clean
+.PHONY: help setup test test-core test-slow test-core-tfx lint format demo bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,10 +29,13 @@ format: setup  ## ruff: fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: test-core test-core-tfx test-tfx  ## lint and all tests, each stack in its own environment
+test: test-core test-slow test-core-tfx test-tfx  ## lint and all tests, each stack in its own environment
 
-test-core: lint  ## lint and the core tests
-	$(BIN)/python -m pytest $(PARALLEL)
+test-core: lint  ## lint and the core tests but for the slow ones
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-slow: setup  ## the slow core tests: processes, kills, simulations, tutorials
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-core-tfx: setup-tfx  ## the core tests on the TFX stack's TensorFlow
 	$(BIN_TFX)/python -m pytest $(PARALLEL) -W ignore::FutureWarning \
