@@ -143,7 +143,7 @@ def when_not_to_use(comparisons: Sequence[dict[str, Any]], titles: Sequence[str]
             sentences.append(
                 f"{title}: importance {did}. Uniform sampling is simpler, and needs no records."
             )
-        off = abs(default["calibration"] - everything["calibration"])
+        off = abs(default["calibration"] - 1.0) - abs(everything["calibration"] - 1.0)
         if off > _CALIBRATION_TOLERANCE:
             sentences.append(
                 f"{title}: calibration under importance was {default['calibration']:.2f}, under "

@@ -190,10 +190,11 @@ def test_when_not_to_use_it_follows_the_figures(comparisons):
     assert "0.1 of labels random: importance was worse than uniform" in text
     assert "mnist, rate 0.1: importance" not in text
     off = report_content.comparison("off", "b")
-    off["policies"]["importance"]["calibration"] = 1.2
-    assert "off: calibration under importance was 1.20" in " ".join(
-        report_reading.when_not_to_use([off], ["off"])
-    )
+    for importance, everything, advised in ((1.2, 1.0, True), (1.0, 1.1, False), (0.8, 1.1, True)):
+        off["policies"]["importance"]["calibration"] = importance
+        off["policies"]["everything"]["calibration"] = everything
+        text = " ".join(report_reading.when_not_to_use([off], ["off"]))
+        assert (f"off: calibration under importance was {importance:.2f}" in text) == advised
 
 
 def test_short_titles_leave_out_what_all_share():
