@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.parts import Settings
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 from ofb_tf.datasets import ClickStream, load_tfds
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 
@@ -20,8 +20,8 @@ WINDOW = 4096
 BATCH = 256
 RATE = 0.1
 ID_AND_LABEL = {
-    types.EXAMPLE_ID: tf.io.FixedLenFeature([], tf.int64),
-    types.LABEL: tf.io.FixedLenFeature([], tf.int64),
+    constants.EXAMPLE_ID: tf.io.FixedLenFeature([], tf.int64),
+    constants.LABEL: tf.io.FixedLenFeature([], tf.int64),
 }
 IMAGE_SPEC = ID_AND_LABEL | {"image": tf.io.FixedLenFeature([], tf.string)}
 
@@ -104,7 +104,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def consume(dataset: tf.data.Dataset, id_key: str = types.EXAMPLE_ID) -> int:
+def consume(dataset: tf.data.Dataset, id_key: str = constants.EXAMPLE_ID) -> int:
     """Runs a dataset of batches through, in the graph; returns how many examples came."""
 
     def add(total: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -167,7 +167,7 @@ def _images() -> tf.data.Dataset:
 def _image_example(element: dict) -> bytes:
     example = tf.train.Example()
     feature = example.features.feature
-    for name in (types.EXAMPLE_ID, types.LABEL):
+    for name in (constants.EXAMPLE_ID, constants.LABEL):
         feature[name].int64_list.value.append(element[name])
     feature["image"].bytes_list.value.append(element["image"])
     return example.SerializeToString()

@@ -11,8 +11,8 @@ import tensorflow as tf
 import ofb_tf
 from benchmarks import inputs
 from benchmarks.parts import Curve, Part, Row, Run, Settings, of, ratio
-from ofb_tf import types
-from ofb_tf.lookup import lookup_in_memory
+from ofb_tf import constants
+from ofb_tf.transforms.lookup import lookup_in_memory
 
 _LOOKUPS = 400 * inputs.WINDOW
 _MILLION = 1_000_000
@@ -23,7 +23,7 @@ Find = Callable[[tf.Tensor], tf.Tensor]
 def _ofb(ids: np.ndarray) -> Find:
     records = ofb_tf.ForwardRecords.from_columns(ids, inputs.logits_of(ids))
     lookup = lookup_in_memory(records, None)
-    return lambda wanted: lookup.fields(wanted)[types.LOGITS][:, 0]
+    return lambda wanted: lookup.fields(wanted)[constants.LOGITS][:, 0]
 
 
 def _static_table(ids: np.ndarray) -> Find:
@@ -83,9 +83,9 @@ def _lookups(make: Callable[[np.ndarray], Find], count: int) -> Callable[[Settin
         gc.collect()
         held = inputs.resident_bytes() - before
         windows = tf.data.Dataset.from_tensor_slices(wanted).batch(inputs.WINDOW).cache()
-        inputs.consume(windows.map(lambda wanted: {types.EXAMPLE_ID: wanted}))
+        inputs.consume(windows.map(lambda wanted: {constants.EXAMPLE_ID: wanted}))
         dataset = windows.map(
-            lambda wanted: {types.EXAMPLE_ID: find(wanted)}, num_parallel_calls=tf.data.AUTOTUNE
+            lambda wanted: {constants.EXAMPLE_ID: find(wanted)}, num_parallel_calls=tf.data.AUTOTUNE
         )
         _check(find, wanted[:1000], numbers[:1000] < number)
 

@@ -8,13 +8,13 @@ import tensorflow as tf
 import ofb_tf
 from benchmarks import inputs
 from benchmarks.parts import Part, Row, Run, Settings, of, ratio
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.datasets import ClickStream
 
 _PARALLEL = tf.data.AUTOTUNE
 
 
-def _sampled(records: ofb_tf.ForwardRecords, parse_fn: Callable) -> types.DatasetTransform:
+def _sampled(records: ofb_tf.ForwardRecords, parse_fn: Callable) -> ofb_tf.DatasetTransform:
     return ofb_tf.ofb_sample(
         records=records,
         rate=inputs.RATE,
@@ -45,7 +45,7 @@ def _decode_image(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
 def _image_records(path: str) -> ofb_tf.ForwardRecords:
     """Records with ten logits for every image."""
     serialized = next(tf.data.TFRecordDataset(path).batch(inputs.NUM_IMAGES).as_numpy_iterator())
-    ids = tf.io.parse_example(serialized, inputs.ID_AND_LABEL)[types.EXAMPLE_ID].numpy()
+    ids = tf.io.parse_example(serialized, inputs.ID_AND_LABEL)[constants.EXAMPLE_ID].numpy()
     logits = tf.random.stateless_normal([len(ids), 10], seed=[5, 6])
     return ofb_tf.ForwardRecords.from_columns(ids, logits.numpy())
 
@@ -74,7 +74,7 @@ def _images(read: Callable[[tf.data.Dataset, str], tf.data.Dataset]) -> Callable
 
 
 def _raw(files: tf.data.Dataset, batch: int = inputs.BATCH) -> tf.data.Dataset:
-    return files.batch(batch).map(lambda serialized: {types.EXAMPLE_ID: serialized})
+    return files.batch(batch).map(lambda serialized: {constants.EXAMPLE_ID: serialized})
 
 
 def _id_and_label(files: tf.data.Dataset) -> tf.data.Dataset:
@@ -86,8 +86,8 @@ def _id_and_label(files: tf.data.Dataset) -> tf.data.Dataset:
 
 def _with_logits(parsed: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Logits without a join: a cheap function of the id."""
-    spread = tf.math.floormod(parsed[types.EXAMPLE_ID] * 7919, 4096)
-    return parsed | {types.LOGITS: tf.cast(spread, tf.float32)[:, None] / 512.0 - 8.0}
+    spread = tf.math.floormod(parsed[constants.EXAMPLE_ID] * 7919, 4096)
+    return parsed | {constants.LOGITS: tf.cast(spread, tf.float32)[:, None] / 512.0 - 8.0}
 
 
 def _keys_with_logits(files: tf.data.Dataset) -> tf.data.Dataset:

@@ -8,7 +8,8 @@ import tensorflow as tf
 import ofb_tf
 from benchmarks import inputs
 from benchmarks.parts import Part, Row, Run, Settings, of
-from ofb_tf import hashing, scores, types
+from ofb_tf import constants, hashing
+from ofb_tf.selection import scores
 
 _KEY = 17
 
@@ -20,21 +21,21 @@ def _slices(count: int) -> tf.data.Dataset:
         for name, value in inputs.click_stream().generate(np.arange(count)).items()
     }
     probability = examples.pop("click_probability").astype(np.float64)
-    examples[types.LOGITS] = np.log(probability / (1 - probability)).astype(np.float32)[:, None]
+    examples[constants.LOGITS] = np.log(probability / (1 - probability)).astype(np.float32)[:, None]
     return tf.data.Dataset.from_tensor_slices(examples)
 
 
 def _probability(example: dict[str, tf.Tensor]) -> tf.Tensor:
     """An inclusion probability that one example's own score gives: no window to normalise by."""
     score = scores.gradient_norm_bound(
-        example[types.LOGITS][None], example[types.LABEL][None], types.BINARY
+        example[constants.LOGITS][None], example[constants.LABEL][None], constants.BINARY
     )[0]
     return tf.clip_by_value(0.02 + 4.0 * score, 0.0, 1.0)
 
 
 def _draw(example: dict[str, tf.Tensor]) -> tf.Tensor:
     key = tf.constant(_KEY, tf.int64)
-    return tf.cast(hashing.hash01(example[types.EXAMPLE_ID], key), tf.float32)
+    return tf.cast(hashing.hash01(example[constants.EXAMPLE_ID], key), tf.float32)
 
 
 def _everything(examples: tf.data.Dataset) -> tf.data.Dataset:
@@ -57,7 +58,7 @@ def _map_filter_map(examples: tf.data.Dataset) -> tf.data.Dataset:
         examples.map(lambda e: e | {"probability": _probability(e)}, num_parallel_calls=parallel)
         .filter(lambda e: _draw(e) < e["probability"])
         .map(
-            lambda e: e | {types.IMPORTANCE_WEIGHT: inputs.RATE / e["probability"]},
+            lambda e: e | {constants.IMPORTANCE_WEIGHT: inputs.RATE / e["probability"]},
             num_parallel_calls=parallel,
         )
         .batch(inputs.BATCH)
@@ -66,7 +67,7 @@ def _map_filter_map(examples: tf.data.Dataset) -> tf.data.Dataset:
 
 def _rejection_resample(examples: tf.data.Dataset) -> tf.data.Dataset:
     resampled = examples.rejection_resample(
-        class_func=lambda e: tf.cast(e[types.LABEL], tf.int32),
+        class_func=lambda e: tf.cast(e[constants.LABEL], tf.int32),
         initial_dist=[0.99, 0.01],
         target_dist=[0.9, 0.1],
         seed=_KEY,

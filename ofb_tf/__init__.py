@@ -1,10 +1,7 @@
 """One backward from ten forward: train on the examples that serving's forward pass points to."""
 
-from ofb_tf.callbacks import BackupIterator, OFBTensorBoard, RecordForwardPasses
-from ofb_tf.guards import SelectionGuard
-from ofb_tf.join import join_forward_records
-from ofb_tf.models import OFBModel
-from ofb_tf.policies import (
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter, PartitionedRecords
+from ofb_tf.selection import (
     BottomLoss,
     Importance,
     Inclusion,
@@ -16,9 +13,12 @@ from ofb_tf.policies import (
     Uniform,
     Window,
 )
-from ofb_tf.records import ForwardRecords, ForwardRecordWriter, PartitionedRecords
-from ofb_tf.sampling import OFBSampler, ofb_sample
-from ofb_tf.types import DatasetTransform
+from ofb_tf.training.callbacks import BackupIterator, OFBTensorBoard, RecordForwardPasses
+from ofb_tf.training.guards import SelectionGuard
+from ofb_tf.training.model import OFBModel
+from ofb_tf.transforms.element_spec import DatasetTransform
+from ofb_tf.transforms.join import join_forward_records
+from ofb_tf.transforms.sample import OFBSampler, ofb_sample
 from ofb_tf.version import __version__
 
 __all__ = [

@@ -6,6 +6,11 @@ the parallelism, the worker or the retry. The mixing function is splitmix64's fi
 arithmetic is modulo 2^64, so TensorFlow and numpy give the same bits.
 """
 
+import enum
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -13,6 +18,18 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _MAX_FINGERPRINT = 2**63 - 1
+_MIN_SECRET_BYTES = 16
+
+
+class Stream(enum.IntEnum):
+    """What is folded into a window's or a step's key, so that its draws are independent.
+
+    The numbers are part of what a seed means: changing one changes selections.
+    """
+
+    POLICY = 1
+    PROBE = 2
+    STEP_START = 3
 
 
 def mix64(values: tf.Tensor) -> tf.Tensor:
@@ -78,7 +95,7 @@ def fold_in_numpy(key: np.ndarray | np.int64 | int, data: np.ndarray | np.int64)
 
 
 def hash01(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """A uniform draw an example, keyed by its id.
+    """One uniform draw per example, keyed by its id.
 
     Args:
       example_ids: int64 `[n]`.
@@ -149,15 +166,149 @@ def fingerprint(values: tf.Tensor) -> tf.Tensor:
     return tf.strings.to_hash_bucket_fast(values, _MAX_FINGERPRINT)
 
 
-def as_example_ids(values: tf.Tensor) -> tf.Tensor:
-    """int64 ids from int64, int32 or string ids.
+def to_int64(example_ids: Any) -> Any:
+    """int64 ids from integer or text ids: integers stay, text and bytes are fingerprinted.
+
+    Text that looks like a number is text: "007", "7" and 7 are three ids.
 
     Args:
-      values: int64, int32 or string, any shape.
+      example_ids: integers, strings or bytes, of any shape: a tensor, a numpy array, a Python
+        value or a list. Lists of bytes keep trailing zero bytes, which numpy's fixed-width
+        strings have lost already.
 
     Returns:
-      int64 of the same shape; of strings the `fingerprint`.
+      int64 of the same shape: a tensor for a tensor, otherwise a numpy array.
+
+    Raises:
+      ValueError: ids are neither integers nor text, or a list holds both, or an integer does not
+        fit into int64.
     """
-    if values.dtype == tf.string:
-        return fingerprint(values)
-    return tf.cast(values, tf.int64)
+    if tf.is_tensor(example_ids):
+        if example_ids.dtype == tf.string:
+            return fingerprint(example_ids)
+        if not example_ids.dtype.is_integer:
+            raise _no_ids(example_ids.dtype.name)
+        return tf.cast(example_ids, tf.int64)
+    array = np.asarray(example_ids)
+    if array.dtype.kind in "SUO" and not isinstance(example_ids, np.ndarray):
+        array = np.empty(array.shape, object)  # numpy's own strings drop trailing zero bytes
+        array[...] = example_ids
+    if array.dtype.kind in "SU":
+        array = array.astype(object)
+    if array.dtype.kind == "O":
+        kinds = sorted({type(value).__name__ for value in array.flat} - {"bytes_", "str_"})
+        if not set(kinds) <= {"bytes", "str"}:
+            raise _no_ids(" and ".join(kinds))
+        return fingerprint(tf.constant(array, tf.string, array.shape)).numpy()
+    if array.size == 0:
+        return array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise _no_ids(array.dtype.name)
+    if array.dtype == np.uint64 and array.max() >= 2**63:
+        raise _no_ids(f"uint64 with {array.max()}")
+    return array.astype(np.int64, copy=False)
+
+
+def _no_ids(received: str) -> ValueError:
+    return ValueError(
+        f"example_ids must be integers that fit into int64, or strings. Received: {received}. "
+        "Cast integers to int64, or pass their text."
+    )
+
+
+def partition_of(example_ids: Any, num_partitions: int) -> Any:
+    """The partition that holds an id's record: a hash of the id modulo their number.
+
+    Args:
+      example_ids: int64 `[n]`, a tensor or a numpy array.
+      num_partitions: at least 1.
+
+    Returns:
+      int64 `[n]` in `[0, num_partitions)`, a tensor for a tensor, an array for an array.
+
+    Raises:
+      ValueError: num_partitions is out of range.
+    """
+    if num_partitions < 1:
+        raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
+    if isinstance(example_ids, np.ndarray):
+        mixed = mix64_numpy(example_ids.astype(np.int64, copy=False))
+        return (mixed % np.uint64(num_partitions)).astype(np.int64)
+    mixed = mix64(tf.cast(example_ids, tf.int64))
+    return tf.cast(mixed % tf.constant(num_partitions, tf.uint64), tf.int64)
+
+
+def rows_by_partition(
+    example_ids: np.ndarray, num_partitions: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows that belong to each partition.
+
+    Args:
+      example_ids: int64 `[n]`.
+      num_partitions: at least 1.
+
+    Yields:
+      A partition that has rows, and its rows, int64, ascending; partitions in their order.
+    """
+    partitions = partition_of(example_ids, num_partitions)
+    order = np.argsort(partitions, kind="stable")
+    bounds = np.searchsorted(partitions[order], np.arange(num_partitions + 1))
+    for partition in np.flatnonzero(np.diff(bounds)).tolist():
+        yield partition, order[bounds[partition] : bounds[partition + 1]]
+
+
+def read_secret(path: str | os.PathLike) -> tuple[int, int]:
+    """Reads the key of `keyed_ids` from a file.
+
+    Args:
+      path: file of at least 16 bytes, not counting surrounding white space:
+        `head -c 32 /dev/urandom | base64 > secret`.
+
+    Returns:
+      Two halves of the key, each in [0, 2^63 - 1).
+
+    Raises:
+      ValueError: it is shorter.
+      tf.errors.NotFoundError: there is no such file.
+    """
+    with tf.io.gfile.GFile(os.fspath(path), "rb") as file:
+        secret = file.read().strip()
+    if len(secret) < _MIN_SECRET_BYTES:
+        raise ValueError(
+            f"The secret in {os.fspath(path)!r} must have at least {_MIN_SECRET_BYTES} bytes. "
+            f"Received: {len(secret)}. Make one: head -c 32 /dev/urandom | base64 > FILE"
+        )
+    # Two hashes under fixed, different keys stretch or shrink any secret to SipHash's 128 bits.
+    halves = [tf.strings.to_hash_bucket_strong(secret, _MAX_FINGERPRINT, [0, i]) for i in (1, 2)]
+    return int(halves[0]), int(halves[1])
+
+
+def keyed_ids(example_ids: tf.Tensor, secret: tuple[int, int]) -> tf.Tensor:
+    """SipHash of each id under a secret; the same in the graph and in Python.
+
+    A record holds an id, numbers that the model computed, a version and a time, but no features.
+    Where the id itself must not be readable, hash it on both sides, serving and training.
+
+    ```python
+    import pathlib
+
+    from ofb_tf.records import keyed_ids, read_secret
+    from ofb_tf.testing import tiny_dataset
+
+    pathlib.Path("secret").write_text("thirty-two bytes from /dev/urandom")
+    secret = read_secret("secret")
+    hidden = tiny_dataset(3).map(lambda x: x | {"example_id": keyed_ids(x["example_id"], secret)})
+    assert next(iter(hidden))["example_id"] == keyed_ids([1000], secret)[0]
+    ```
+
+    Args:
+      example_ids: integers or strings, any shape. Text is hashed as it is, never as its
+        fingerprint.
+      secret: from `read_secret`.
+
+    Returns:
+      int64 in [0, 2^63 - 1) of the same shape.
+    """
+    ids = tf.convert_to_tensor(example_ids)
+    ids = ids if ids.dtype == tf.string else tf.strings.as_string(tf.cast(ids, tf.int64))
+    return tf.strings.to_hash_bucket_strong(ids, _MAX_FINGERPRINT, list(secret))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf.types import EXAMPLE_ID, LABEL, LOGITS, LOSS, MULTICLASS, TASKS
+from ofb_tf.constants import EXAMPLE_ID, LABEL, LOGITS, LOSS, MULTICLASS, TASKS
 
 
 def tiny_dataset(

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ofb_tf.policies import POLICIES
+from ofb_tf.selection import POLICIES
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMED = re.compile(r"`(tests/[\w/]+_test\.py)::(\w+)`")

@@ -58,9 +58,9 @@ def test_uniform_start_lies_strictly_between_zero_and_one(key):
 
 
 def test_string_ids_become_stable_int64():
-    ids = hashing.as_example_ids(tf.constant(["a", "b", "a"]))
+    ids = hashing.to_int64(tf.constant(["a", "b", "a"]))
     assert ids.dtype == tf.int64
     assert ids[0] == ids[2] != ids[1]
     # FarmHash64 of "a" modulo 2^63 - 1: pinned, since records on disk depend on it.
     assert int(ids[0]) == int(tf.strings.to_hash_bucket_fast("a", 2**63 - 1))
-    assert hashing.as_example_ids(tf.constant([1, 2], tf.int32)).dtype == tf.int64
+    assert hashing.to_int64(tf.constant([1, 2], tf.int32)).dtype == tf.int64

@@ -14,7 +14,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 from ofb_tf.records import partition_of
 from tfx_components import example_files, manifest, partition_rows
 from tfx_components.partition_rows import AGE, FOUND, Columns
@@ -223,7 +223,7 @@ class _Join(beam.DoFn):
         yield beam.pvalue.TaggedOutput(_STATISTICS, self._statistics(rows, fields))
 
     def _statistics(self, rows: Columns, fields: dict[str, np.ndarray]) -> SplitStatistics:
-        found, joined, usable = fields[FOUND], fields[types.HAS_RECORD], rows["has_score"]
+        found, joined, usable = fields[FOUND], fields[constants.HAS_RECORD], rows["has_score"]
         ids = rows["example_ids"]
         columns = {
             "num_examples": np.ones(len(ids)),
@@ -237,7 +237,7 @@ class _Join(beam.DoFn):
         if AGE in fields:
             age = np.where(found, fields[AGE], np.nan)
             columns |= {"sum_age": age, "max_age": age}
-            table, counts = np.unique(fields[types.MODEL_VERSION][found], return_counts=True)
+            table, counts = np.unique(fields[constants.MODEL_VERSION][found], return_counts=True)
             versions = {str(v): int(c) for v, c in zip(table, counts, strict=True)}
         return _split_statistics(rows, columns, versions)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 
 _BATCH = 4096
 _KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.string}
@@ -105,9 +105,9 @@ def probe(
             f"id feature {id_feature!r} must be int64 or bytes. Received: float, which does not "
             "hold 64-bit ids."
         )
-    if types.IMPORTANCE_WEIGHT in features:
+    if constants.IMPORTANCE_WEIGHT in features:
         raise ValueError(
-            f"the examples have {types.IMPORTANCE_WEIGHT!r} already: they are a sample. Sample "
+            f"the examples have {constants.IMPORTANCE_WEIGHT!r} already: they are a sample. Sample "
             "the Examples that ExampleGen made."
         )
     return KeySpec(id_feature, label_feature, tuple(slice_features), dtypes)
@@ -146,7 +146,7 @@ def read_keys(path: str, spec: KeySpec) -> Iterator[Keys]:
         where = f"{path}, examples {position} and following"
         if spec.id_feature:
             ids = _one_each(columns[spec.id_feature], spec.id_feature, len(serialized), where)
-            ids = hashing.as_example_ids(ids).numpy()
+            ids = hashing.to_int64(ids).numpy()
         else:
             ids = fingerprints(serialized.numpy())
         labels = _one_each(columns[spec.label_feature], spec.label_feature, len(serialized), where)
@@ -210,7 +210,7 @@ def fingerprints(serialized: Sequence[bytes]) -> np.ndarray:
 def with_weight(serialized: bytes, weight: float) -> bytes:
     """The example with the feature `importance_weight` (one float)."""
     example = tf.train.Example.FromString(serialized)
-    example.features.feature[types.IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
+    example.features.feature[constants.IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
     return example.SerializeToString(deterministic=True)
 
 

@@ -12,7 +12,7 @@ from tfx.components.example_gen import utils as example_gen_utils
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 from tfx.proto import example_gen_pb2, range_config_pb2
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.records import paths
 from tfx_components import artifacts, record_sources
 from tfx_components.component_utils import (
@@ -47,7 +47,7 @@ def ForwardRecordGen(
     prediction_log_pattern: tfx.dsl.components.Parameter[str] = "",
     span: tfx.dsl.components.Parameter[int] = _LATEST,
     id_feature: tfx.dsl.components.Parameter[str] = "",
-    logits_output: tfx.dsl.components.Parameter[str] = types.LOGITS,
+    logits_output: tfx.dsl.components.Parameter[str] = constants.LOGITS,
     model_version: tfx.dsl.components.Parameter[int] = 0,
     timestamp: tfx.dsl.components.Parameter[int] = 0,
     num_partitions: tfx.dsl.components.Parameter[int] = 16,

@@ -8,7 +8,8 @@ import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.utils import path_utils
 
-from ofb_tf import scores, types
+from ofb_tf import constants
+from ofb_tf.selection import scores
 from tfx_components import artifacts
 from tfx_components.component_utils import naming_errors
 from tfx_components.example_files import compression_of, list_files
@@ -25,7 +26,7 @@ def ModelComparison(
     evaluation: tfx.dsl.components.OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
     blessing: tfx.dsl.components.OutputArtifact[tfx.types.standard_artifacts.ModelBlessing],
     task: tfx.dsl.components.Parameter[str],
-    label_feature: tfx.dsl.components.Parameter[str] = types.LABEL,
+    label_feature: tfx.dsl.components.Parameter[str] = constants.LABEL,
     split: tfx.dsl.components.Parameter[str] = "eval",
     max_loss_increase: tfx.dsl.components.Parameter[float] = 0.0,
 ) -> None:
@@ -85,17 +86,17 @@ def evaluate(
     serve = tf.saved_model.load(model_directory).signatures["serving_default"]
     losses, labels, predictions = [], [], []
     for batch in tf.data.TFRecordDataset(files, compression_of(files[0])).batch(_BATCH):
-        logits = serve(examples=batch)[types.LOGITS]
+        logits = serve(examples=batch)[constants.LOGITS]
         label = tf.constant(_labels(batch, label_feature))
-        if task == types.MULTICLASS:
+        if task == constants.MULTICLASS:
             label = tf.cast(label, tf.int64)
         losses.append(scores.example_loss(logits, label, task).numpy())
-        if task == types.BINARY:
+        if task == constants.BINARY:
             predictions.append(tf.sigmoid(logits[:, 0]).numpy())
             labels.append(label.numpy())
     every = np.concatenate(losses).astype(np.float64)
     figures = {"num_examples": len(every), "loss": float(every.mean())}
-    if task == types.BINARY:
+    if task == constants.BINARY:
         total = np.concatenate(labels).sum(dtype=np.float64)
         predicted = np.concatenate(predictions).sum(dtype=np.float64)
         figures["calibration"] = float(predicted / total) if total else float("nan")

@@ -11,7 +11,7 @@ from tfx.components.util import examples_utils
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 from tfx.proto import example_gen_pb2
 
-from ofb_tf import types
+from ofb_tf import constants
 from tfx_components import artifacts, example_files, statistics
 from tfx_components.beam_transforms import CopyFiles, SampleSplit, WriteStatistics
 from tfx_components.component_utils import (
@@ -29,7 +29,7 @@ _KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
     settings = {name: value for name, value in parameters.items() if name in _SETTINGS}
-    SamplerConfig(**{"task": types.BINARY} | settings)
+    SamplerConfig(**{"task": constants.BINARY} | settings)
     if parameters.get("splits") == []:
         raise ValueError("splits must name at least one split. Received: []")
     if parameters.get("num_outputs", 0) < 0:
@@ -44,7 +44,7 @@ def OFBSampler(
     sampled_examples: tfx.dsl.components.OutputArtifact[tfx.types.standard_artifacts.Examples],
     sampling_statistics: tfx.dsl.components.OutputArtifact[artifacts.SamplingStatistics],
     task: tfx.dsl.components.Parameter[str],
-    label_feature: tfx.dsl.components.Parameter[str] = types.LABEL,
+    label_feature: tfx.dsl.components.Parameter[str] = constants.LABEL,
     id_feature: tfx.dsl.components.Parameter[str] = "",
     splits: tfx.dsl.components.Parameter[List[str]] = None,  # noqa: UP006
     slice_features: tfx.dsl.components.Parameter[List[str]] = None,  # noqa: UP006
@@ -165,8 +165,8 @@ def _check_width(width: int, task: str, num_outputs: int) -> None:
             f"forward records must have num_outputs={num_outputs}, got {width}. Generate records "
             "from the model that serves these examples."
         )
-    if width and (task == types.MULTICLASS) != (width > 1):
-        expected = "at least 2 outputs" if task == types.MULTICLASS else "1 output"
+    if width and (task == constants.MULTICLASS) != (width > 1):
+        expected = "at least 2 outputs" if task == constants.MULTICLASS else "1 output"
         raise ValueError(
             f"forward records must have {expected} for task={task!r}, got {width}. Generate "
             "records from the model that serves these examples, or set task."

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import scores, types
-from ofb_tf.policies import base
+from ofb_tf import constants
 from ofb_tf.records import ForwardRecords
+from ofb_tf.selection import policy as base
+from ofb_tf.selection import scores
 from tfx_components import manifest
 from tfx_components.sampler_config import SamplerConfig
 
@@ -39,7 +40,7 @@ def record_fields(
       `timestamp` int64 `[n]`, and `age` float64 `[n]`, seconds: of any record where not `found`.
     """
     nowhere = np.zeros(len(example_ids), bool)
-    nothing = {FOUND: nowhere, types.HAS_RECORD: nowhere}
+    nothing = {FOUND: nowhere, constants.HAS_RECORD: nowhere}
     if not records.records_by_partition[partition]:
         return nothing
     as_of = config.as_of or records.newest_timestamp
@@ -50,19 +51,19 @@ def record_fields(
     row = np.searchsorted(loaded.example_ids.numpy(), example_ids)
     row = np.minimum(row, len(loaded) - 1)
     found = loaded.example_ids.numpy()[row] == example_ids
-    fields = {FOUND: found, types.HAS_RECORD: found}
+    fields = {FOUND: found, constants.HAS_RECORD: found}
     columns = {
-        types.LOGITS: loaded.logits,
-        types.LOSS: loaded.losses,
-        types.MODEL_VERSION: loaded.model_versions,
-        types.TIMESTAMP: loaded.timestamps,
+        constants.LOGITS: loaded.logits,
+        constants.LOSS: loaded.losses,
+        constants.MODEL_VERSION: loaded.model_versions,
+        constants.TIMESTAMP: loaded.timestamps,
     }
     for name, column in columns.items():
         if column is not None:
             fields[name] = column.numpy()[row]
-    fields[AGE] = (as_of - fields[types.TIMESTAMP]) / types.MICROSECONDS
+    fields[AGE] = (as_of - fields[constants.TIMESTAMP]) / constants.MICROSECONDS
     if config.max_age:
-        fields[types.HAS_RECORD] = fields[FOUND] & (fields[AGE] <= config.max_age)
+        fields[constants.HAS_RECORD] = fields[FOUND] & (fields[AGE] <= config.max_age)
     return fields
 
 
@@ -100,8 +101,8 @@ def score_rows(
     config: SamplerConfig, fields: dict[str, np.ndarray], labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores, float32 `[n]`, 0 where unusable, and bool `[n]`: where usable."""
-    logits, losses = fields.get(types.LOGITS), fields.get(types.LOSS)
-    usable = fields[types.HAS_RECORD]
+    logits, losses = fields.get(constants.LOGITS), fields.get(constants.LOSS)
+    usable = fields[constants.HAS_RECORD]
     if logits is None and losses is None:
         return np.zeros(len(labels), np.float32), np.zeros(len(labels), bool)
     labels = tf.constant(labels)

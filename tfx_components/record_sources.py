@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 from ofb_tf.records import prediction_log, reader
 from tfx_components.example_files import fingerprints
 
@@ -45,7 +45,7 @@ class PredictionLogSpec:
 
 
 def read_record_file(path: str) -> Iterator[Columns]:
-    """Reads a `*.ofbr` file: columns by the field names of `ofb_tf.types`.
+    """Reads a `*.ofbr` file: columns by the field names of `ofb_tf.constants`.
 
     Raises:
       CorruptRecordsError: the file is damaged; names file and offset.
@@ -108,10 +108,10 @@ def _columns(logs: list, logits: list[np.ndarray], spec: PredictionLogSpec, wher
     versions = [call.response.model_spec.version.value or spec.model_version for call in calls]
     times = [prediction_log.timestamp_of(log) or spec.timestamp for log in logs]
     return {
-        types.EXAMPLE_ID: _ids(calls, sizes, spec, where),
-        types.LOGITS: np.concatenate(logits),
-        types.MODEL_VERSION: np.repeat(np.array(versions, np.int64), sizes),
-        types.TIMESTAMP: np.repeat(np.array(times, np.int64), sizes),
+        constants.EXAMPLE_ID: _ids(calls, sizes, spec, where),
+        constants.LOGITS: np.concatenate(logits),
+        constants.MODEL_VERSION: np.repeat(np.array(versions, np.int64), sizes),
+        constants.TIMESTAMP: np.repeat(np.array(times, np.int64), sizes),
     }
 
 
@@ -128,16 +128,16 @@ def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> 
     if echoed is None and examples is None:
         raise ValueError(
             f"{where}: requests hold {[len(request) for request in requests[:3]]}... serialized "
-            f"examples for {sizes[:3]}... rows of logits, and no output {types.EXAMPLE_ID!r} "
+            f"examples for {sizes[:3]}... rows of logits, and no output {constants.EXAMPLE_ID!r} "
             "echoes the ids. Serve by the recording signature."
         )
     if echoed is not None and len(echoed) != sum(sizes):
         raise ValueError(
-            f"{where}: the output {types.EXAMPLE_ID!r} has {len(echoed)} ids for {sum(sizes)} "
+            f"{where}: the output {constants.EXAMPLE_ID!r} has {len(echoed)} ids for {sum(sizes)} "
             "rows of logits. Serve by the recording signature."
         )
     if examples and (echoed is None or _are_of_bytes(echoed, examples)):
-        return hashing.as_example_ids(
+        return hashing.to_int64(
             tf.constant([_id(tf.train.Example.FromString(e), spec, where) for e in examples])
         ).numpy()
     return np.zeros(0, np.int64) if echoed is None else echoed
@@ -145,10 +145,10 @@ def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> 
 
 def _echoed(calls: list) -> np.ndarray | None:
     """The ids that the responses say, int64 `[n]`; None unless all do."""
-    if not all(types.EXAMPLE_ID in call.response.outputs for call in calls):
+    if not all(constants.EXAMPLE_ID in call.response.outputs for call in calls):
         return None
-    ids = [tf.make_ndarray(call.response.outputs[types.EXAMPLE_ID]).ravel() for call in calls]
-    return hashing.as_example_ids(tf.constant(np.concatenate(ids))).numpy()
+    ids = [tf.make_ndarray(call.response.outputs[constants.EXAMPLE_ID]).ravel() for call in calls]
+    return hashing.to_int64(tf.constant(np.concatenate(ids))).numpy()
 
 
 def _are_of_bytes(echoed: np.ndarray, examples: list[bytes]) -> bool:

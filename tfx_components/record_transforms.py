@@ -8,7 +8,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter, partition_of
 from tfx_components import manifest
 from tfx_components.record_sources import Columns
@@ -102,7 +102,7 @@ class _Read(beam.DoFn):
         batches, count = [], 0
         for columns in self._read(path):
             batches.append(columns)
-            count += len(columns[types.EXAMPLE_ID])
+            count += len(columns[constants.EXAMPLE_ID])
             if count >= _CHUNK:
                 yield from self._split(batches)
                 batches, count = [], 0
@@ -111,7 +111,7 @@ class _Read(beam.DoFn):
 
     def _split(self, batches: list[Columns]) -> Iterator[tuple[int, Columns]]:
         columns = _concatenate(batches)
-        partitions = partition_of(columns[types.EXAMPLE_ID], self._num_partitions)
+        partitions = partition_of(columns[constants.EXAMPLE_ID], self._num_partitions)
         order = np.argsort(partitions, kind="stable")
         bounds = np.searchsorted(partitions[order], np.arange(self._num_partitions + 1))
         for partition in np.flatnonzero(np.diff(bounds)).tolist():
@@ -130,11 +130,11 @@ class _Write(beam.DoFn):
         partition, chunks = element
         columns = _concatenate(list(chunks))
         records = ForwardRecords.from_columns(
-            columns[types.EXAMPLE_ID],
-            columns.get(types.LOGITS),
-            columns.get(types.LOSS),
-            columns[types.MODEL_VERSION],
-            columns[types.TIMESTAMP],
+            columns[constants.EXAMPLE_ID],
+            columns.get(constants.LOGITS),
+            columns.get(constants.LOSS),
+            columns[constants.MODEL_VERSION],
+            columns[constants.TIMESTAMP],
         )
         self._write_file(partition, records)
         counts = [0] * self._num_partitions
@@ -195,16 +195,16 @@ def _concatenate(batches: list[Columns]) -> Columns:
             f"the records have different columns: {sorted(names)}. Generate records from each "
             "kind on its own."
         )
-    if types.LOGITS in batches[0]:
-        check_width({columns[types.LOGITS].shape[1] for columns in batches})
+    if constants.LOGITS in batches[0]:
+        check_width({columns[constants.LOGITS].shape[1] for columns in batches})
     columns = {
         name: np.concatenate([batch[name] for batch in batches]) for name in sorted(batches[0])
     }
     # Of records of one id and timestamp the last wins, so their order must not be the runner's.
     keys = [
         columns[name] if columns[name].ndim == 1 else columns[name][:, 0]
-        for name in (types.LOGITS, types.LOSS, types.MODEL_VERSION, types.TIMESTAMP)
+        for name in (constants.LOGITS, constants.LOSS, constants.MODEL_VERSION, constants.TIMESTAMP)
         if name in columns
     ]
-    order = np.lexsort([*keys, columns[types.EXAMPLE_ID]])
+    order = np.lexsort([*keys, columns[constants.EXAMPLE_ID]])
     return {name: data[order] for name, data in columns.items()}

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from ofb_tf import types
-from ofb_tf.policies import base
+from ofb_tf import constants
+from ofb_tf.selection import policy as base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SamplerConfig:
         for name, allowed in (
             ("policy", ("importance", "uniform")),
             ("score", (base.GRADIENT_NORM_BOUND, base.LOSS)),
-            ("task", types.TASKS),
+            ("task", constants.TASKS),
             ("missing", ("uniform", "keep", "drop", "error")),
         ):
             if getattr(self, name) not in allowed:

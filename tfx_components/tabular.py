@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from ofb_tf import types
+from ofb_tf import constants
 from tfx_components.example_files import compression_of
 
 NUMBERS = "numbers"
@@ -116,12 +116,12 @@ def dataset(
         records = records.shuffle(100_000, seed=shuffle_seed)
     fields = spec.feature_spec() | {
         label_feature: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(label_dtype)),
-        types.IMPORTANCE_WEIGHT: tf.io.FixedLenFeature([], tf.float32, 1.0),
+        constants.IMPORTANCE_WEIGHT: tf.io.FixedLenFeature([], tf.float32, 1.0),
     }
 
     def parse(serialized: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         parsed = tf.io.parse_example(serialized, fields)
-        return spec.inputs(parsed), parsed[label_feature], parsed[types.IMPORTANCE_WEIGHT]
+        return spec.inputs(parsed), parsed[label_feature], parsed[constants.IMPORTANCE_WEIGHT]
 
     return records.batch(batch_size).map(parse, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 

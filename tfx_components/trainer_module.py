@@ -17,7 +17,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.utils import io_utils
 
 import ofb_tf
-from ofb_tf import serving, types
+from ofb_tf import constants, serving
 from tfx_components import tabular
 
 _KERAS_FILE = "model.keras"
@@ -59,8 +59,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.task not in types.TASKS:
-            raise ValueError(f"task must be one of {types.TASKS}. Received: {self.task!r}")
+        if self.task not in constants.TASKS:
+            raise ValueError(f"task must be one of {constants.TASKS}. Received: {self.task!r}")
         for name in ("num_classes", "embedding_size", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
@@ -70,7 +70,7 @@ class TrainingConfig:
     @property
     def num_outputs(self) -> int:
         """Logits an example."""
-        return self.num_classes if self.task == types.MULTICLASS else 1
+        return self.num_classes if self.task == constants.MULTICLASS else 1
 
 
 def run_fn(fn_args: Any) -> None:
@@ -185,9 +185,9 @@ def compile_model(model: keras.Model, config: TrainingConfig) -> None:
       config: task and learning rate.
     """
     loss = {
-        types.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        types.BINARY: keras.losses.BinaryCrossentropy(from_logits=True),
-        types.REGRESSION: keras.losses.MeanSquaredError(),
+        constants.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        constants.BINARY: keras.losses.BinaryCrossentropy(from_logits=True),
+        constants.REGRESSION: keras.losses.MeanSquaredError(),
     }[config.task]
     model.compile(optimizer=keras.optimizers.Adam(config.learning_rate), loss=loss)
 
@@ -276,7 +276,7 @@ def _build(config: TrainingConfig, spec: tabular.TabularSpec, data: tf.data.Data
     x = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
     for units in config.hidden_units:
         x = keras.layers.Dense(units, activation="relu")(x)
-    outputs = keras.layers.Dense(config.num_outputs, name=types.LOGITS)(x)
+    outputs = keras.layers.Dense(config.num_outputs, name=constants.LOGITS)(x)
     return ofb_tf.OFBModel(inputs, outputs)
 
 

@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
         return 0
     except flags.UsageError:
         return 2
-    from ofb_tf.experiments import comparison, report, tables  # TensorFlow takes seconds
+    from ofb_tf.experiments import comparison, report, tables
 
     try:
         if values.seeds is not None and values.seeds < 1:

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         return 0
     except flags.UsageError:
         return 2
-    from ofb_tf import experiments  # TensorFlow takes seconds to import: not for --help
+    from ofb_tf import experiments
     from ofb_tf.experiments import report
 
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import hashing
+from ofb_tf.constants import EXAMPLE_ID, LABEL
 from ofb_tf.datasets import click_tfrecords
 from ofb_tf.datasets.click_function import (
     NUM_CATEGORICAL,
@@ -16,7 +17,6 @@ from ofb_tf.datasets.click_function import (
     ClickFunction,
 )
 from ofb_tf.datasets.click_tfrecords import CATEGORICAL, CLICK_PROBABILITY, DENSE
-from ofb_tf.types import EXAMPLE_ID, LABEL
 
 # Elementwise kernels compute the last few elements of a tensor by other instructions, which differ
 # in the last bit. Windows padded to whole vectors give an example the same bits in any window.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from ofb_tf.constants import EXAMPLE_ID, LABEL
 from ofb_tf.datasets.click_function import NUM_CATEGORICAL, NUM_DENSE
-from ofb_tf.types import EXAMPLE_ID, LABEL
 
 if TYPE_CHECKING:
     from ofb_tf.datasets.click_stream import ClickStream

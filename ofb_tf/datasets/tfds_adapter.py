@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from ofb_tf import hashing
-from ofb_tf.types import BINARY, EXAMPLE_ID, LABEL, MULTICLASS, REGRESSION
+from ofb_tf.constants import BINARY, EXAMPLE_ID, LABEL, MULTICLASS, REGRESSION
 
 _TFDS_ID = "tfds_id"
 

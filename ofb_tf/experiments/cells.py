@@ -10,7 +10,7 @@ from typing import Any
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.config import SimulationConfig
 from ofb_tf.experiments.simulation import CellResult
-from ofb_tf.policies import get_policy
+from ofb_tf.selection import get_policy
 
 CELL_VERSION = 1
 """To be raised whenever a change of selection, training or data makes cells come out otherwise."""

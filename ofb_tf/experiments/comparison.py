@@ -52,7 +52,7 @@ def check_datasets(comparisons: Sequence[Comparison]) -> None:
         if name not in is_regression:
             is_regression[name] = False
             if name != configs.CLICK_STREAM:
-                from ofb_tf.datasets import describe_tfds  # takes seconds to import
+                from ofb_tf.datasets import describe_tfds
 
                 description = describe_tfds(name, data_dir=config.data_dir)
                 is_regression[name] = not description.num_classes

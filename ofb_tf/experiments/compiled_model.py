@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.experiments.workloads import Workload
-from ofb_tf.models import OFBModel
+from ofb_tf.training.model import OFBModel
 
 _FORWARD_BATCH = 4096
 
@@ -25,8 +25,8 @@ class CompiledModel:
             name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
             for name, tensor in self.model.input.items()
         }
-        label = workload.test[types.LABEL]
-        fields = self._inputs | {types.LABEL: tf.TensorSpec([None], label.dtype)}
+        label = workload.test[constants.LABEL]
+        fields = self._inputs | {constants.LABEL: tf.TensorSpec([None], label.dtype)}
         self._train_on_one(fields)
         int32 = tf.TensorSpec([], tf.int32)
         self._forward = tf.function(
@@ -67,7 +67,7 @@ class CompiledModel:
           weights: float32 `[m]`.
           batch_size: of a step.
         """
-        used = {name: fields[name] for name in (*self._inputs, types.LABEL)}
+        used = {name: fields[name] for name in (*self._inputs, constants.LABEL)}
         self._train(used, tf.constant(rows), tf.constant(weights), tf.constant(batch_size))
 
     def _train_in_batches(
@@ -80,7 +80,7 @@ class CompiledModel:
         def step(start: tf.Tensor) -> list[tf.Tensor]:
             batch = rows[start : start + batch_size]
             gathered = {name: tf.gather(values, batch) for name, values in fields.items()}
-            gathered[types.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
+            gathered[constants.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
             self.model.train_step(gathered)
             return [start + batch_size]
 
@@ -89,7 +89,7 @@ class CompiledModel:
     def _train_on_one(self, fields: dict[str, tf.TensorSpec]) -> None:
         """Has Keras make every variable, which it may not do inside a loop."""
         one = _example(fields)
-        self.model.train_step(one | {types.IMPORTANCE_WEIGHT: tf.ones([1])})
+        self.model.train_step(one | {constants.IMPORTANCE_WEIGHT: tf.ones([1])})
 
     def _trace(self, fields: dict[str, tf.TensorSpec]) -> None:
         """Runs every function once, so that no cell's time has tracing in it."""

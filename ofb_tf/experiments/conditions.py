@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload
 
@@ -39,14 +39,16 @@ class Conditions:
     """
 
     def __init__(self, config: configs.SimulationConfig, seed: int, workload: Workload):
-        check(config, is_regression=workload.task == types.REGRESSION)
+        check(config, is_regression=workload.task == constants.REGRESSION)
         self._config, self._seed, self._workload = config, seed, workload
 
     def corrupt(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The examples with wrong labels or outliers among them."""
         if not self._config.label_noise and not self._config.outliers:
             return examples
-        ids, labels = (np.asarray(examples[name]) for name in (types.EXAMPLE_ID, types.LABEL))
+        ids, labels = (
+            np.asarray(examples[name]) for name in (constants.EXAMPLE_ID, constants.LABEL)
+        )
         if self._config.label_noise:
             drawn = self._workload.random_labels(self._draw(ids, _NEW_LABEL))
             is_wrong = self._draw(ids, _LABEL_NOISE) < self._config.label_noise
@@ -56,7 +58,7 @@ class Conditions:
             shift = OUTLIER_SHIFT * self._workload.label_deviation
             is_outlier = self._draw(ids, _OUTLIER) < self._config.outliers
             labels = np.where(is_outlier, labels + sign * shift, labels).astype(labels.dtype)
-        return examples | {types.LABEL: tf.constant(labels)}
+        return examples | {constants.LABEL: tf.constant(labels)}
 
     def has_record(self, example_ids: np.ndarray, interval: int) -> np.ndarray:
         """Whose record survives: bool `[n]`.

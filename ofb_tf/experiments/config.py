@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ofb_tf.policies import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
+from ofb_tf.selection import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
 
 UNIFORM = "uniform"
 IMPORTANCE = "importance"
@@ -39,7 +39,7 @@ class SimulationConfig:
       num_examples: examples of one pass; None for all that the dataset has.
       test_examples: at most this many held-out examples are evaluated.
       learning_rate: of Adam, the same for every policy.
-      policies: names from `ofb_tf.policies.POLICIES` and "everything". "uniform" and
+      policies: names from `ofb_tf.selection.POLICIES` and "everything". "uniform" and
         "everything", between which gap closure is measured, are added where absent.
       seeds: number of repetitions, numbered from 0. A seed fixes initial weights, data order and
         selection; all policies of one seed share the first two.

@@ -15,12 +15,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, scores, types, window
+from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import simulation
 from ofb_tf.experiments.compiled_model import compiled_model
 from ofb_tf.experiments.workloads import ClickWorkload, Workload
-from ofb_tf.models import OFBModel
+from ofb_tf.selection import scores, window
+from ofb_tf.training.model import OFBModel
 
 _CURVE_POINTS = 10
 _HISTOGRAM_POINTS = 500
@@ -56,7 +57,7 @@ def _selector(
     def select(
         ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        record = {types.HAS_RECORD: has_record, types.LOGITS: logits}
+        record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
         sample = window.sample_window(
             policy=chosen,
             rate=config.rate,
@@ -120,7 +121,7 @@ class FastCell(simulation.Cell):
                 policy,
                 workload.task,
                 workload.num_outputs,
-                workload.test[types.LABEL].dtype,
+                workload.test[constants.LABEL].dtype,
             )
 
     def _build_model(self) -> OFBModel:
@@ -145,7 +146,7 @@ class FastCell(simulation.Cell):
         """The snapshot is the model as it is now, and answers before training goes on."""
         began = time.process_time()
         logits = self._compiled.outputs(examples)
-        has_record = self.conditions.has_record(examples[types.EXAMPLE_ID].numpy(), interval)
+        has_record = self.conditions.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
         logits[~has_record] = np.nan
         self.result.serving_seconds += time.process_time() - began
         return Records(logits, has_record)
@@ -153,13 +154,15 @@ class FastCell(simulation.Cell):
     def _sample(
         self, interval: int, examples: dict[str, tf.Tensor], records: Records | None
     ) -> Selection:
-        count = len(examples[types.EXAMPLE_ID])
+        count = len(examples[constants.EXAMPLE_ID])
         if self.policy == configs.EVERYTHING:
             return Selection(np.arange(count, dtype=np.int32), np.ones(count, np.float32))
         if records is None:
             shape = [count, self.workload.num_outputs]
             records = Records(np.zeros(shape, np.float32), np.ones(count, bool))
-        ids, labels = (np.asarray(examples[name]) for name in (types.EXAMPLE_ID, types.LABEL))
+        ids, labels = (
+            np.asarray(examples[name]) for name in (constants.EXAMPLE_ID, constants.LABEL)
+        )
         # The key that ofb_sample makes of its seed, where the epoch does not count.
         key = hashing.fold_in_numpy(np.int64(self._selection_seed(interval)), np.int64(0))
         rows, weights = [], []
@@ -183,13 +186,13 @@ class FastCell(simulation.Cell):
         self.result.train_seconds += time.process_time() - began
         weights = selected.weights.astype(np.float64)
         totals = [weights.size, weights.sum(), np.square(weights).sum(), weights.max(initial=0.0)]
-        self._count(len(examples[types.EXAMPLE_ID]), np.array(totals))
+        self._count(len(examples[constants.EXAMPLE_ID]), np.array(totals))
 
     def _histogram(
         self, interval: int, examples: dict[str, tf.Tensor], records: Records
     ) -> dict[str, list[float]]:
         """As in a full cell, but a fixed number of quantiles instead of every loss."""
-        losses = scores.example_loss(records.logits, examples[types.LABEL], self.workload.task)
+        losses = scores.example_loss(records.logits, examples[constants.LABEL], self.workload.task)
         is_chosen = np.zeros(len(losses), bool)
         is_chosen[self._sample(interval, examples, records).rows] = True
         groups = simulation.split_losses(losses.numpy(), is_chosen)

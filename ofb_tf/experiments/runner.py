@@ -10,7 +10,7 @@ from typing import Any
 
 import tqdm
 
-from ofb_tf import types, version
+from ofb_tf import constants, version
 from ofb_tf.experiments import conditions, results, simulation
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.simulation import CellResult
@@ -40,7 +40,7 @@ def run_experiment(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1. Received: {workers}")
     workload = get_workload(config, seed=0)  # fails here, once, if the dataset cannot be had
-    conditions.check(config, is_regression=workload.task == types.REGRESSION)
+    conditions.check(config, is_regression=workload.task == constants.REGRESSION)
     total = simulation.num_windows(config, workload.num_examples)
     tasks = [(policy, seed) for seed in range(config.seeds) for policy in _slowest_first(config)]
     workers = min(workers or os.cpu_count() or 1, len(tasks))

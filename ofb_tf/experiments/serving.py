@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.records import ForwardRecordWriter
 
 REQUEST_SIZE = 1024
@@ -42,7 +42,7 @@ def serve_and_record(
       kept: bool `[n]`: whose records are written; the others are lost.
     """
     served = tf.saved_model.load(snapshot)
-    ids = examples[types.EXAMPLE_ID]
+    ids = examples[constants.EXAMPLE_ID]
     names = list(served.serve.input_signature[0])
     with ForwardRecordWriter(records, num_outputs=num_outputs) as writer:
         for start in range(0, len(ids), REQUEST_SIZE):

@@ -18,13 +18,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import scores, types
+from ofb_tf import constants
 from ofb_tf.experiments import conditions, serving
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload, get_workload
-from ofb_tf.join import join_forward_records
-from ofb_tf.models import OFBModel
-from ofb_tf.sampling import ofb_sample
+from ofb_tf.selection import scores
+from ofb_tf.training.model import OFBModel
+from ofb_tf.transforms.join import join_forward_records
+from ofb_tf.transforms.sample import ofb_sample
 
 _HISTOGRAM_SEED = 0
 
@@ -189,7 +190,7 @@ class Cell:
             records,
             num_outputs=self.workload.num_outputs,
             version=interval,
-            kept=self.conditions.has_record(examples[types.EXAMPLE_ID].numpy(), interval),
+            kept=self.conditions.has_record(examples[constants.EXAMPLE_ID].numpy(), interval),
         )
         shutil.rmtree(snapshot)
         self.result.serving_seconds += time.perf_counter() - began
@@ -226,7 +227,7 @@ class Cell:
             self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
         self.result.train_seconds += time.perf_counter() - began
         self._count(
-            len(examples[types.EXAMPLE_ID]), self.model.importance_weight_statistics.totals()
+            len(examples[constants.EXAMPLE_ID]), self.model.importance_weight_statistics.totals()
         )
 
     def _count(self, num_examples: int, totals: np.ndarray) -> None:
@@ -251,15 +252,15 @@ class Cell:
         self, interval: int, examples: dict[str, tf.Tensor], records: Any
     ) -> dict[str, list[float]]:
         """Losses under the records of the last interval, by whether the example was selected."""
-        ids = examples[types.EXAMPLE_ID]
-        labelled = {types.EXAMPLE_ID: ids, types.LABEL: examples[types.LABEL]}
+        ids = examples[constants.EXAMPLE_ID]
+        labelled = {constants.EXAMPLE_ID: ids, constants.LABEL: examples[constants.LABEL]}
         joined = tf.data.Dataset.from_tensor_slices(labelled).apply(join_forward_records(records))
         fields = next(iter(joined.batch(len(ids))))
         losses = scores.example_loss(
-            fields[types.LOGITS], fields[types.LABEL], self.workload.task
+            fields[constants.LOGITS], fields[constants.LABEL], self.workload.task
         ).numpy()
         selected = self._sample(interval, examples, records)
-        is_chosen = np.isin(ids, np.concatenate([b[types.EXAMPLE_ID] for b in selected]))
+        is_chosen = np.isin(ids, np.concatenate([b[constants.EXAMPLE_ID] for b in selected]))
         return split_losses(losses, is_chosen)
 
     def _finish(self) -> CellResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.config import CLICK_STREAM, SimulationConfig
-from ofb_tf.policies import POLICIES
+from ofb_tf.selection import POLICIES
 
 STALE_INTERVAL = 94
 ONCE_A_PASS = 0

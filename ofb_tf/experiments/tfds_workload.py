@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 from ofb_tf.datasets import describe_tfds, load_tfds
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import ArrayWorkload
@@ -50,15 +50,15 @@ def _prepare(
     if "test" in description.num_examples:
         test = _read(name, data_dir, "test")
     else:
-        is_test = hashing.hash01_numpy(train[types.EXAMPLE_ID], _HOLDOUT_KEY) < TEST_FRACTION
+        is_test = hashing.hash01_numpy(train[constants.EXAMPLE_ID], _HOLDOUT_KEY) < TEST_FRACTION
         test = {name: values[is_test] for name, values in train.items()}
         train = {name: values[~is_test] for name, values in train.items()}
     train = {name: values[:num_examples] for name, values in train.items()}
     test = {name: values[:test_examples] for name, values in test.items()}
-    if not len(train[types.LABEL]) or not len(test[types.LABEL]):
+    if not len(train[constants.LABEL]) or not len(test[constants.LABEL]):
         raise ValueError(
             f"{name!r} must have examples to train on and to test on. Received: "
-            f"{len(train[types.LABEL])} and {len(test[types.LABEL])}"
+            f"{len(train[constants.LABEL])} and {len(test[constants.LABEL])}"
         )
     is_image = _is_image(train, description.feature_names)
     flatten = _flat_images if is_image else _tabular
@@ -89,9 +89,9 @@ def _is_image(fields: dict[str, np.ndarray], names: tuple[str, ...]) -> bool:
 
 def _with_features(fields: dict[str, np.ndarray], features: np.ndarray) -> dict[str, np.ndarray]:
     return {
-        types.EXAMPLE_ID: fields[types.EXAMPLE_ID],
+        constants.EXAMPLE_ID: fields[constants.EXAMPLE_ID],
         "features": features,
-        types.LABEL: fields[types.LABEL],
+        constants.LABEL: fields[constants.LABEL],
     }
 
 

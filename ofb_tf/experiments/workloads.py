@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
 from ofb_tf.datasets.click_stream import CATEGORICAL, CLICK_PROBABILITY, DENSE
 from ofb_tf.experiments import config as configs
@@ -74,7 +74,7 @@ class ClickWorkload(Workload):
     The test examples are the ones that follow the stream in time.
     """
 
-    task = types.BINARY
+    task = constants.BINARY
     metric = "excess_kl"
     metric_text = "mean KL divergence from the true click probability to the predicted one, in nats"
     num_outputs = 1
@@ -166,11 +166,11 @@ class ArrayWorkload(Workload):
     ):
         self._train = train
         self.test = {name: tf.constant(values) for name, values in test.items()}
-        self.num_examples = len(train[types.LABEL])
-        self.label_deviation = float(np.std(train[types.LABEL], dtype=np.float64))
+        self.num_examples = len(train[constants.LABEL])
+        self.label_deviation = float(np.std(train[constants.LABEL], dtype=np.float64))
         self.num_outputs = num_classes or 1
         self._is_regression = num_classes is None
-        self.task = types.REGRESSION if self._is_regression else types.MULTICLASS
+        self.task = constants.REGRESSION if self._is_regression else constants.MULTICLASS
         self.metric = "test_rmse" if self._is_regression else "test_loss"
         self.metric_text = (
             "root mean squared error on held-out examples"
@@ -194,7 +194,7 @@ class ArrayWorkload(Workload):
 
     def random_labels(self, draws: np.ndarray) -> np.ndarray:
         """Labels of training examples."""
-        return self._train[types.LABEL][(draws * self.num_examples).astype(np.int64)]
+        return self._train[constants.LABEL][(draws * self.num_examples).astype(np.int64)]
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Two hidden layers; a regression starts from the mean label."""
@@ -203,7 +203,7 @@ class ArrayWorkload(Workload):
         hidden = keras.layers.Rescaling(self._scale)(inputs)
         for _ in range(2):
             hidden = keras.layers.Dense(self._hidden_units, activation="relu")(hidden)
-        bias = float(self._train[types.LABEL].mean()) if self._is_regression else 0.0
+        bias = float(self._train[constants.LABEL].mean()) if self._is_regression else 0.0
         outputs = keras.layers.Dense(
             self.num_outputs, bias_initializer=keras.initializers.Constant(bias)
         )(hidden)
@@ -217,7 +217,7 @@ class ArrayWorkload(Workload):
 
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
         """RMSE or cross-entropy; mean prediction over mean label, or confidence over accuracy."""
-        labels = self.test[types.LABEL].numpy()
+        labels = self.test[constants.LABEL].numpy()
         if self._is_regression:
             predicted = outputs[:, 0].astype(np.float64)
             rmse = np.sqrt(np.mean((predicted - labels) ** 2))
@@ -244,6 +244,6 @@ def get_workload(config: configs.SimulationConfig, seed: int) -> Workload:
     """The workload that a configuration names, for one seed."""
     if config.dataset == configs.CLICK_STREAM:
         return ClickWorkload(config, seed)
-    from ofb_tf.experiments import tfds_workload  # tensorflow_datasets takes seconds to import
+    from ofb_tf.experiments import tfds_workload
 
     return tfds_workload.load(config, seed)

@@ -1,7 +1,8 @@
 """Forward records: what serving's forward pass leaves behind, on disk and in memory."""
 
+from ofb_tf.hashing import keyed_ids, partition_of, read_secret
 from ofb_tf.records.forward_records import ForwardRecords
-from ofb_tf.records.in_graph import partition_of, sorted_file_dataset
+from ofb_tf.records.graph import sorted_file_dataset
 from ofb_tf.records.partitioned import PartitionedRecords
 from ofb_tf.records.reader import CorruptRecordsError, ReadCounts, read_schema
 from ofb_tf.records.writer import ForwardRecordWriter, WriterCounts
@@ -13,7 +14,9 @@ __all__ = [
     "PartitionedRecords",
     "ReadCounts",
     "WriterCounts",
+    "keyed_ids",
     "partition_of",
     "read_schema",
+    "read_secret",
     "sorted_file_dataset",
 ]

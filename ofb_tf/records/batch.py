@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
-from ofb_tf.records import format as block_format
+from ofb_tf import constants, hashing
+from ofb_tf.records import blocks as block_format
 
 
 def join_runs(runs: list[tuple[Any, int]]) -> block_format.Runs:
@@ -70,7 +70,7 @@ def as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:
 def count_nonfinite(columns: dict[str, np.ndarray]) -> int:
     """Rows with a NaN or infinite logit or loss."""
     bad = None
-    for name in (types.LOGITS, types.LOSS):
+    for name in (constants.LOGITS, constants.LOSS):
         if name in columns:
             finite = np.isfinite(columns[name])
             if not finite.all():
@@ -101,8 +101,8 @@ def top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:
         logsumexp = logits.max(axis=1) + np.log(total)
         sum_squares = np.square(shifted).sum(axis=1) / np.square(total)
     return {
-        types.LOGITS: np.take_along_axis(kept, order, axis=1),
-        types.CLASS_IDS: np.take_along_axis(largest, order, axis=1).astype(np.int32),
-        types.LOGSUMEXP: logsumexp.astype(np.float32),
-        types.SUM_SQUARED_PROBABILITIES: sum_squares.astype(np.float32),
+        constants.LOGITS: np.take_along_axis(kept, order, axis=1),
+        constants.CLASS_IDS: np.take_along_axis(largest, order, axis=1).astype(np.int32),
+        constants.LOGSUMEXP: logsumexp.astype(np.float32),
+        constants.SUM_SQUARED_PROBABILITIES: sum_squares.astype(np.float32),
     }

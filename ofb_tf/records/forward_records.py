@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
-from ofb_tf.records import format as block_format
+from ofb_tf import constants
+from ofb_tf.records import blocks as block_format
 from ofb_tf.records import memory, paths, reader
 
 
@@ -107,26 +107,28 @@ class ForwardRecords:
                 f"example_ids must be int64 [n]. Received: {ids.dtype} {list(ids.shape)}"
             )
         n = len(ids)
-        arrays = {types.EXAMPLE_ID: ids.astype(np.int64)}
+        arrays = {constants.EXAMPLE_ID: ids.astype(np.int64)}
         if logits is not None:
             logits = np.asarray(logits)
             logits = logits[:, None] if logits.ndim == 1 else logits
             if logits.ndim != 2 or len(logits) != n or not logits.shape[1]:
                 raise ValueError(f"logits must be [{n}, k]. Received: {list(logits.shape)}")
             narrow = logits.dtype == np.float16
-            arrays[types.LOGITS] = logits.astype(np.float16 if narrow else np.float32)
+            arrays[constants.LOGITS] = logits.astype(np.float16 if narrow else np.float32)
         if losses is not None:
-            arrays[types.LOSS] = np.asarray(losses, np.float32)
-            if arrays[types.LOSS].shape != (n,):
+            arrays[constants.LOSS] = np.asarray(losses, np.float32)
+            if arrays[constants.LOSS].shape != (n,):
                 raise ValueError(
-                    f"losses must be [{n}]. Received: {list(arrays[types.LOSS].shape)}"
+                    f"losses must be [{n}]. Received: {list(arrays[constants.LOSS].shape)}"
                 )
         if len(arrays) == 1:
             raise ValueError("logits or losses must be given. Received: neither")
         versions = np.broadcast_to(np.asarray(model_versions, np.int64), (n,))
         table, codes = np.unique(versions, return_inverse=True)
-        arrays[types.MODEL_VERSION] = codes.astype(reader.index_dtype(len(table)))
-        arrays[types.TIMESTAMP] = np.array(np.broadcast_to(np.asarray(timestamps, np.int64), (n,)))
+        arrays[constants.MODEL_VERSION] = codes.astype(reader.index_dtype(len(table)))
+        arrays[constants.TIMESTAMP] = np.array(
+            np.broadcast_to(np.asarray(timestamps, np.int64), (n,))
+        )
         schema = block_format.Schema(
             num_outputs=0 if logits is None else logits.shape[1],
             top_k=0,
@@ -137,8 +139,8 @@ class ForwardRecords:
     @classmethod
     def _from_numpy(cls, columns: reader.Columns, counts: reader.ReadCounts) -> "ForwardRecords":
         arrays = columns.arrays
-        order = newest_order(arrays[types.EXAMPLE_ID], arrays[types.TIMESTAMP])
-        counts.num_duplicates += len(arrays[types.EXAMPLE_ID]) - len(order)
+        order = newest_order(arrays[constants.EXAMPLE_ID], arrays[constants.TIMESTAMP])
+        counts.num_duplicates += len(arrays[constants.EXAMPLE_ID]) - len(order)
         tensors = {}
         nonfinite = np.zeros(0, bool)
         for name in columns.schema.columns:
@@ -156,16 +158,16 @@ class ForwardRecords:
         del order, arrays
         memory.release_freed()
         return cls(
-            example_ids=tensors[types.EXAMPLE_ID],
-            timestamps=tensors[types.TIMESTAMP],
-            version_indices=tensors[types.MODEL_VERSION],
+            example_ids=tensors[constants.EXAMPLE_ID],
+            timestamps=tensors[constants.TIMESTAMP],
+            version_indices=tensors[constants.MODEL_VERSION],
             version_table=tf.constant(columns.version_table, tf.int64),
             num_outputs=columns.schema.num_outputs,
-            logits=tensors.get(types.LOGITS),
-            losses=tensors.get(types.LOSS),
-            class_ids=tensors.get(types.CLASS_IDS),
-            logsumexp=tensors.get(types.LOGSUMEXP),
-            sum_squared_probabilities=tensors.get(types.SUM_SQUARED_PROBABILITIES),
+            logits=tensors.get(constants.LOGITS),
+            losses=tensors.get(constants.LOSS),
+            class_ids=tensors.get(constants.CLASS_IDS),
+            logsumexp=tensors.get(constants.LOGSUMEXP),
+            sum_squared_probabilities=tensors.get(constants.SUM_SQUARED_PROBABILITIES),
             counts=counts,
         )
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf.records import prediction_log, privacy, text_rows
+from ofb_tf import hashing
+from ofb_tf.records import prediction_log, text_rows
 from ofb_tf.records.writer import ForwardRecordWriter
 
 FORMATS = ("prediction_log", "jsonl", "csv")
@@ -80,7 +81,7 @@ def import_records(
       bad_rows: "count", "list" or "error".
       num_outputs: outputs of the model; None takes it from the first row. Rows with another
         number are bad.
-      secret_file: hash the ids with the secret in this file, see `privacy.keyed_ids`.
+      secret_file: hash the ids with the secret in this file, see `hashing.keyed_ids`.
       compression: None, "GZIP" or "ZLIB".
 
     Raises:
@@ -93,7 +94,7 @@ def import_records(
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {BAD_ROWS}. Received: {bad_rows!r}")
     files = _match(patterns)
-    secret = None if secret_file is None else privacy.read_secret(secret_file)
+    secret = None if secret_file is None else hashing.read_secret(secret_file)
     read = _reader(format, fields)
     report = ImportReport(num_files=len(files))
     num_served = 0.0
@@ -189,7 +190,7 @@ def _batch(good: list[tuple[int, text_rows.Row]], now: int) -> _Item:
 def _write(writer: ForwardRecordWriter, item: _Item, secret: tuple[int, int] | None) -> str:
     ids = np.asarray(item.example_ids)
     if secret is not None:
-        ids = privacy.keyed_ids(ids, secret).numpy()
+        ids = hashing.keyed_ids(ids, secret).numpy()
     try:
         writer.write(
             ids,

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.records import paths, reader
 from ofb_tf.records.forward_records import newest_order
 
@@ -76,16 +76,16 @@ def inspect(pattern: paths.Pattern) -> RecordSummary:
     """
     counts = reader.ReadCounts()
     columns = reader.read_columns(pattern, on_corrupt="skip", counts=counts)
-    times = columns.arrays[types.TIMESTAMP]
+    times = columns.arrays[constants.TIMESTAMP]
     num_records = len(times)
-    num_ids = len(newest_order(columns.arrays[types.EXAMPLE_ID], times))
+    num_ids = len(newest_order(columns.arrays[constants.EXAMPLE_ID], times))
     nonfinite = np.zeros(num_records, bool)
     for data in columns.arrays.values():
         if data.dtype.kind == "f":
             finite = np.isfinite(data)
             nonfinite |= ~(finite if data.ndim == 1 else finite.all(axis=1))
     per_version = np.bincount(
-        columns.arrays[types.MODEL_VERSION], minlength=len(columns.version_table)
+        columns.arrays[constants.MODEL_VERSION], minlength=len(columns.version_table)
     )
     return RecordSummary(
         num_files=counts.num_files,

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
-from ofb_tf.records import format as block_format
+from ofb_tf import constants
+from ofb_tf.hashing import partition_of
+from ofb_tf.records import blocks as block_format
 from ofb_tf.records import paths, reader, tfrecord
 from ofb_tf.records.forward_records import newest_order
-from ofb_tf.records.in_graph import partition_of
 from ofb_tf.records.output_file import OutputFile
 
 MAX_PARTITIONS = 4096
@@ -79,7 +79,7 @@ def compact(
     schema, arrays = columns.schema, _sorted(_arrays(columns), report)
     output_directory = os.fspath(output_directory)
     tf.io.gfile.makedirs(output_directory)
-    num_records = len(arrays[types.EXAMPLE_ID])
+    num_records = len(arrays[constants.EXAMPLE_ID])
     num_files = max(1, -(-num_records // records_per_file))
     stem = f"compacted-{time.time_ns() // 1000:016d}-{uuid.uuid4().hex[:8]}"
     for index in range(num_files):
@@ -149,7 +149,7 @@ def partition(
             arrays = _sorted(spool.take(index), report)
             name = f"partition-{index:05d}-of-{num_partitions:05d}"
             report.files.append(_write(schema, arrays, output_directory, name, compression))
-            report.num_written += len(arrays[types.EXAMPLE_ID])
+            report.num_written += len(arrays[constants.EXAMPLE_ID])
     finally:
         tf.io.gfile.rmtree(spool_directory)
     return report
@@ -180,13 +180,13 @@ def expire(
     if not max_age > 0:
         raise ValueError(f"max_age must be positive. Received: {max_age}")
     now = time.time() if now is None else now
-    cutoff = int((now - max_age) * types.MICROSECONDS)
+    cutoff = int((now - max_age) * constants.MICROSECONDS)
     report = MaintenanceReport(reader.ReadCounts())
     for file in _closed_files(pattern):
         kept = total = 0
         for block in reader.read_blocks(file, counts=report.read):
             total += len(block)
-            kept += int((block.columns[types.TIMESTAMP].expand() >= cutoff).sum())
+            kept += int((block.columns[constants.TIMESTAMP].expand() >= cutoff).sum())
         report.num_expired += total - kept
         if kept == total and total:
             continue
@@ -222,7 +222,7 @@ class _Spool:
             name: data.expand() if isinstance(data, block_format.Runs) else data
             for name, data in block.columns.items()
         }
-        index = partition_of(arrays[types.EXAMPLE_ID], len(self._pieces))
+        index = partition_of(arrays[constants.EXAMPLE_ID], len(self._pieces))
         order = np.argsort(index, kind="stable")
         ends = np.cumsum(np.bincount(index, minlength=len(self._pieces)))
         for number, rows in enumerate(np.split(order, ends[:-1])):
@@ -256,7 +256,7 @@ class _Spool:
 
 def _arrays(columns: reader.Columns) -> _Arrays:
     arrays = dict(columns.arrays)
-    arrays[types.MODEL_VERSION] = columns.version_table[arrays[types.MODEL_VERSION]]
+    arrays[constants.MODEL_VERSION] = columns.version_table[arrays[constants.MODEL_VERSION]]
     return arrays
 
 
@@ -269,8 +269,8 @@ def _empty(schema: block_format.Schema) -> _Arrays:
 
 
 def _sorted(arrays: _Arrays, report: MaintenanceReport) -> _Arrays:
-    order = newest_order(arrays[types.EXAMPLE_ID], arrays[types.TIMESTAMP])
-    report.read.num_duplicates += len(arrays[types.EXAMPLE_ID]) - len(order)
+    order = newest_order(arrays[constants.EXAMPLE_ID], arrays[constants.TIMESTAMP])
+    report.read.num_duplicates += len(arrays[constants.EXAMPLE_ID]) - len(order)
     return {name: data[order] for name, data in arrays.items()}
 
 
@@ -280,13 +280,13 @@ def _write(
     """Writes a complete file of at least one block, which may be empty."""
     file = OutputFile(directory, compression, name)
     try:
-        num_records = len(arrays[types.EXAMPLE_ID])
+        num_records = len(arrays[constants.EXAMPLE_ID])
         for start in range(0, max(num_records, 1), block_format.MAX_BLOCK_RECORDS):
             part: dict[str, Any] = {
                 name: data[start : start + block_format.MAX_BLOCK_RECORDS]
                 for name, data in arrays.items()
             }
-            count = len(part[types.EXAMPLE_ID])
+            count = len(part[constants.EXAMPLE_ID])
             for column in block_format.COLUMNS:
                 if column.runs:
                     part[column.name] = block_format.run_lengths(part[column.name])
@@ -304,7 +304,7 @@ def _rewrite(path: str, cutoff: int) -> None:
     compression = tfrecord.compression_of(path)
     kept: dict[str, list[np.ndarray]] = {}
     for block in reader.read_blocks(path):
-        rows = block.columns[types.TIMESTAMP].expand() >= cutoff
+        rows = block.columns[constants.TIMESTAMP].expand() >= cutoff
         for column, data in block.columns.items():
             values = data.expand() if isinstance(data, block_format.Runs) else data
             kept.setdefault(column, []).append(values[rows])

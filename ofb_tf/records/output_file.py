@@ -12,7 +12,7 @@ import uuid
 
 import tensorflow as tf
 
-from ofb_tf.records import format as block_format
+from ofb_tf.records import blocks as block_format
 from ofb_tf.records import paths, tfrecord
 
 try:

@@ -5,7 +5,7 @@ import re
 import tensorflow as tf
 
 from ofb_tf.records import paths, reader
-from ofb_tf.records.in_graph import sorted_file_dataset
+from ofb_tf.records.graph import sorted_file_dataset
 from ofb_tf.records.tfrecord import compression_of
 
 _NAME = re.compile(r"partition-(\d+)-of-(\d+)\.ofbr$")

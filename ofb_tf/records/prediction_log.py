@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 from ofb_tf.records import tfrecord
 
 EXAMPLES = "examples"
@@ -191,7 +191,7 @@ def timestamp_of(log: Any) -> int | None:
     # Older releases of the protocol do not have the field; its type has changed too.
     seconds = getattr(log.log_metadata, "timestamp_secs", 0)
     seconds = seconds if isinstance(seconds, int) else getattr(seconds, "seconds", 0)
-    return seconds * types.MICROSECONDS if seconds else None
+    return seconds * constants.MICROSECONDS if seconds else None
 
 
 def _array(tensors: Any, name: str, kind: str) -> np.ndarray:

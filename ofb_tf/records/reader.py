@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
-from ofb_tf.records import format as block_format
+from ofb_tf import constants
+from ofb_tf.records import blocks as block_format
 from ofb_tf.records import paths, tfrecord
 
 _MAX_READERS = 8
@@ -223,9 +223,11 @@ def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
         elif block.schema != part.schema:
             raise ValueError(_schema_message(path, part.schema, path, block.schema))
         columns = dict(block.columns)
-        columns[types.MODEL_VERSION] = _index_versions(columns[types.MODEL_VERSION], part.versions)
+        columns[constants.MODEL_VERSION] = _index_versions(
+            columns[constants.MODEL_VERSION], part.versions
+        )
         if as_of is not None:
-            kept = columns[types.TIMESTAMP].expand() <= as_of
+            kept = columns[constants.TIMESTAMP].expand() <= as_of
             if not kept.all():
                 part.counts.num_after += int((~kept).sum())
                 columns = {name: _filter(data, kept) for name, data in columns.items()}
@@ -281,7 +283,7 @@ def _concatenate(schema: block_format.Schema, parts: list[_FilePart]) -> Columns
     index = {version: position for position, version in enumerate(table)}
     for part in parts:
         mapping: np.ndarray = np.array([index[v] for v in part.versions], index_dtype(len(table)))
-        pieces = part.pieces.get(types.MODEL_VERSION, [])
+        pieces = part.pieces.get(constants.MODEL_VERSION, [])
         pieces[:] = [block_format.Runs(mapping[runs.values], runs.lengths) for runs in pieces]
     arrays = {}
     for name in schema.columns:

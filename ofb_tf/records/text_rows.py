@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _MAX_LINE_BYTES = 1 << 24
@@ -56,11 +56,11 @@ class RowFields:
       timestamp_unit: "s", "ms" or "us".
     """
 
-    example_id: str = types.EXAMPLE_ID
-    logits: tuple[str, ...] = (types.LOGITS,)
+    example_id: str = constants.EXAMPLE_ID
+    logits: tuple[str, ...] = (constants.LOGITS,)
     loss: str | None = None
-    model_version: str | None = types.MODEL_VERSION
-    timestamp: str | None = types.TIMESTAMP
+    model_version: str | None = constants.MODEL_VERSION
+    timestamp: str | None = constants.TIMESTAMP
     timestamp_unit: str = "us"
 
     def __post_init__(self) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.records import batch
-from ofb_tf.records import format as block_format
+from ofb_tf.records import blocks as block_format
 from ofb_tf.records.output_file import OutputFile, finalise_dead_files
 
 _LOGITS_DTYPES = ("float32", "float16")
@@ -173,19 +173,19 @@ class ForwardRecordWriter:
           OSError, tf.errors.OpError: the block could not be written (`on_error="raise"`).
         """
         ids = batch.as_ids(example_ids)
-        columns: dict[str, Any] = {types.EXAMPLE_ID: ids}
+        columns: dict[str, Any] = {constants.EXAMPLE_ID: ids}
         if logits is not None:
-            columns[types.LOGITS] = self._as_logits(logits, len(ids))
+            columns[constants.LOGITS] = self._as_logits(logits, len(ids))
         if loss is not None:
-            columns[types.LOSS] = batch.as_floats(types.LOSS, loss, (len(ids),))
+            columns[constants.LOSS] = batch.as_floats(constants.LOSS, loss, (len(ids),))
         if len(columns) == 1:
             raise ValueError("write: logits or loss must be given. Received: neither")
         num_nonfinite = batch.count_nonfinite(columns)
         if logits is not None and self._top_k:
-            columns |= batch.top_k_columns(columns[types.LOGITS], self._top_k)
-        model_version = batch.as_int64(types.MODEL_VERSION, model_version, len(ids))
+            columns |= batch.top_k_columns(columns[constants.LOGITS], self._top_k)
+        model_version = batch.as_int64(constants.MODEL_VERSION, model_version, len(ids))
         if timestamp is not None:
-            timestamp = batch.as_int64(types.TIMESTAMP, timestamp, len(ids))
+            timestamp = batch.as_int64(constants.TIMESTAMP, timestamp, len(ids))
         with self._lock:
             if self._closed:
                 raise RuntimeError("write: the writer is closed. Make a new ForwardRecordWriter.")
@@ -195,8 +195,8 @@ class ForwardRecordWriter:
                 timestamp = self._now
             self.counts.num_records += len(ids)
             self.counts.num_nonfinite += num_nonfinite
-            columns[types.MODEL_VERSION] = model_version
-            columns[types.TIMESTAMP] = timestamp
+            columns[constants.MODEL_VERSION] = model_version
+            columns[constants.TIMESTAMP] = timestamp
             self._append(columns)
         if self._flush_seconds is not None and self._flusher is None:
             self._start_flusher()
@@ -241,8 +241,8 @@ class ForwardRecordWriter:
         self._file: OutputFile | None = None
         self._buffer: dict[str, np.ndarray] = {}
         self._runs: dict[str, list[tuple[Any, int]]] = {
-            types.MODEL_VERSION: [],
-            types.TIMESTAMP: [],
+            constants.MODEL_VERSION: [],
+            constants.TIMESTAMP: [],
         }
         self._buffered = 0
         self._now = 0
@@ -254,14 +254,14 @@ class ForwardRecordWriter:
         if self._num_outputs is None and array.ndim == 2 and array.shape[1] > self._top_k:
             self._num_outputs = array.shape[1]
         return batch.as_floats(
-            types.LOGITS, array, (num_records, self._num_outputs or f"more than {self._top_k}")
+            constants.LOGITS, array, (num_records, self._num_outputs or f"more than {self._top_k}")
         )
 
     def _fix_schema(self, columns: dict[str, np.ndarray]) -> None:
-        names = (*columns, types.MODEL_VERSION, types.TIMESTAMP)
+        names = (*columns, constants.MODEL_VERSION, constants.TIMESTAMP)
         schema = block_format.Schema(
-            num_outputs=(self._num_outputs or 0) if types.LOGITS in columns else 0,
-            top_k=self._top_k if types.LOGITS in columns else 0,
+            num_outputs=(self._num_outputs or 0) if constants.LOGITS in columns else 0,
+            top_k=self._top_k if constants.LOGITS in columns else 0,
             columns=tuple(c.name for c in block_format.COLUMNS if c.name in names),
         )
         if self._schema is None:
@@ -279,7 +279,7 @@ class ForwardRecordWriter:
             )
 
     def _append(self, columns: dict[str, Any]) -> None:
-        num_records = len(columns[types.EXAMPLE_ID])
+        num_records = len(columns[constants.EXAMPLE_ID])
         start = 0
         while start < num_records:
             count = min(num_records - start, self._block_records - self._buffered)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.records import ForwardRecordWriter
 
 
@@ -36,8 +36,8 @@ class RecordPredictions(keras.callbacks.Callback):
         example_ids: Any = None,
         *,
         model_version: int = 0,
-        id_output: str = types.EXAMPLE_ID,
-        logits_output: str = types.LOGITS,
+        id_output: str = constants.EXAMPLE_ID,
+        logits_output: str = constants.LOGITS,
     ):
         """Makes the callback.
 

@@ -7,16 +7,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ofb_tf import hashing, types
+from ofb_tf import constants, hashing
 
 EXAMPLES = "examples"
 PREDICTIONS = "predictions"
 SIGNATURE = "serving_default"
 
 _ACTIVATIONS = {
-    types.MULTICLASS: tf.nn.softmax,
-    types.BINARY: tf.sigmoid,
-    types.REGRESSION: tf.identity,
+    constants.MULTICLASS: tf.nn.softmax,
+    constants.BINARY: tf.sigmoid,
+    constants.REGRESSION: tf.identity,
 }
 
 
@@ -25,7 +25,7 @@ def export_recording_model(
     path: str | os.PathLike,
     feature_spec: Mapping[str, Any],
     *,
-    id_key: str | None = types.EXAMPLE_ID,
+    id_key: str | None = constants.EXAMPLE_ID,
     task: str | None = None,
     preprocess: Callable[[dict[str, tf.Tensor]], Any] | None = None,
 ) -> None:
@@ -60,8 +60,8 @@ def export_recording_model(
     if num_outputs is None:
         raise ValueError(f"model must have one output [n, k]. Received: {model.output_shape}")
     if task is None and num_outputs > 1:
-        task = types.MULTICLASS
-    if task not in types.TASKS or (task != types.MULTICLASS and num_outputs != 1):
+        task = constants.MULTICLASS
+    if task not in constants.TASKS or (task != constants.MULTICLASS and num_outputs != 1):
         raise ValueError(
             f"task must be 'binary' or 'regression' for one output, 'multiclass' for more. "
             f"Received: {task!r} for {num_outputs} outputs"
@@ -73,13 +73,13 @@ def export_recording_model(
         if id_key is None:
             example_ids = hashing.fingerprint(examples)
         else:
-            example_ids = hashing.as_example_ids(tf.reshape(features[id_key], [-1]))
+            example_ids = hashing.to_int64(tf.reshape(features[id_key], [-1]))
         logits = tf.cast(model(prepare(features), training=False), tf.float32)
         logits = tf.reshape(logits, [-1, num_outputs])
         return {
             PREDICTIONS: _ACTIVATIONS[task](logits),
-            types.LOGITS: logits,
-            types.EXAMPLE_ID: example_ids,
+            constants.LOGITS: logits,
+            constants.EXAMPLE_ID: example_ids,
         }
 
     archive = keras.export.ExportArchive()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ofb_tf import types
+from ofb_tf import constants
 from ofb_tf.experiments import SimulationConfig, fast_cell, simulation, workloads
 from tests.experiments.arrays import array_workload
 
@@ -29,13 +29,15 @@ class _Spy:
         def noted(interval, examples, records):
             selected = sample(interval, examples, records)
             if isinstance(selected, fast_cell.Selection):
-                ids = examples[types.EXAMPLE_ID].numpy()[selected.rows]
+                ids = examples[constants.EXAMPLE_ID].numpy()[selected.rows]
                 self.ids.append(ids)
                 self.weights.append(selected.weights)
                 return selected
             batches = list(selected.as_numpy_iterator())
-            self.ids.append(np.concatenate([b[types.EXAMPLE_ID] for b in batches]))
-            weights = [b.get(types.IMPORTANCE_WEIGHT, np.ones(len(b["label"]))) for b in batches]
+            self.ids.append(np.concatenate([b[constants.EXAMPLE_ID] for b in batches]))
+            weights = [
+                b.get(constants.IMPORTANCE_WEIGHT, np.ones(len(b["label"]))) for b in batches
+            ]
             self.weights.append(np.concatenate(weights))
             return selected
 

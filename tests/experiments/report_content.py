@@ -5,7 +5,7 @@ import numpy as np
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import results
 from ofb_tf.experiments.simulation import CellResult
-from ofb_tf.policies import POLICIES
+from ofb_tf.selection import POLICIES
 
 FINAL = {
     "uniform": 2.0,

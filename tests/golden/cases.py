@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import ofb_tf
-from ofb_tf.policies import POLICIES
+from ofb_tf.selection import POLICIES
 
 HERE = pathlib.Path(__file__).parent
 N, WINDOW, RATE, SEED, CLASSES = 400, 200, 0.1, 29, 3

@@ -6,8 +6,8 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofb_tf import types
-from ofb_tf.records import format as block_format
+from ofb_tf import constants
+from ofb_tf.records import blocks as block_format
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -16,16 +16,16 @@ def make_block(n=5, num_outputs=3, top_k=0, logits_dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
     width = top_k or num_outputs
     columns = {
-        types.EXAMPLE_ID: rng.integers(-(2**63), 2**63 - 1, n),
-        types.LOGITS: rng.normal(size=(n, width)).astype(logits_dtype),
-        types.LOSS: rng.normal(size=n).astype(np.float32),
-        types.MODEL_VERSION: block_format.run_lengths(np.full(n, 7)),
-        types.TIMESTAMP: block_format.run_lengths(rng.integers(0, 2**50, n)),
+        constants.EXAMPLE_ID: rng.integers(-(2**63), 2**63 - 1, n),
+        constants.LOGITS: rng.normal(size=(n, width)).astype(logits_dtype),
+        constants.LOSS: rng.normal(size=n).astype(np.float32),
+        constants.MODEL_VERSION: block_format.run_lengths(np.full(n, 7)),
+        constants.TIMESTAMP: block_format.run_lengths(rng.integers(0, 2**50, n)),
     }
     if top_k:
-        columns[types.CLASS_IDS] = rng.integers(0, num_outputs, (n, width)).astype(np.int32)
-        columns[types.LOGSUMEXP] = rng.normal(size=n).astype(np.float32)
-        columns[types.SUM_SQUARED_PROBABILITIES] = rng.random(n).astype(np.float32)
+        columns[constants.CLASS_IDS] = rng.integers(0, num_outputs, (n, width)).astype(np.int32)
+        columns[constants.LOGSUMEXP] = rng.normal(size=n).astype(np.float32)
+        columns[constants.SUM_SQUARED_PROBABILITIES] = rng.random(n).astype(np.float32)
     names = tuple(c.name for c in block_format.COLUMNS if c.name in columns)
     return block_format.Schema(num_outputs, top_k, names), columns
 
@@ -55,9 +55,9 @@ def test_runs_of_any_int64_survive(pairs):
     runs = block_format.run_lengths(values)
     np.testing.assert_array_equal(runs.expand(), values)
     schema, columns = make_block(len(values))
-    columns[types.TIMESTAMP] = runs
+    columns[constants.TIMESTAMP] = runs
     block = block_format.decode(block_format.encode_block(schema, columns))
-    np.testing.assert_array_equal(block.columns[types.TIMESTAMP].expand(), values)
+    np.testing.assert_array_equal(block.columns[constants.TIMESTAMP].expand(), values)
 
 
 def test_columns_are_little_endian_bytes_of_a_tf_example():
@@ -78,11 +78,11 @@ def test_columns_are_little_endian_bytes_of_a_tf_example():
 def test_a_block_of_live_batches_takes_at_most_16_bytes_an_instance():
     n = block_format.MAX_BLOCK_RECORDS
     schema, columns = make_block(n, num_outputs=1)
-    del columns[types.LOSS]
+    del columns[constants.LOSS]
     schema = dataclasses.replace(schema, columns=tuple(c for c in schema.columns if c != "loss"))
     for batch in (256, 16, 1):  # one timestamp a batch, all within half an hour
         starts = np.arange(0, n, batch) * 200_000 + 1_700_000_000_000_000
-        columns[types.TIMESTAMP] = block_format.run_lengths(np.repeat(starts, batch))
+        columns[constants.TIMESTAMP] = block_format.run_lengths(np.repeat(starts, batch))
         size = len(block_format.encode_block(schema, columns))
         assert size <= 16 * n + 400, batch
 

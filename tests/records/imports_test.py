@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofb_tf import hashing
-from ofb_tf.records import ForwardRecords, imports, privacy, text_rows
+from ofb_tf.records import ForwardRecords, imports, text_rows
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
 predict_fields = imports.prediction_log.PredictFields
@@ -259,14 +259,14 @@ def test_ids_under_a_secret(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", ['{"example_id": 12, "logits": 1}'])
     imports.import_records(path, tmp_path / "out", format="jsonl", secret_file=str(secret_file))
     (example_id,) = ForwardRecords.load(tmp_path / "out").example_ids.numpy()
-    secret = privacy.read_secret(secret_file)
-    assert example_id == tf.function(privacy.keyed_ids)(tf.constant(12, tf.int64), secret).numpy()
+    secret = hashing.read_secret(secret_file)
+    assert example_id == tf.function(hashing.keyed_ids)(tf.constant(12, tf.int64), secret).numpy()
     assert example_id not in (12, int(hashing.fingerprint(tf.constant("12"))))
     secret_file.write_text("another secret of that length")
-    assert privacy.keyed_ids(12, privacy.read_secret(secret_file)) != example_id
+    assert hashing.keyed_ids(12, hashing.read_secret(secret_file)) != example_id
     secret_file.write_text("short")
     with pytest.raises(ValueError, match="at least 16 bytes"):
-        privacy.read_secret(secret_file)
+        hashing.read_secret(secret_file)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from ofb_tf.records import CorruptRecordsError, ForwardRecords, ForwardRecordWriter, read_schema
-from ofb_tf.records import format as block_format
+from ofb_tf.records import blocks as block_format
 from ofb_tf.records.forward_records import newest_order
 
 

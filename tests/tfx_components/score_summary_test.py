@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tfx_testing import probabilities
 
-from ofb_tf.policies import designs
+from ofb_tf.selection import designs
 from tfx_components.score_summary import ScoreSummary, solve
 
 _RNG = np.random.default_rng(11)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx_testing import serialize, write_tfrecords
 
-from ofb_tf import types
+from ofb_tf import constants
 from tfx_components import tabular, trainer_module
 from tfx_components.model_comparison import evaluate
 
@@ -32,7 +32,7 @@ def _rows(n, weight=None, seed=0):
         x = float(rng.normal())
         row = {"id": i, "label": int(rng.random() < 1 / (1 + np.exp(-2 * x))), "x": x}
         row |= {"hour": int(rng.integers(24)), "city": b"north" if x > 0 else b"south"}
-        yield row | ({} if weight is None else {types.IMPORTANCE_WEIGHT: weight(row)})
+        yield row | ({} if weight is None else {constants.IMPORTANCE_WEIGHT: weight(row)})
 
 
 def _files(path, rows):

@@ -1,0 +1,285 @@
+"""The block codec of forward-record files: columns of n instances in one `tf.train.Example`.
+
+A `*.ofbr` file is a TFRecord file. Every TFRecord is one block: a `tf.train.Example` whose
+features are the columns of `COLUMNS` as little-endian bytes, besides `format_version`,
+`num_outputs` and `top_k`. Its last TFRecord is the footer (`num_blocks`, `num_records`), without
+which a closed file counts as truncated. Decoding is a memory copy a column; nothing is done a
+record.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import constants
+
+FORMAT_VERSION = 1
+MAX_BLOCK_RECORDS = 8192
+
+_FORMAT_VERSION_KEY = "format_version"
+NUM_OUTPUTS_KEY = "num_outputs"
+TOP_K_KEY = "top_k"
+_NUM_BLOCKS_KEY = "num_blocks"
+NUM_RECORDS_KEY = "num_records"
+BASE_SUFFIX = "/base"
+LENGTHS_SUFFIX = "/run_lengths"
+
+
+class FormatError(ValueError):
+    """A TFRecord that is not a block of forward records."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of a block.
+
+    Attributes:
+      name: feature name.
+      dtype: what it decodes to.
+      per_output: `[n, k]` if True, `[n]` otherwise.
+      narrow_dtype: a smaller dtype that a writer may choose, told apart by the bytes' length.
+      runs: kept as runs of equal values, each an offset from the block's smallest value in as few
+        bytes as the largest offset needs.
+      required: every block has it.
+    """
+
+    name: str
+    dtype: type
+    per_output: bool = False
+    narrow_dtype: type | None = None
+    runs: bool = False
+    required: bool = False
+
+
+COLUMNS = (
+    Column(constants.EXAMPLE_ID, np.int64, required=True),
+    Column(constants.LOGITS, np.float32, per_output=True, narrow_dtype=np.float16),
+    Column(constants.LOSS, np.float32),
+    Column(constants.CLASS_IDS, np.int32, per_output=True),
+    Column(constants.LOGSUMEXP, np.float32),
+    Column(constants.SUM_SQUARED_PROBABILITIES, np.float32),
+    Column(constants.MODEL_VERSION, np.int64, runs=True, required=True),
+    Column(constants.TIMESTAMP, np.int64, runs=True, required=True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What the blocks that are read together must agree on.
+
+    Attributes:
+      num_outputs: outputs of the model that wrote the records, 0 where they hold losses only.
+      top_k: logits kept an instance in the top-k form, 0 where all are kept.
+      columns: names of the columns, in the order of `COLUMNS`.
+    """
+
+    num_outputs: int
+    top_k: int
+    columns: tuple[str, ...]
+
+    @property
+    def logits_width(self) -> int:
+        """Logits an instance: k of `[n, k]`."""
+        return self.top_k or self.num_outputs
+
+    def __str__(self) -> str:
+        top_k = f", top_k={self.top_k}" if self.top_k else ""
+        return f"num_outputs={self.num_outputs}{top_k}, columns {', '.join(self.columns)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """A column of `sum(lengths)` values as runs of equal ones.
+
+    Attributes:
+      values: int64 `[r]`.
+      lengths: int64 `[r]`, or None where every run has length 1.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values) if self.lengths is None else int(self.lengths.sum())
+
+    def expand(self, values: np.ndarray | None = None) -> np.ndarray:
+        """One value an instance; `values` replaces the runs' own."""
+        values = self.values if values is None else values
+        return values if self.lengths is None else np.repeat(values, self.lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A decoded block: arrays of n instances, the columns with `runs` as `Runs`."""
+
+    schema: Schema
+    columns: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.columns[constants.EXAMPLE_ID])
+
+
+@dataclasses.dataclass(frozen=True)
+class Footer:
+    """The last TFRecord of a closed file."""
+
+    num_blocks: int
+    num_records: int
+
+
+def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
+    """The bytes of a block.
+
+    Args:
+      schema: what the columns are.
+      columns: by name, arrays `[n]` or `[n, k]`; those with `runs` as `Runs`.
+
+    Returns:
+      A serialized `tf.train.Example`.
+    """
+    example = tf.train.Example()
+    feature = example.features.feature
+    _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
+    _set_int(feature, NUM_OUTPUTS_KEY, schema.num_outputs)
+    _set_int(feature, TOP_K_KEY, schema.top_k)
+    for column in COLUMNS:
+        if column.name not in schema.columns:
+            continue
+        data = columns[column.name]
+        if column.runs:
+            _encode_runs(feature, column.name, data)
+        else:
+            little_endian = data.astype(data.dtype.newbyteorder("<"), copy=False)
+            feature[column.name].bytes_list.value.append(little_endian.tobytes())
+    return example.SerializeToString()
+
+
+def encode_footer(footer: Footer) -> bytes:
+    """The bytes of a footer."""
+    example = tf.train.Example()
+    feature = example.features.feature
+    _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
+    _set_int(feature, _NUM_BLOCKS_KEY, footer.num_blocks)
+    _set_int(feature, NUM_RECORDS_KEY, footer.num_records)
+    return example.SerializeToString()
+
+
+def decode(serialized: bytes) -> Block | Footer:
+    """Decodes what `encode_block` or `encode_footer` wrote.
+
+    Raises:
+      FormatError: the bytes are something else, or of a newer format.
+    """
+    try:
+        feature = tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # the parser's class differs between protobuf releases
+        raise FormatError("not a tf.train.Example") from error
+    version = _get_int(feature, _FORMAT_VERSION_KEY)
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            f"format_version is {version}, this release reads {FORMAT_VERSION}. Read the file "
+            "with the release of ofb-tf that wrote it, or a newer one."
+        )
+    if _NUM_BLOCKS_KEY in feature:
+        return Footer(_get_int(feature, _NUM_BLOCKS_KEY), _get_int(feature, NUM_RECORDS_KEY))
+    schema = Schema(
+        num_outputs=_get_int(feature, NUM_OUTPUTS_KEY),
+        top_k=_get_int(feature, TOP_K_KEY),
+        columns=tuple(c.name for c in COLUMNS if c.name in feature),
+    )
+    columns: dict[str, Any] = {}
+    num_records = len(_get_bytes(feature, constants.EXAMPLE_ID)) // 8
+    for column in COLUMNS:
+        if column.name not in feature:
+            if column.required:
+                raise FormatError(f"column {column.name!r} is missing")
+            continue
+        if column.runs:
+            columns[column.name] = _decode_runs(feature, column.name, num_records)
+        else:
+            width = schema.logits_width if column.per_output else None
+            data = _get_bytes(feature, column.name)
+            columns[column.name] = _decode_plain(data, column, num_records, width)
+    return Block(schema, columns)
+
+
+def run_lengths(values: np.ndarray) -> Runs:
+    """Runs of equal neighbours in int64 `[n]`; plain values where runs do not pay."""
+    starts = np.flatnonzero(values[1:] != values[:-1]) + 1
+    if 2 * (len(starts) + 1) > len(values):
+        return Runs(values)
+    starts = np.concatenate([[0], starts]) if len(values) else starts
+    return Runs(values[starts], np.diff(np.append(starts, len(values))))
+
+
+def _set_int(feature: Any, name: str, value: int) -> None:
+    feature[name].int64_list.value.append(value)
+
+
+def _get_int(feature: Any, name: str) -> int:
+    values: Any = feature[name].int64_list.value if name in feature else ()
+    if len(values) != 1:
+        raise FormatError(f"feature {name!r} must hold one integer")
+    return values[0]
+
+
+def _get_bytes(feature: Any, name: str) -> bytes:
+    values: Any = feature[name].bytes_list.value if name in feature else ()
+    if len(values) != 1:
+        raise FormatError(f"feature {name!r} must hold one string of bytes")
+    return values[0]
+
+
+def _encode_runs(feature: Any, name: str, runs: Runs) -> None:
+    base = int(runs.values.min()) if len(runs.values) else 0
+    # Unsigned, so that the offset between the ends of int64 does not overflow.
+    offsets = (runs.values.view(np.uint64) - np.int64(base).view(np.uint64)).astype("<u8")
+    width = (int(offsets.max()).bit_length() + 7) // 8 if len(offsets) else 0
+    packed = offsets.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+    lengths = runs.lengths
+    if width == 0:  # constant: the length of the one run is the block's
+        lengths = None
+    _set_int(feature, name + BASE_SUFFIX, base)
+    feature[name].bytes_list.value.append(packed)
+    if lengths is not None:
+        feature[name + LENGTHS_SUFFIX].bytes_list.value.append(lengths.astype("<i4").tobytes())
+
+
+def _decode_runs(feature: Any, name: str, num_records: int) -> Runs:
+    base = _get_int(feature, name + BASE_SUFFIX)
+    packed = np.frombuffer(_get_bytes(feature, name), np.uint8)
+    if not len(packed):
+        return Runs(np.full(1, base, np.int64), np.full(1, num_records, np.int64))
+    lengths = None
+    num_runs = num_records
+    if name + LENGTHS_SUFFIX in feature:
+        data = _get_bytes(feature, name + LENGTHS_SUFFIX)
+        if len(data) % 4:
+            raise FormatError(f"run lengths of column {name!r} are misshapen")
+        lengths = np.frombuffer(data, "<i4").astype(np.int64)
+        num_runs = len(lengths)
+        if (lengths < 0).any() or lengths.sum() != num_records:
+            raise FormatError(f"run lengths of column {name!r} do not sum to {num_records}")
+    if not num_runs or len(packed) % num_runs or len(packed) // num_runs > 8:
+        raise FormatError(f"column {name!r} holds {len(packed)} bytes for {num_runs} runs")
+    offsets = np.zeros((num_runs, 8), np.uint8)
+    offsets[:, : len(packed) // num_runs] = packed.reshape(num_runs, -1)
+    values = offsets.view("<u8")[:, 0] + np.int64(base).view(np.uint64)
+    return Runs(values.view(np.int64), lengths)
+
+
+def _decode_plain(data: bytes, column: Column, num_records: int, width: int | None) -> np.ndarray:
+    count = num_records * (1 if width is None else width)
+    dtype = np.dtype(column.dtype)
+    if column.narrow_dtype and len(data) != count * dtype.itemsize:
+        dtype = np.dtype(column.narrow_dtype)
+    if len(data) != count * dtype.itemsize:
+        raise FormatError(
+            f"column {column.name!r} holds {len(data)} bytes, expected {count * dtype.itemsize} "
+            f"for {num_records} instances"
+        )
+    array = np.frombuffer(data, dtype.newbyteorder("<"))
+    return array if width is None else array.reshape(num_records, width)

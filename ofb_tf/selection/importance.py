@@ -1,0 +1,68 @@
+"""Importance sampling by recorded scores: the default policy."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from ofb_tf.selection import designs
+from ofb_tf.selection import policy as base
+
+
+class Importance(base.Policy):
+    """Probability proportional to score, mixed with uniform, weighted to stay unbiased.
+
+    An example with score s among n, budget b and mix m has inclusion probability
+    min(1, b * ((1 - m) * s / sum(s) + m / n)); mass over 1 goes to the others. With the rate
+    r = b / n, weights r / p are at most 1 / m.
+
+    ```python
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    policy = ofb_tf.Importance(uniform_mix=0.25, score="loss", design="poisson")
+    sampled = tiny_dataset(1000).apply(ofb_tf.ofb_sample(policy=policy, window_size=500, seed=1))
+    assert all(example["importance_weight"] <= 4.0 for example in sampled)  # 1 / uniform_mix
+    ```
+
+    Args:
+      uniform_mix: in [0, 1]; 1 is uniform sampling, 0 lets weights grow without bound.
+      score: "gradient_norm_bound", "loss", or a function of a `Window` to floats `[n]`; a
+        negative or non-finite score makes its example count as one without a record.
+      design: "systematic" or "poisson".
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Reference: Katharopoulos & Fleuret, ICML 2018, for the score; the cap as in VCAS, Wang et
+    al., ICLR 2024.
+    """
+
+    def __init__(
+        self,
+        *,
+        uniform_mix: float = 0.2,
+        score: str | Callable[[base.Window], tf.Tensor] = base.GRADIENT_NORM_BOUND,
+        design: str = base.SYSTEMATIC,
+    ) -> None:
+        if not 0.0 <= uniform_mix <= 1.0:
+            raise ValueError(f"uniform_mix must be in [0, 1]. Received: {uniform_mix!r}")
+        self.uniform_mix = float(uniform_mix)
+        self.score = base.check_score(score)
+        self.design = base.check_design(design)
+
+    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+        """Capped probabilities proportional to the mixed score.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities with sum `budget`; weights None, so that they are rate / p.
+        """
+        scores = tf.cast(window.scores, tf.float64)
+        n = tf.maximum(tf.cast(tf.size(scores), tf.float64), 1.0)
+        # All scores zero: the shares are zero too, and capped_pps makes equal sizes uniform.
+        shares = tf.math.divide_no_nan(scores, tf.reduce_sum(scores))
+        sizes = (1.0 - self.uniform_mix) * shares + self.uniform_mix / n
+        return base.Inclusion(designs.capped_pps(sizes, budget))

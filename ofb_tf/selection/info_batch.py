@@ -1,0 +1,63 @@
+"""InfoBatch: easy examples are pruned at random, and those that stay count for more."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from ofb_tf.selection import policy as base
+
+
+class InfoBatch(base.Policy):
+    """All scores from the window's mean upwards; the others with probability 1 - prune.
+
+    Those kept from below the mean weigh 1 / (1 - prune), the rest 1: the weighted sum estimates
+    the window's sum without bias. The rate is not a target here: what comes through is
+    1 - prune * (share below the mean), half or more of the stream, which `OFBSampler.statistics`
+    counts as `realized_rate`; `ofb_sample(rate=...)` acts only on examples without a record,
+    which come through at that rate and with the weights of `missing`, so they count for less
+    than they should. The original also trains on everything in its last epochs; here that is
+    left to the user.
+
+    Args:
+      prune: in [0, 1): the share of the easy examples that is left out.
+      score: "loss" as in the original, "gradient_norm_bound", or a function of a `Window`.
+      design: "systematic" or "poisson".
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Reference: Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data
+    Pruning", ICLR 2024.
+    """
+
+    uniform_mix = 0.0
+
+    def __init__(
+        self,
+        *,
+        prune: float = 0.5,
+        score: str | Callable[[base.Window], tf.Tensor] = base.LOSS,
+        design: str = base.SYSTEMATIC,
+    ) -> None:
+        if not 0.0 <= prune < 1.0:
+            raise ValueError(f"prune must be in [0, 1). Received: {prune!r}")
+        self.prune = float(prune)
+        self.score = base.check_score(score)
+        self.design = base.check_design(design)
+
+    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+        """1 from the mean upwards, 1 - prune below; the budget does not enter.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Probabilities 1 or 1 - prune, weights 1 / probability.
+        """
+        scores = tf.cast(window.scores, tf.float64)
+        n = tf.cast(tf.size(scores), tf.float64)
+        mean = tf.reduce_sum(scores) / n  # of equal float32 numbers it is exact in float64
+        kept = tf.constant(1.0 - self.prune, tf.float64)
+        probabilities = tf.where(scores >= mean, tf.ones_like(scores), kept)
+        return base.Inclusion(probabilities, tf.cast(1.0 / probabilities, tf.float32))

@@ -1,0 +1,35 @@
+"""Uniform sampling: the baseline of every comparison."""
+
+import tensorflow as tf
+
+from ofb_tf.selection import policy as base
+
+
+class Uniform(base.Policy):
+    """Every example alike, with weights of exactly 1. Needs no records.
+
+    Args:
+      design: "systematic" (the window's budget exactly) or "poisson" (independent draws).
+
+    Raises:
+      ValueError: an unknown design.
+    """
+
+    needs_records = False
+
+    def __init__(self, *, design: str = base.SYSTEMATIC) -> None:
+        self.design = base.check_design(design)
+
+    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+        """The budget's share for every example.
+
+        Args:
+          window: the examples to choose from.
+          budget: float64 scalar: how many to select in expectation.
+
+        Returns:
+          Equal probabilities; weights None, so that they are exactly 1.
+        """
+        n = tf.size(window.example_ids)
+        share = tf.math.divide_no_nan(budget, tf.cast(n, tf.float64))
+        return base.Inclusion(tf.fill([n], tf.minimum(share, 1.0)))

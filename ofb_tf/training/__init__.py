@@ -1,0 +1,1 @@
+"""Keras: the model, its metrics and its callbacks."""

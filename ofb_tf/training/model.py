@@ -1,0 +1,394 @@
+"""`OFBModel`: a `keras.Model` that trains on what `ofb_sample` emits."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ofb_tf import constants
+from ofb_tf.selection import Policy, get_policy, scores
+from ofb_tf.selection import policy as base
+from ofb_tf.training import metrics
+from ofb_tf.training import step as step_selection
+from ofb_tf.training.fields_model import NO_INPUT, FieldsModel, Functional
+
+
+def _is_functional_call(args: tuple, kwargs: dict) -> bool:
+    """Whether arguments are those of `keras.Model(inputs, outputs)`."""
+    if len(args) == 1:
+        return "outputs" in kwargs
+    return len(args) >= 2 or {"inputs", "outputs"} <= set(kwargs)
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class OFBModel(FieldsModel):
+    """A `keras.Model` that applies importance weights, once, as Keras sample weights.
+
+    Built as a `keras.Model` is: `OFBModel(inputs, outputs)` or by subclassing with `call`;
+    `OFBModel.wrap(model)` makes one of a model that exists. `fit`, `evaluate`, `predict` and the
+    `*_on_batch` methods take what `ofb_sample` emits:
+
+    - `(x, y)`, `(x, y, weight)`: as Keras takes them.
+    - dicts with the label under `label_key` and, where selected, `importance_weight`. A model
+      with named inputs takes the fields of those names; a subclassed model takes all fields
+      but label, weight, example id and record fields.
+
+    With Keras's default reduction the loss of a batch of b is `(1/b) Σ w_i ℓ_i`: Keras divides by
+    the number of examples, not by the sum of weights. That is the Horvitz-Thompson estimate that
+    the weights are made for, unbiased for the window's mean loss. With every weight 1 the model
+    trains bit for bit as `keras.Model`.
+
+    Where there are no records, `backward_rate` selects inside the step: each batch of n goes
+    forward once in inference mode, `backward_rate * n` of it are selected by `selection_policy`
+    and go forward and backward with their weights. Give it batches ten times as large.
+
+    `fit` reports, for each epoch:
+
+    - `effective_sample_size`, `mean_weight`, `max_weight`: see `ofb_tf.training.metrics`.
+    - `realized_rate`, with `backward_rate`: selected over seen.
+    - `record_coverage`, `score_correlation`, where elements keep their record fields
+      (`ofb_sample(keep_record=True)`).
+    - `variance_ratio`, where elements have the field `uniform_holdout`.
+
+    `ofb_sample` never emits a non-finite weight; one that comes from elsewhere makes these
+    figures and the loss NaN, so that it shows. Metrics given as `metrics=` describe the selected
+    examples, those given as `weighted_metrics=` the stream.
+
+    ```python
+    import keras
+
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    feature = keras.Input((2,), name="feature")  # named after the field that it reads
+    model = ofb_tf.OFBModel(feature, keras.layers.Dense(1)(feature))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    train = tiny_dataset(960).apply(ofb_tf.ofb_sample(window_size=240, batch_size=24, seed=17))
+    history = model.fit(train, verbose=0).history
+    assert 0.0 < history["effective_sample_size"][0] <= 1.0
+    ```
+
+    Args:
+      *args: as of `keras.Model`.
+      label_key: field of the label in dict elements.
+      backward_rate: in (0, 1): the fraction of a batch that is selected in the step; None for
+        batches that are selected already.
+      selection_policy: "importance", or another name or `Policy`, for `backward_rate`. A model
+        that is to be saved needs a name.
+      task: "multiclass", "binary" or "regression"; None takes it from the compiled loss.
+      selection_seed: int64, of the draws in the step, with the optimiser's step count.
+      **kwargs: as of `keras.Model`.
+
+    Raises:
+      ValueError: an argument is out of range, or the policy's design selects no fixed number.
+
+    Reference: Horvitz & Thompson, "A generalization of sampling without replacement from a finite
+    universe", Journal of the American Statistical Association 47, 1952.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "OFBModel":
+        """A functional model where the arguments are those of `keras.Model(inputs, outputs)`."""
+        if cls is OFBModel and _is_functional_call(args, kwargs):
+            return super().__new__(FunctionalOFBModel)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        *args: Any,
+        label_key: str = constants.LABEL,
+        backward_rate: float | None = None,
+        selection_policy: str | Policy = "importance",
+        task: str | None = None,
+        selection_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(label_key, str) or not label_key:
+            raise ValueError(f"label_key must be a non-empty string. Received: {label_key!r}")
+        if backward_rate is not None and not 0.0 < backward_rate < 1.0:
+            raise ValueError(f"backward_rate must be in (0, 1) or None. Received: {backward_rate}")
+        if task is not None and task not in constants.TASKS:
+            raise ValueError(f"task must be one of {constants.TASKS} or None. Received: {task!r}")
+        policy = get_policy(selection_policy)
+        if backward_rate is not None and policy.design != base.SYSTEMATIC:
+            raise ValueError(
+                "selection_policy must have design='systematic', which selects a fixed number. "
+                f"Received: {policy.design!r}"
+            )
+        if _is_functional_call(args, kwargs) and not isinstance(self, Functional):
+            _rebase(type(self))
+        super().__init__(*args, **kwargs)
+        self.label_key = label_key
+        self.backward_rate = backward_rate
+        self.selection_policy = selection_policy
+        self.selection_seed = selection_seed
+        self.task = task
+        self._policy = policy
+        self.importance_weight_statistics = metrics.ImportanceWeightStatistics()
+        self.realized_rate = metrics.Ratio(name=metrics.REALIZED_RATE)
+        self.record_statistics = metrics.RecordStatistics()
+        self.variance_ratio = metrics.VarianceRatio()
+        self._shown = {self.importance_weight_statistics.name}
+        self._observers: list[Any] = []  # see observe()
+        self._step: dict[str, Any] | None = None
+
+    @classmethod
+    def wrap(cls, model: keras.Model, **kwargs: Any) -> "OFBModel":
+        """An `OFBModel` that shares layers and weights with a model that exists.
+
+        Args:
+          model: any built `keras.Model`. Its `compile` settings are not taken over.
+          **kwargs: `label_key`, `backward_rate` and the others of `OFBModel`.
+
+        Returns:
+          A functional `OFBModel` of a functional or sequential model; otherwise a model with
+          `model` as its one layer.
+
+        Raises:
+          ValueError: `model` is not a `keras.Model`.
+        """
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"model must be a keras.Model. Received: {type(model).__name__}")
+        if type(model) is Functional:
+            return cls(model.input, model.output, name=model.name, **kwargs)
+        if type(model) is keras.Sequential and model.built:
+            return cls(model.inputs, model.outputs[0], name=model.name, **kwargs)
+        return WrappedOFBModel(model, **kwargs)
+
+    def observe(self, observer: Any) -> None:
+        """Has `observer.update(fields)` called in every training step, in the graph.
+
+        Callbacks use it; `fields` has the step's tensors by name: `importance_weight` float32
+        `[n]`, and where they are known `example_id` `[n]`, `timestamp` int64 `[n]`,
+        `forward_logits` float32 (of the whole batch, with `backward_rate`).
+
+        Args:
+          observer: an object with the method `update`; the train function is traced anew.
+        """
+        if observer not in self._observers:
+            self._observers.append(observer)
+            self.train_function = None  # traced again, with the observer
+
+    def stop_observing(self, observer: Any) -> None:
+        """Undoes `observe`.
+
+        Args:
+          observer: what was given to `observe`.
+
+        Raises:
+          ValueError: it was not.
+        """
+        self._observers.remove(observer)
+        self.train_function = None
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras's metrics; those of the weights describe training and are left out of tests."""
+        shown: set[str] = getattr(self, "_shown", set())
+        if self._testing:
+            shown = set()
+        return [m for m in super().metrics if m.name in shown or not isinstance(m, metrics.OWN)]
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step of `keras.Model` on the unpacked (and selected) batch, weights counted.
+
+        Args:
+          data: one batch, as for `unpack`.
+
+        Returns:
+          The metrics' results by name, float32 scalars.
+
+        Raises:
+          ValueError: an input is not among the fields, or with `backward_rate` the task, the
+            outputs or the labels cannot be read.
+        """
+        # At the end of data of unknown length the step's graph runs on a batch that does not come.
+        # Whatever does not read the batch must wait for it too, or the optimizer counts that step.
+        batch = tf.nest.flatten(data, expand_composites=True)
+        with (
+            tf.variable_creator_scope(_create_outside),
+            tf.control_dependencies([part for part in batch if tf.is_tensor(part)]),
+        ):
+            return self._train_on(data)
+
+    def _train_on(self, data: Any) -> dict[str, tf.Tensor]:
+        fields = keras.utils.unpack_x_y_sample_weight(data)[0]
+        fields = fields if isinstance(fields, dict) else {}
+        x, y, weight = self.unpack(data)
+        seen = {name: fields[name] for name in NO_INPUT if name in fields}
+        if self.backward_rate is not None:
+            x, y, weight = self._select(self.backward_rate, x, y, weight, seen)
+        counted = weight
+        if weight is None:
+            counted = tf.ones([tf.shape(keras.tree.flatten(x)[0])[0]])
+        self.importance_weight_statistics.update_state(counted)
+        for observer in self._observers:
+            observer.update({**seen, constants.IMPORTANCE_WEIGHT: counted})
+        self._step = seen if self.backward_rate is None else None
+        try:
+            return super().train_step((x, y, weight))
+        finally:
+            self._step = None
+
+    def _select(
+        self, rate: float, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]
+    ) -> tuple:
+        """One forward pass over all, and what of the batch goes on, with its weights."""
+        reading = step_selection.read_outputs(self.loss, self.task)
+        if "training" in inspect.signature(self.call).parameters:
+            outputs = self(x, training=False)
+        else:
+            outputs = self(x)
+        logits = tf.stop_gradient(reading.logits(outputs))
+        n, count = step_selection.sizes(logits, rate)
+        indices, importance = step_selection.select_fixed_count(
+            self._policy,
+            count,
+            reading.task,
+            logits,
+            reading.labels(y),
+            step_selection.step_key(self.selection_seed, self.optimizer.iterations),
+        )
+        self.realized_rate.update_state(count, n)
+        self._shown.add(self.realized_rate.name)
+        seen["forward_logits"] = logits
+        x, y, weight = keras.tree.map_structure(
+            lambda part: None if part is None else tf.gather(part, indices), (x, y, weight)
+        )
+        weight = importance if weight is None else importance * tf.cast(weight, importance.dtype)
+        return x, y, weight
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Keras's loss; the step's records are compared with what the model says now.
+
+        Args:
+          x: inputs.
+          y: labels.
+          y_pred: the model's outputs.
+          sample_weight: weights `[n]`, or None.
+          training: whether it is a training step: only then are records compared.
+
+        Returns:
+          Float scalar.
+        """
+        if training and self._step:
+            self._compare_records(self._step, y, y_pred, sample_weight)
+        return super().compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        )
+
+    def _compare_records(
+        self, seen: dict[str, Any], y: Any, y_pred: Any, weight: tf.Tensor | None
+    ) -> None:
+        has_scores = constants.LOGITS in seen or constants.LOSS in seen
+        if not has_scores and "uniform_holdout" not in seen:
+            return
+        reading = step_selection.read_outputs(self.loss, self.task)
+        logits = tf.stop_gradient(reading.logits(y_pred))
+        labels = reading.labels(y)
+        if has_scores:
+            recorded = seen.get(constants.LOSS)
+            if recorded is None:
+                recorded = scores.example_loss(seen[constants.LOGITS], labels, reading.task)
+            if constants.HAS_RECORD in seen:
+                recorded = tf.where(seen[constants.HAS_RECORD], recorded, float("nan"))
+            current = scores.example_loss(logits, labels, reading.task)
+            self.record_statistics.update_state(recorded, current, weight)
+            self._shown.add(self.record_statistics.name)
+        if "uniform_holdout" in seen and weight is not None:
+            norms = scores.gradient_norm_bound(logits, labels, reading.task)
+            self.variance_ratio.update_state(norms, weight, seen["uniform_holdout"])
+            self._shown.add(self.variance_ratio.name)
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.
+
+        Args:
+          x: a dataset of what `ofb_sample` emits, or as of `keras.Model.fit`.
+          y: as of `keras.Model.fit`; None with a dataset.
+          **kwargs: as of `keras.Model.fit`; `class_weight` multiplies the importance weights.
+
+        Returns:
+          Keras's `History`, with the figures of the class beside the metrics.
+        """
+        step_selection.warn_of_biased_reduction(getattr(self, "loss", None))
+        if isinstance(x, tf.data.Dataset):
+            x = self._as_tuples(x, kwargs.pop("class_weight", None))
+        validation = self._as_tuples(kwargs.pop("validation_data", None))
+        return super().fit(x, y, validation_data=validation, **kwargs)
+
+    def _own_config(self) -> dict[str, Any]:
+        if not isinstance(self.selection_policy, str):
+            raise ValueError(
+                "selection_policy must be a name for a model that is saved with its "
+                f"configuration. Received: {self.selection_policy!r}. Save the weights instead."
+            )
+        return {
+            "label_key": self.label_key,
+            "backward_rate": self.backward_rate,
+            "selection_policy": self.selection_policy,
+            "task": self.task,
+            "selection_seed": self.selection_seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class FunctionalOFBModel(OFBModel, Functional):
+    """What `OFBModel(inputs, outputs)` gives: an `OFBModel` that is a Keras functional model."""
+
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(inputs, outputs, name=name, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The functional model's configuration and the arguments of `OFBModel`."""
+        return {**super().get_config(), **self._own_config()}
+
+
+@keras.saving.register_keras_serializable(package="ofb_tf")
+class WrappedOFBModel(OFBModel):
+    """What `OFBModel.wrap` makes of a model with a `call` of its own."""
+
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The wrapped model's outputs."""
+        if "training" in inspect.signature(self.model.call).parameters:
+            return self.model(inputs, training=training)
+        return self.model(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The wrapped model and the arguments of `OFBModel`."""
+        model = keras.saving.serialize_keras_object(self.model)
+        return {"name": self.name, "model": model, **self._own_config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "WrappedOFBModel":
+        """The model that `get_config` describes."""
+        model = keras.saving.deserialize_keras_object(config.pop("model"), custom_objects)
+        return cls(model, **config)
+
+
+def _create_outside(create: Callable, **kwargs: Any) -> Any:
+    """Creates a variable that waits for no batch: tf.function makes it before the first one."""
+    with tf.control_dependencies(None):
+        return create(**kwargs)
+
+
+def _rebase(cls: type) -> None:
+    """Makes a user's subclass functional without touching `OFBModel` itself.
+
+    Keras would replace `keras.Model` among the bases of `OFBModel`, for every other subclass too.
+    """
+    cls.__bases__ = tuple(
+        FunctionalOFBModel if base is OFBModel else base for base in cls.__bases__
+    )

@@ -1,0 +1,1 @@
+"""tf.data: `ofb_sample`, the join, and what elements look like."""

@@ -1,0 +1,179 @@
+"""What an element of the stream looks like, and where its id, label and record fields are.
+
+An element is a dict, `(x, y)`, `(x, y, sample_weight)` or a serialized tf.Example. Checks happen
+when a transformation is applied to a dataset, and name the field, what was expected and what came.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from ofb_tf import constants
+
+DatasetTransform = Callable[[tf.data.Dataset], tf.data.Dataset]
+"""A function from a dataset to a dataset, for `tf.data.Dataset.apply`."""
+
+ID_DTYPES = (tf.int64, tf.int32, tf.string)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where things are in the elements of one dataset.
+
+    Attributes:
+      stage: the transformation's name, for errors.
+      spec: the element spec of single elements (or of batches, where `batched`).
+      id_key: the field with the id.
+      label_key: the field with the label, for dicts and serialized tf.Examples.
+      batched: whether elements are batches.
+      feature_spec: how id and label are parsed from serialized tf.Examples, else None.
+    """
+
+    stage: str
+    spec: Any
+    id_key: str
+    label_key: str = constants.LABEL
+    batched: bool = False
+    feature_spec: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.serialized or isinstance(self.spec, dict) or self._is_tuple()):
+            raise ValueError(
+                f"{self.stage}: elements must be dicts, (x, y), (x, y, sample_weight) or "
+                f"serialized tf.Examples (string scalars), got {self.spec}"
+            )
+        if any(isinstance(part, tf.SparseTensorSpec) for part in tf.nest.flatten(self.spec)):
+            raise ValueError(
+                f"{self.stage}: elements must hold dense or ragged tensors, got {self.spec}. "
+                "Pass serialized tf.Examples with parse_fn, which may return sparse tensors."
+            )
+
+    @property
+    def serialized(self) -> bool:
+        """Whether elements are serialized tf.Examples."""
+        return isinstance(self.spec, tf.TensorSpec) and self.spec.dtype == tf.string
+
+    def _is_tuple(self) -> bool:
+        return isinstance(self.spec, tuple) and len(self.spec) in (2, 3)
+
+    def fields(self, element: Any) -> dict[str, Any]:
+        """The dict that may hold the id and record fields; empty where there is none."""
+        fields = element[0] if self._is_tuple() else element
+        return fields if isinstance(fields, dict) else {}
+
+    def with_fields(self, element: Any, fields: dict[str, Any]) -> Any:
+        """The element with that dict replaced."""
+        return (fields, *element[1:]) if self._is_tuple() else fields
+
+    def keys(self, batch: Any) -> dict[str, tf.Tensor]:
+        """The fields that selection looks at: id, label and record fields, as far as present."""
+        if self.serialized:
+            return tf.io.parse_example(batch, self.feature_spec)
+        fields = self.fields(batch)
+        wanted = {self.id_key, *constants.RECORD_FIELDS}
+        if self._is_tuple():
+            return {k: v for k, v in fields.items() if k in wanted} | {self.label_key: batch[1]}
+        return {k: v for k, v in fields.items() if k in wanted | {self.label_key}}
+
+    def keys_spec(self) -> dict[str, tf.TensorSpec]:
+        """Specs of what `keys` returns, of single examples."""
+        if self.serialized:
+            parsed = self.feature_spec or {}
+            return {k: tf.TensorSpec(v.shape, v.dtype) for k, v in parsed.items()}
+        spec = self.keys(self.spec)
+        if not self.batched:
+            return spec
+        for name, field in spec.items():
+            if not field.shape.rank:
+                raise ValueError(
+                    f"{self.stage}: with batched_input=True {name!r} must lead with a batch "
+                    f"dimension, got {field}. Batch the dataset, or leave batched_input out."
+                )
+        return {k: tf.TensorSpec(v.shape[1:], v.dtype) for k, v in spec.items()}
+
+    def has_id(self) -> bool:
+        """Whether elements carry the id field."""
+        return self.id_key in self.keys_spec()
+
+    def check_id(self, remedy: str) -> None:
+        """Raises ValueError unless there is a scalar id of an id dtype."""
+        keys = self.keys_spec()
+        if self.id_key not in keys:
+            raise ValueError(
+                f"{self.stage}: field {self.id_key!r} is missing from the elements, which have "
+                f"{sorted(self.fields(self.spec)) or self.spec}. {remedy}"
+            )
+        self._check_scalar(self.id_key, keys[self.id_key], ID_DTYPES)
+
+    def check_label(self) -> None:
+        """Raises ValueError unless there is a scalar numeric label."""
+        keys = self.keys_spec()
+        if self.label_key not in keys:
+            raise ValueError(
+                f"{self.stage}: field {self.label_key!r} is missing from the elements, which "
+                f"have {sorted(self.fields(self.spec))}. Set label_key to the field with the label."
+            )
+        label = keys[self.label_key]
+        if not isinstance(label, tf.TensorSpec):
+            raise ValueError(
+                f"{self.stage}: label {self.label_key!r} must be one scalar tensor, got {label}"
+            )
+        self._check_scalar(self.label_key, label, None)
+
+    def _check_scalar(self, name: str, spec: tf.TensorSpec, dtypes: tuple | None) -> None:
+        hint = ""
+        if spec.shape.rank and not self.batched:
+            hint = (
+                " Elements look batched: sample single examples (unbatch() first), or set "
+                "batched_input=True."
+            )
+        if spec.shape.rank not in (0, None):
+            raise ValueError(f"{self.stage}: {name!r} must be a scalar, got {spec}.{hint}")
+        if dtypes is not None and spec.dtype not in dtypes:
+            allowed = ", ".join(dtype.name for dtype in dtypes)
+            raise ValueError(f"{self.stage}: {name!r} must be one of {allowed}, got {spec}.")
+        numeric = spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype == tf.bool
+        if dtypes is None and not numeric:
+            raise ValueError(f"{self.stage}: {name!r} must be numeric, got {spec}.")
+
+
+def attach(
+    stage: str, element: Any, extras: dict[str, tf.Tensor], drop: tuple[str, ...] = ()
+) -> Any:
+    """An element with its importance weight, and record fields where they are kept.
+
+    Args:
+      stage: the transformation's name, for errors.
+      element: a dict, `(x, y)` or `(x, y, sample_weight)`, single or batched alike.
+      extras: `importance_weight` and the record fields to add.
+      drop: record fields to remove from the element's dict.
+
+    Returns:
+      The same structure: a dict with `extras` added; `(x, y, weight)`, where the weight is the
+      product with the sample weight that came; record fields join x, which must be a dict then.
+
+    Raises:
+      ValueError: another structure.
+    """
+    if isinstance(element, dict):
+        return {k: v for k, v in element.items() if k not in drop} | extras
+    if not isinstance(element, tuple) or len(element) not in (2, 3):
+        raise ValueError(
+            f"{stage}: parse_fn or decode_fn must return a dict, (x, y) or "
+            f"(x, y, sample_weight). Received: {element}"
+        )
+    extras = dict(extras)
+    weight = extras.pop(constants.IMPORTANCE_WEIGHT)
+    features = element[0]
+    if isinstance(features, dict):
+        features = {k: v for k, v in features.items() if k not in drop} | extras
+    elif extras:
+        raise ValueError(
+            f"{stage}: keep_record=True needs x to be a dict that can hold {sorted(extras)}, "
+            f"got {features}. Make x a dict, or leave keep_record out."
+        )
+    if len(element) == 3:
+        weight *= tf.cast(element[2], weight.dtype)
+    return features, element[1], weight

@@ -1,0 +1,109 @@
+"""Statistics of importance weights against numpy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ofb_tf.training import metrics
+
+
+def _numpy_statistics(weights):
+    weights = np.asarray(weights, np.float64)
+    return {
+        "effective_sample_size": weights.sum() ** 2 / (len(weights) * (weights**2).sum()),
+        "mean_weight": weights.mean(),
+        "max_weight": weights.max(),
+    }
+
+
+def test_statistics_match_numpy_over_batches():
+    weights = np.random.default_rng(0).uniform(0.1, 5.0, 100).astype(np.float32)
+    metric = metrics.ImportanceWeightStatistics()
+    for batch in np.split(weights, [30, 75]):
+        metric.update_state(batch)
+    for name, expected in _numpy_statistics(weights).items():
+        assert float(metric.result()[name]) == pytest.approx(expected, rel=1e-6), name
+    np.testing.assert_allclose(
+        metric.totals(), [100, weights.sum(), (weights**2).sum(), weights.max()], rtol=1e-6
+    )
+
+
+def test_uniform_weights_are_one_exactly():
+    metric = metrics.ImportanceWeightStatistics()
+    metric.update_state(tf.ones([7]))
+    assert [float(value) for value in metric.result().values()] == [1.0, 1.0, 1.0]
+
+
+def test_reset_forgets():
+    metric = metrics.ImportanceWeightStatistics()
+    metric.update_state([9.0])
+    metric.reset_state()
+    metric.update_state([0.5, 0.5])
+    assert float(metric.result()["max_weight"]) == 0.5
+    assert float(metric.result()["mean_weight"]) == 0.5
+
+
+def test_no_weights_give_zero_and_not_nan():
+    metric = metrics.ImportanceWeightStatistics()
+    metric.update_state(tf.zeros([0]))
+    assert [float(value) for value in metric.result().values()] == [0.0, 0.0, 0.0]
+
+
+def test_non_finite_weight_shows():
+    metric = metrics.ImportanceWeightStatistics()
+    metric.update_state([1.0, float("nan")])
+    assert np.isnan(float(metric.result()["mean_weight"]))
+    assert np.isnan(float(metric.result()["effective_sample_size"]))
+
+
+def test_record_statistics_match_numpy():
+    random = np.random.default_rng(0)
+    current = random.exponential(size=200).astype(np.float32)
+    recorded = (current * random.uniform(0.5, 2.0, 200)).astype(np.float32)
+    weights = random.uniform(0.2, 5.0, 200).astype(np.float32)
+    recorded[:50] = np.nan
+    metric = metrics.RecordStatistics()
+    for part in (slice(0, 80), slice(80, 200)):
+        metric.update_state(recorded[part], current[part], weights[part])
+    a, b, w = np.log1p(recorded[50:]), np.log1p(current[50:]), weights[50:]
+    covariance = np.cov(a, b, aweights=w, ddof=0)
+    expected = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+    assert float(metric.result()["score_correlation"]) == pytest.approx(expected, rel=1e-4)
+    assert float(metric.result()["record_coverage"]) == pytest.approx(
+        w.sum() / weights.sum(), rel=1e-5
+    )
+
+
+def test_equal_records_correlate_fully_and_none_not_at_all():
+    metric = metrics.RecordStatistics()
+    metric.update_state([0.1, 1.0, 3.0], [0.1, 1.0, 3.0])
+    assert float(metric.result()["score_correlation"]) == pytest.approx(1.0, abs=1e-4)
+    metric.reset_state()
+    assert [float(value) for value in metric.result().values()] == [0.0, 0.0]
+
+
+def test_variance_ratio_is_that_of_the_estimators():
+    """Against the variance of draws: selection by p with weights r / p, and uniform by r."""
+    random = np.random.default_rng(0)
+    norms = random.exponential(size=500)
+    rate, trials = 0.02, 20000
+    probability = np.minimum(1, rate * (0.8 * norms / norms.mean() + 0.2))
+    weights = rate / probability
+    metric = metrics.VarianceRatio()
+    metric.update_state(norms, weights, np.ones(500))
+    draws = random.uniform(size=(trials, 500))
+    weighted = ((draws < probability) * weights * norms).sum(1).var()
+    uniform = ((draws < rate) * norms).sum(1).var()
+    # The variance of a variance of nearly normal sums: 2 / trials; and 1 - r is left out.
+    assert float(metric.result()) == pytest.approx(
+        weighted / uniform, rel=5 * np.sqrt(4 / trials) + 4 * rate
+    )
+    assert metric.count() == 500
+
+
+def test_log_histogram_counts():
+    histogram = metrics.LogHistogram(1.0, 100.0, 2)
+    histogram.update_state([0.5, 1.0, 5.0, 10.0, 99.0, 100.0, 1e9, np.nan, np.inf])
+    np.testing.assert_array_equal(histogram.buckets()[:, 2], [1, 2, 2, 2])
+    np.testing.assert_allclose(histogram.buckets()[:, 0], [0.0, 1.0, 10.0, 100.0], rtol=1e-6)
+    assert histogram.result() == {}

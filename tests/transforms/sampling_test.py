@@ -1,0 +1,260 @@
+"""`ofb_sample` on real record files: exact values, structure, late decode, counts."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ofb_tf
+from tests.streams import (
+    CLASSES,
+    IDS,
+    LABELS,
+    LOGITS,
+    SPEC,
+    WINDOW,
+    N,
+    X,
+    dicts,
+    ids_and_weights,
+    sample,
+    serialized,
+    with_logits,
+)
+
+
+def test_rate_one_changes_nothing_but_adds_a_weight_of_one(records):
+    got = list(sample(dicts(), records=records, rate=1.0, policy="uniform"))
+    assert len(got) == N
+    by_id = {int(e["example_id"]): e for e in got}
+    for i in range(0, N, 97):
+        element = by_id[int(IDS[i])]
+        assert int(element["label"]) == LABELS[i]
+        np.testing.assert_array_equal(element["x"], X[i])
+        assert float(element["importance_weight"]) == 1.0
+
+
+@pytest.mark.parametrize("batch_size", [None, 20, 64])
+def test_every_window_gives_its_budget_and_every_row_stays_whole(records, batch_size):
+    dataset = sample(dicts(), records=records, batch_size=batch_size, keep_record=True)
+    dataset = dataset.unbatch() if batch_size else dataset
+    place = {int(value): i for i, value in enumerate(IDS)}
+    windows = collections.Counter()
+    for element in dataset:
+        i = place[int(element["example_id"])]
+        windows[i // WINDOW] += 1
+        assert int(element["label"]) == LABELS[i]
+        np.testing.assert_array_equal(element["x"], X[i])
+        np.testing.assert_array_equal(element["logits"], LOGITS[i])
+        assert int(element["model_version"]) == 3
+    assert dict(windows) == dict.fromkeys(range(N // WINDOW), WINDOW // 10)
+
+
+def test_joined_records_and_records_in_the_elements_give_the_same_selection(records):
+    joined = sample(dicts(), records=records)
+    upstream = sample(dicts().apply(ofb_tf.join_forward_records(records)))
+    expected = ids_and_weights(joined)
+    for other in (sample(), upstream):
+        for a, b in zip(expected, ids_and_weights(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert joined.element_spec == sample().element_spec == upstream.element_spec
+
+
+@pytest.mark.parametrize("design", ["systematic", "poisson"])
+def test_the_weighted_mean_loss_is_unbiased_over_epochs(design):
+    p = np.exp(LOGITS - LOGITS.max(1, keepdims=True))
+    losses = -np.log((p / p.sum(1, keepdims=True))[np.arange(N), LABELS])
+    loss_of = dict(zip(IDS.tolist(), losses, strict=True))
+    dataset = sample(policy=ofb_tf.Importance(design=design), batch_size=50)
+    estimates = []
+    for _ in range(60):
+        ids, weights = ids_and_weights(dataset)
+        estimates.append((weights * [loss_of[i] for i in ids.tolist()]).sum() / (0.1 * N))
+    tolerance = 5 * np.std(estimates, ddof=1) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - losses.mean()) < tolerance
+
+
+# Structure.
+
+
+def test_with_every_argument_left_out():
+    element = next(iter(with_logits().repeat(5).apply(ofb_tf.ofb_sample())))
+    assert set(element) == {"example_id", "label", "x", "importance_weight"}
+    assert element["importance_weight"].dtype == tf.float32
+
+
+def test_without_ids_or_with_a_loss_alone():
+    dataset = tf.data.Dataset.from_tensor_slices({"loss": np.abs(X[:, 0]), "label": LABELS})
+    elements = list(dataset.apply(ofb_tf.ofb_sample(window_size=WINDOW, seed=1)))
+    assert len(elements) == N // 10
+    assert set(elements[0]) == {"label", "importance_weight"}
+
+
+def test_tuples_keep_their_structure(records):
+    features = {"example_id": IDS, "x": X}
+    weights = np.full(N, 3.0, np.float32)
+    pairs = tf.data.Dataset.from_tensor_slices((features, LABELS))
+    triples = tf.data.Dataset.from_tensor_slices((features, LABELS, weights))
+    two = list(sample(pairs, records=records))
+    three = list(sample(triples, records=records))
+    assert len(two) == len(three) == N // 10
+    for (x, y, w), (x3, y3, w3) in zip(two, three, strict=True):
+        assert set(x) == {"example_id", "x"}
+        assert int(x["example_id"]) == int(x3["example_id"])
+        assert int(y) == int(y3)
+        np.testing.assert_allclose(w3, 3 * w, rtol=1e-6)
+    kept = next(iter(sample(pairs, records=records, keep_record=True)))
+    assert set(kept[0]) >= {"logits", "has_record", "model_version", "timestamp"}
+
+
+def test_uniform_needs_neither_records_nor_a_dict():
+    dataset = tf.data.Dataset.from_tensor_slices((X, LABELS))
+    elements = list(sample(dataset, policy="uniform", batch_size=20, drop_remainder=True))
+    assert len(elements) == 5
+    assert elements[0][0].shape == (20, 3)
+    np.testing.assert_array_equal(elements[0][2], np.ones(20))
+
+
+def test_batches_have_a_static_size_with_drop_remainder():
+    dataset = sample(batch_size=32, drop_remainder=True)
+    assert dataset.element_spec["x"].shape == (32, 3)
+    assert [len(b["label"]) for b in dataset] == [32] * 3
+    assert [len(b["label"]) for b in sample(batch_size=32)] == [32, 32, 32, 4]
+
+
+def test_string_ids(tmp_path):
+    names = np.array([f"request-{i}" for i in range(N)])
+    ids = ofb_tf.hashing.to_int64(tf.constant(names)).numpy()
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(ids, LOGITS)
+    dataset = dicts(example_id=names)
+    got = list(sample(dataset, records=str(tmp_path), missing="error"))
+    assert len(got) == N // 10
+    assert got[0]["example_id"].dtype == tf.string
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 200, 333])
+def test_batched_input_gives_the_same_selection(batch_size):
+    batched = sample(with_logits().batch(batch_size), batched_input=True, batch_size=50)
+    for a, b in zip(ids_and_weights(batched), ids_and_weights(sample(batch_size=50)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Late decode.
+
+
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_late_decode_gives_what_early_decode_gives(records, batch_size):
+    late = sample(
+        serialized(),
+        records=records,
+        batch_size=batch_size,
+        parse_fn=lambda examples: tf.io.parse_example(examples, SPEC),
+    )
+    early = sample(dicts(), records=records, batch_size=batch_size)
+    assert late.element_spec == early.element_spec
+    for a, b in zip(late, early, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_parse_fn_sees_only_what_was_selected(records):
+    parsed = tf.Variable(0, dtype=tf.int64)
+
+    def parse(examples):
+        parsed.assign_add(tf.size(examples, tf.int64))
+        features = tf.io.parse_example(examples, SPEC)
+        return features, features.pop("label")
+
+    elements = list(sample(serialized(), records=records, batch_size=20, parse_fn=parse))
+    assert int(parsed) == N // 10
+    assert len(elements[0]) == 3
+
+
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_decode_fn_sees_only_what_was_selected(records, batch_size):
+    decoded = tf.Variable(0, dtype=tf.int64)
+
+    def decode(element):
+        decoded.assign_add(1)
+        return element | {"twice": element["x"] * 2}
+
+    got = list(sample(dicts(), records=records, decode_fn=decode, batch_size=batch_size))
+    assert int(decoded) == N // 10
+    np.testing.assert_array_equal(got[0]["twice"], got[0]["x"] * 2)
+    ids = np.concatenate([np.atleast_1d(e["example_id"]) for e in got])
+    plain, _ = ids_and_weights(sample(dicts(), records=records))
+    assert set(ids) == set(plain)
+
+
+def test_decode_fn_alone_takes_serialized_examples(records):
+    dataset = sample(
+        serialized(),
+        records=records,
+        decode_fn=lambda example: tf.io.parse_single_example(example, SPEC),
+    )
+    assert dataset.element_spec == sample(dicts(), records=records).element_spec
+
+
+# Counts and the uniform holdout.
+
+
+def test_statistics_count_every_example(tmp_path):
+    logits, labels = LOGITS.copy(), LABELS.copy()
+    logits[:30, 0] = np.nan
+    labels[30:50] = -1
+    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
+        writer.write(IDS[:900], logits[:900])
+    sampler = ofb_tf.ofb_sample(records=str(tmp_path), window_size=WINDOW, seed=3)
+    dataset = dicts(label=labels)
+    got = sampler.statistics(dataset)
+    _, weights = ids_and_weights(dataset.apply(sampler))
+    assert (got["examples"], got["without_record"], got["unusable"]) == (N, 100, 50)
+    assert got["coverage"] == 0.85
+    assert got["selected"] == N // 10
+    assert got["realized_rate"] == 0.1
+    # The pass over the dataset is a pass of its own, with draws of its own.
+    assert abs(got["mean_weight"] - 1.0) < 5 * weights.std() / np.sqrt(len(weights))
+    assert 1.0 < got["max_weight"] <= 5.0 * (1 + 1e-6)
+
+
+def test_statistics_equal_the_sampled_dataset():
+    sampler = ofb_tf.ofb_sample(window_size=WINDOW, seed=3, redraw_each_iteration=False)
+    got = sampler.statistics(with_logits())
+    _, weights = ids_and_weights(with_logits().apply(sampler))
+    np.testing.assert_allclose(got["mean_weight"], weights.mean(), rtol=1e-6)
+    np.testing.assert_allclose(got["max_weight"], weights.max(), rtol=1e-6)
+    ess = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
+    np.testing.assert_allclose(got["effective_sample_size"], ess, rtol=1e-5)
+
+
+def test_statistics_of_an_empty_dataset():
+    got = ofb_tf.ofb_sample().statistics(with_logits(0))
+    assert got["examples"] == got["selected"] == 0
+    assert np.isnan(got["coverage"])
+
+
+def test_the_uniform_holdout_is_a_uniform_sample_of_the_stream():
+    fraction, epochs = 0.02, 150
+    dataset = sample(uniform_holdout=fraction)
+    flagged = collections.Counter()
+    for _ in range(epochs):
+        for element in dataset.as_numpy_iterator():
+            flagged[int(element["example_id"])] += bool(element["uniform_holdout"])
+    counts = np.array([flagged[i] for i in IDS.tolist()])
+    deviation = np.sqrt(fraction * (1 - fraction) * epochs)
+    assert abs(counts.mean() / epochs - fraction) < 5 * deviation / epochs / np.sqrt(N)
+    # Halves by recorded difficulty are flagged alike.
+    scores = ofb_tf.selection.scores.gradient_norm_bound(LOGITS, LABELS, "multiclass").numpy()
+    hard = scores > np.median(scores)
+    gap = counts[hard].mean() - counts[~hard].mean()
+    assert abs(gap) < 5 * deviation * np.sqrt(2 / (N / 2))
+    plain = ids_and_weights(sample())
+    for a, b in zip(plain, ids_and_weights(sample(uniform_holdout=fraction)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_uniform_holdout_above_the_least_probability_is_refused():
+    with pytest.raises(ValueError, match=r"uniform_holdout must be in .* 0.02. Received: 0.05"):
+        ofb_tf.ofb_sample(uniform_holdout=0.05)
