@@ -12,7 +12,7 @@ import ofb_tf
 from benchmarks import inputs
 from benchmarks.parts import Curve, Part, Row, Run, Settings, of, ratio
 from ofb_tf import constants
-from ofb_tf.transforms.lookup import lookup_in_memory
+from ofb_tf.transforms.join import lookup_in_memory
 
 _LOOKUPS = 400 * inputs.WINDOW
 _MILLION = 1_000_000

@@ -58,11 +58,11 @@ def _selector(
         ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
-        sample = window.sample_window(
+        sample = window.select(
             policy=chosen,
             rate=config.rate,
             task=task,
-            missing=window.UNIFORM,
+            missing="uniform",
             example_ids=ids,
             labels=labels,
             record=record if chosen.needs_records else {},

@@ -171,6 +171,18 @@ class ForwardRecords:
             counts=counts,
         )
 
+    @property
+    def columns(self) -> dict[str, tf.Tensor]:
+        columns = {
+            constants.LOGITS: self.logits,
+            constants.LOSS: self.losses,
+            constants.TIMESTAMP: self.timestamps,
+            constants.CLASS_IDS: self.class_ids,
+            constants.LOGSUMEXP: self.logsumexp,
+            constants.SUM_SQUARED_PROBABILITIES: self.sum_squared_probabilities,
+        }
+        return {name: column for name, column in columns.items() if column is not None}
+
     def __len__(self) -> int:
         return int(self.example_ids.shape[0])
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import ofb_tf
 from ofb_tf.records import ForwardRecords
-from ofb_tf.training import guards
+from ofb_tf.training import callbacks
 
 N, NUM_FEATURES = 6000, 8
 
@@ -41,7 +41,7 @@ def fit(
     *,
     policy="importance",
     callbacks=(),
-    holdout=0.02,
+    probe=0.02,
     epochs=1,
     seed=0,
     trained=False,
@@ -55,7 +55,7 @@ def fit(
             rate=0.1,
             window_size=600,
             batch_size=20,
-            uniform_holdout=holdout,
+            uniform_probe=probe,
             seed=seed,
         )
     )
@@ -67,7 +67,7 @@ def fit(
 @pytest.mark.filterwarnings("error:SelectionGuard")
 def test_good_records_pass(task):
     train, _, fair, _ = task
-    guard = guards.SelectionGuard(min_examples=50)
+    guard = callbacks.SelectionGuard(min_examples=50)
     _, history = fit(train, fair, callbacks=[guard], trained=True)
     assert not guard.tripped
     assert 0.0 < history["variance_ratio"][0] < 0.9
@@ -75,7 +75,7 @@ def test_good_records_pass(task):
 
 def test_useless_records_trip_it_with_figures(task):
     train, _, _, useless = task
-    guard = guards.SelectionGuard(min_examples=50)
+    guard = callbacks.SelectionGuard(min_examples=50)
     with pytest.warns(UserWarning, match=r"has \d\.\d\d times the variance .* fall_back=False"):
         _, history = fit(train, useless, callbacks=[guard], trained=True)
     assert guard.tripped
@@ -89,9 +89,9 @@ def test_fallen_back_training_is_no_worse_than_uniform(task):
     held_out = tf.data.Dataset.from_tensor_slices(test).batch(1000)
     losses = {"uniform": [], "guarded": []}
     for seed in range(4):
-        model, _ = fit(train, useless, policy="uniform", holdout=0.0, epochs=3, seed=seed)
+        model, _ = fit(train, useless, policy="uniform", probe=0.0, epochs=3, seed=seed)
         losses["uniform"].append(model.evaluate(held_out, verbose=0))
-        guard = guards.SelectionGuard(min_examples=50, every_batches=5, fall_back=True)
+        guard = callbacks.SelectionGuard(min_examples=50, every_batches=5, fall_back=True)
         with pytest.warns(UserWarning, match="sampling is uniform from here on"):
             model, history = fit(
                 train,
@@ -110,7 +110,7 @@ def test_fallen_back_training_is_no_worse_than_uniform(task):
 
 def test_fallen_back_policy_is_uniform(task):
     train, _, fair, _ = task
-    guard = guards.SelectionGuard(fall_back=True)
+    guard = callbacks.SelectionGuard(fall_back=True)
     policy = guard.policy("importance")
     guard._is_uniform.assign(True)
     _, history = fit(train, fair, policy=policy)
@@ -122,7 +122,7 @@ def test_guarded_iterator_refuses_a_checkpoint_by_name(task, tmp_path):
     """The guard's switch is state outside the stream: a restored iterator could not know it."""
     train, _, fair, _ = task
     records = ForwardRecords.from_columns(train["example_id"], fair[: len(train["x"]), None])
-    policy = guards.SelectionGuard(fall_back=True).policy("importance")
+    policy = callbacks.SelectionGuard(fall_back=True).policy("importance")
     dataset = tf.data.Dataset.from_tensor_slices(train).apply(
         ofb_tf.ofb_sample(records=records, policy=policy, task="binary", window_size=600)
     )
@@ -132,10 +132,10 @@ def test_guarded_iterator_refuses_a_checkpoint_by_name(task, tmp_path):
         tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "checkpoint"))
 
 
-def test_no_holdout_is_said(task):
+def test_no_probe_is_said(task):
     train, _, fair, _ = task
-    with pytest.warns(UserWarning, match="saw no example with uniform_holdout"):
-        fit(train, fair, callbacks=[guards.SelectionGuard()], holdout=0.0)
+    with pytest.warns(UserWarning, match="saw no example with uniform_probe"):
+        fit(train, fair, callbacks=[callbacks.SelectionGuard()], probe=0.0)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_no_holdout_is_said(task):
 )
 def test_validation(settings, message):
     with pytest.raises(ValueError, match=message):
-        guards.SelectionGuard(**settings)
+        callbacks.SelectionGuard(**settings)
