@@ -4,6 +4,7 @@ Names are imported when they are first used, so that `ofb --help` needs no Tenso
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ofb_tf.version import __version__
@@ -79,3 +80,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "keras" in sys.modules:
+    # Keras finds the classes of saved models by their registration.
+    importlib.import_module("ofb_tf.training.model")

@@ -73,17 +73,16 @@ def test_sample_weights_of_any_shape_are_multiplied_per_example(shape, batch_siz
 
 
 def test_an_earlier_selections_weight_is_multiplied():
-    truth = LABELS.mean()
-
-    def draw(seed):
-        first = ofb_tf.ofb_sample(rate=0.5, window_size=WINDOW, seed=seed, keep_record=True)
-        second = ofb_tf.ofb_sample(rate=0.5, window_size=WINDOW // 2, seed=seed + 10_000)
-        return sum(
-            float(e["importance_weight"]) * int(e["label"])
-            for e in with_logits().apply(first).apply(second).as_numpy_iterator()
-        ) / (N / 4)
-
-    assert_unbiased(draw, truth, trials=60)
+    trials, selected = 300, N // 4
+    first = ofb_tf.ofb_sample(rate=0.5, window_size=WINDOW, seed=1, keep_record=True)
+    second = ofb_tf.ofb_sample(rate=0.5, window_size=WINDOW // 2, seed=2, batch_size=selected)
+    twice = with_logits().apply(first).apply(second).repeat(trials)  # every repetition redraws
+    estimates = [
+        np.mean(batch["importance_weight"].astype(np.float64) * batch["label"])
+        for batch in twice.as_numpy_iterator()
+    ]
+    assert len(estimates) == trials
+    assert_unbiased(lambda trial: estimates[trial], LABELS.mean(), trials=trials)
 
 
 def lossy_stream(share):
@@ -108,11 +107,10 @@ def test_keep_bounds_weights_and_the_probe_stays_uniform(share):
         batch_size=WINDOW,
     )
     sampled = lossy_stream(share).apply(sampler)
-    for _ in range(trials):  # every iteration is another epoch
-        for batch in sampled.as_numpy_iterator():
-            largest = max(largest, batch["importance_weight"].max())
-            probe = batch["example_id"][batch["uniform_probe"]]
-            np.add.at(flagged, [place[i] for i in probe.tolist()], 1)
+    for batch in sampled.repeat(trials).as_numpy_iterator():  # every repetition redraws
+        largest = max(largest, batch["importance_weight"].max())
+        probe = batch["example_id"][batch["uniform_probe"]]
+        np.add.at(flagged, [place[i] for i in probe.tolist()], 1)
     assert largest <= 5.0 * (1 + 1e-6)  # 1 / uniform_mix
     deviation = np.sqrt(fraction * (1 - fraction) / trials)
     has_record = np.arange(N) % 100 >= 100 * share
