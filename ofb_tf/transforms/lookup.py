@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from ofb_tf import constants
 from ofb_tf.records import ForwardRecords
-from ofb_tf.records.memory import as_tensor, release_freed
+from ofb_tf.records.reader import as_tensor, release_freed
 
 # Buckets are a power of two, at most this many records to a bucket on average.
 _RECORDS_PER_BUCKET = 2.4

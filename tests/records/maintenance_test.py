@@ -8,7 +8,7 @@ import tensorflow as tf
 from ofb_tf.records import (
     ForwardRecords,
     ForwardRecordWriter,
-    inspection,
+
     maintenance,
     partition_of,
     read_schema,
@@ -157,7 +157,7 @@ def test_expire_leaves_open_files(tmp_path):
 
 
 def test_inspect_sums_up(directory):
-    summary = inspection.inspect(directory)
+    summary = maintenance.inspect(directory)
     records = ForwardRecords.load(directory)
     assert summary.num_records == 1500
     assert summary.num_ids == len(records)
@@ -177,7 +177,7 @@ def test_verify_lists_the_damage(directory):
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     cut.write_bytes(cut.read_bytes()[:-10])
-    reports = {pathlib.Path(r.path): r for r in inspection.verify(directory)}
+    reports = {pathlib.Path(r.path): r for r in maintenance.verify(directory)}
     assert reports[whole].damages == ()
     assert reports[whole].num_records == 500
     assert "checksum" in reports[damaged].damages[0].reason

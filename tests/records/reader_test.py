@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from ofb_tf.records import CorruptRecordsError, ForwardRecords, ForwardRecordWriter, read_schema
-from ofb_tf.records import blocks as block_format
-from ofb_tf.records.forward_records import newest_order
+from ofb_tf.records import schema as block_format
+from ofb_tf.records.reader import newest_order
 
 
 def write(directory, ids, logits=None, **arguments):

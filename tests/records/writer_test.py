@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ofb_tf import hashing
-from ofb_tf.records import ForwardRecords, ForwardRecordWriter, tfrecord, writer
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter, writer
 
 
 def names(directory):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofb_tf import hashing
-from ofb_tf.records import ForwardRecords, imports, text_rows
+from ofb_tf.records import ForwardRecords, importers as imports, importers as text_rows
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
-predict_fields = imports.prediction_log.PredictFields
+predict_fields = imports.PredictFields
 
 
 def log_entry(ids, logits, *, version=3, rate=0.0, seconds=0, examples=None):
@@ -120,7 +120,7 @@ def test_mutated_logs_never_crash_and_never_yield_other_ids(tmp_path_factory, da
     cut = data.draw(st.integers(0, len(entry)))
     path = str(tmp_path_factory.getbasetemp() / "fuzz.log")
     write_log(path, [bytes(entry[:cut])])
-    for item in imports.prediction_log.read_prediction_log(path, predict_fields()):
+    for item in imports.read_prediction_log(path, predict_fields()):
         assert (item.batch is None) == bool(item.error)
         if item.batch is not None:
             assert item.batch.logits.dtype == np.float32
@@ -236,7 +236,7 @@ JSON = st.recursive(
 def test_any_json_parses_to_a_record_or_a_row_error(row):
     try:
         record = text_rows.RowFields().parse(row)
-    except text_rows.RowError:
+    except text_rows.UnusableError:
         return
     assert -(2**63) <= record.example_id < 2**63
     assert all(isinstance(value, float) for value in record.logits)
@@ -250,7 +250,7 @@ def test_any_bytes_read_as_csv_or_json(tmp_path_factory, data):
     for read in (text_rows.read_jsonl, text_rows.read_csv):
         for offset, row in read(str(path), text_rows.RowFields()):
             assert 0 <= offset <= len(data) + 18
-            assert isinstance(row, text_rows.Row | text_rows.RowError)
+            assert isinstance(row, text_rows.Row | text_rows.UnusableError)
 
 
 def test_ids_under_a_secret(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofb_tf import constants
-from ofb_tf.records import blocks as block_format
+from ofb_tf.records import blocks as block_format, schema as sch
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -19,19 +19,19 @@ def make_block(n=5, num_outputs=3, top_k=0, logits_dtype=np.float32, seed=0):
         constants.EXAMPLE_ID: rng.integers(-(2**63), 2**63 - 1, n),
         constants.LOGITS: rng.normal(size=(n, width)).astype(logits_dtype),
         constants.LOSS: rng.normal(size=n).astype(np.float32),
-        constants.MODEL_VERSION: block_format.run_lengths(np.full(n, 7)),
-        constants.TIMESTAMP: block_format.run_lengths(rng.integers(0, 2**50, n)),
+        constants.MODEL_VERSION: sch.Runs.of(np.full(n, 7)),
+        constants.TIMESTAMP: sch.Runs.of(rng.integers(0, 2**50, n)),
     }
     if top_k:
         columns[constants.CLASS_IDS] = rng.integers(0, num_outputs, (n, width)).astype(np.int32)
         columns[constants.LOGSUMEXP] = rng.normal(size=n).astype(np.float32)
         columns[constants.SUM_SQUARED_PROBABILITIES] = rng.random(n).astype(np.float32)
-    names = tuple(c.name for c in block_format.COLUMNS if c.name in columns)
-    return block_format.Schema(num_outputs, top_k, names), columns
+    names = tuple(c.name for c in sch.COLUMNS if c.name in columns)
+    return sch.Schema(num_outputs, top_k, names), columns
 
 
 def expand(data):
-    return data.expand() if isinstance(data, block_format.Runs) else data
+    return data.expand() if isinstance(data, sch.Runs) else data
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 8192])
@@ -52,7 +52,7 @@ def test_a_block_decodes_to_what_was_encoded(n, top_k, logits_dtype):
 @given(st.lists(st.tuples(INT64, st.integers(1, 5)), min_size=1, max_size=40))
 def test_runs_of_any_int64_survive(pairs):
     values = np.repeat(np.array([v for v, _ in pairs], np.int64), [c for _, c in pairs])
-    runs = block_format.run_lengths(values)
+    runs = sch.Runs.of(values)
     np.testing.assert_array_equal(runs.expand(), values)
     schema, columns = make_block(len(values))
     columns[constants.TIMESTAMP] = runs
@@ -76,13 +76,13 @@ def test_columns_are_little_endian_bytes_of_a_tf_example():
 
 
 def test_a_block_of_live_batches_takes_at_most_16_bytes_an_instance():
-    n = block_format.MAX_BLOCK_RECORDS
+    n = sch.MAX_BLOCK_RECORDS
     schema, columns = make_block(n, num_outputs=1)
     del columns[constants.LOSS]
     schema = dataclasses.replace(schema, columns=tuple(c for c in schema.columns if c != "loss"))
     for batch in (256, 16, 1):  # one timestamp a batch, all within half an hour
         starts = np.arange(0, n, batch) * 200_000 + 1_700_000_000_000_000
-        columns[constants.TIMESTAMP] = block_format.run_lengths(np.repeat(starts, batch))
+        columns[constants.TIMESTAMP] = sch.Runs.of(np.repeat(starts, batch))
         size = len(block_format.encode_block(schema, columns))
         assert size <= 16 * n + 400, batch
 
