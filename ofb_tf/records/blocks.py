@@ -57,7 +57,7 @@ def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
 
     Args:
       schema: what the columns are.
-      columns: by name, arrays `[n]` or `[n, k]`; those with `runs` as `Runs`.
+      columns: by name, arrays `[n]` or `[n, k]`, or `Runs`.
 
     Returns:
       A serialized `tf.train.Example`.
@@ -70,7 +70,7 @@ def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
     for column in schema.present:
         data = columns[column.name]
         if column.runs:
-            _encode_runs(feature, column.name, data)
+            _encode_runs(feature, column.name, data if isinstance(data, Runs) else Runs.of(data))
         else:
             little_endian = data.astype(data.dtype.newbyteorder("<"), copy=False)
             feature[column.name].bytes_list.value.append(little_endian.tobytes())

@@ -197,7 +197,9 @@ def scan(path: str, limit: int | None = None) -> Scan:
                     return Scan(compression, num_whole, end, "the file ends inside a header", True)
                 length = int.from_bytes(header[:8], "little")
                 if length > MAX_BLOCK_BYTES:
-                    problem = f"a TFRecord claims {length} bytes, at most {MAX_BLOCK_BYTES} are read"
+                    problem = (
+                        f"a TFRecord claims {length} bytes, at most {MAX_BLOCK_BYTES} are read"
+                    )
                     return Scan(compression, num_whole, end, problem)
                 if not stream.skip(length + FRAME_BYTES - _HEADER_BYTES):
                     problem = f"the file ends inside a TFRecord of {length} bytes"

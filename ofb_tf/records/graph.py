@@ -43,9 +43,9 @@ def sorted_file_dataset(
     exists = tf.strings.length(filename) > 0
     # Every file starts with an empty block, so that one without blocks yields an element too. It
     # stands for the footer where there is no file.
-    first = {
-        column.name: tf.zeros([0], tf.as_dtype(column.dtype)) for column in schema.present
-    } | {blocks.NUM_RECORDS_KEY: tf.where(exists, tf.constant(-1, tf.int64), 0)}
+    first = {column.name: tf.zeros([0], tf.as_dtype(column.dtype)) for column in schema.present} | {
+        blocks.NUM_RECORDS_KEY: tf.where(exists, tf.constant(-1, tf.int64), 0)
+    }
     stored = tf.data.TFRecordDataset(tf.boolean_mask([filename], [exists]), compression)
     whole = (
         tf.data.Dataset.from_tensors(first)

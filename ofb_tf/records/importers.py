@@ -5,6 +5,7 @@ TFX's BulkInferrer writes it, or one request with its whole batch, as a server l
 messages come from `tensorflow-serving-api` (extra `serving`); grpc is not imported.
 """
 
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -175,8 +176,12 @@ class RowFields:
         if not self.logits and self.loss is None:
             raise ValueError("logits or loss must name a field. Received: neither")
 
-    def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def parse(self, row: Any, csv_id_type: str | None = None) -> dict[str, Any]:
         """A record from a row's values, by the names of `ofb_tf.constants`.
+
+        Args:
+          row: values by field.
+          csv_id_type: "int" or "string" in CSV, where every value is text.
 
         Returns:
           `example_id`, an integer or bytes; `logits` a list of floats and `loss` a float, where
@@ -188,13 +193,14 @@ class RowFields:
         if not isinstance(row, Mapping):
             raise UnusableError(f"not an object: {str(row)[:60]}")
         example_id = _get(row, self.example_id)
-        if isinstance(example_id, str):
-            example_id = example_id.encode("utf-8", "surrogatepass")
-        elif not isinstance(example_id, bytes):
-            if isinstance(example_id, float):  # beyond 2^53 a float is not the id that was meant
-                raise UnusableError(
-                    f"field {self.example_id!r} must be an integer or text. Received: {example_id}"
-                )
+        if isinstance(example_id, float):  # beyond 2^53 a float is not the id that was meant
+            raise UnusableError(
+                f"field {self.example_id!r} must be an integer or text. Received: {example_id}"
+            )
+        if isinstance(example_id, str) and csv_id_type != "int":
+            errors = "surrogateescape" if csv_id_type else "surrogatepass"
+            example_id = example_id.encode("utf-8", errors)
+        else:
             example_id = _int64(example_id, self.example_id)
         record = {
             constants.EXAMPLE_ID: example_id,
@@ -224,7 +230,7 @@ def import_records(
     output_directory: str | os.PathLike,
     *,
     format: str,
-    fields: PredictFields | RowFields | None = None,
+    fields: Any = None,
     bad_rows: str = "count",
     num_outputs: int | None = None,
     secret_file: str | None = None,
@@ -268,7 +274,11 @@ def import_records(
         output_directory, num_outputs=num_outputs, compression=compression
     ) as writer:
         for path in paths:
-            for batch in _read(path, format, fields, id_type):
+            if format == "prediction_log":
+                batches = read_prediction_log(path, fields or PredictFields())
+            else:
+                batches = read_rows(path, format, fields or RowFields(), id_type)
+            for batch in batches:
                 report.num_rows += len(batch.offsets)
                 num_served += len(batch.offsets) / batch.sampling_rate
                 error = batch.error or _write(writer, batch.columns, secret)
@@ -308,15 +318,6 @@ def _match(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
             raise FileNotFoundError(f"No file matches {pattern!r}. Name files, not directories.")
         matched += paths
     return matched
-
-
-def _read(path: str, format: str, fields: Any, id_type: str) -> Iterator[_Batch]:
-    if format == "prediction_log":
-        return read_prediction_log(path, fields or PredictFields())
-    fields = fields or RowFields()
-    return _row_batches(
-        read_jsonl(path, fields) if format == "jsonl" else read_csv(path, fields, id_type)
-    )
 
 
 def _write(
@@ -414,43 +415,64 @@ def _array(tensors: Any, name: str, kind: str) -> np.ndarray:
         raise UnusableError(f"{kind} {name!r} is not a tensor: {error}") from error
 
 
-Rows = Iterator[tuple[int, dict[str, Any] | UnusableError]]
+def read_rows(path: str, format: str, fields: RowFields, id_type: str = "int") -> Iterator[_Batch]:
+    """Reads the rows of a JSON lines or CSV file; `*.gz` is decompressed.
 
-
-def read_jsonl(path: str, fields: RowFields) -> Rows:
-    """Reads a file of one JSON object per line; `*.gz` is decompressed.
-
-    Yields:
-      The line's offset in bytes (in the uncompressed text), and its record or what is wrong.
-    """
-    for offset, line in _lines(path):
-        if not isinstance(line, UnusableError) and not line.strip():
-            continue
-        try:
-            if isinstance(line, UnusableError):
-                raise line
-            yield offset, fields.parse(json.loads(line))
-        except UnusableError as error:
-            yield offset, error
-        except (ValueError, RecursionError) as error:
-            yield offset, UnusableError(f"not JSON: {str(error)[:100]}")
-
-
-def read_csv(path: str, fields: RowFields, id_type: str = "int") -> Rows:
-    """Reads a CSV file with a header; `*.gz` is decompressed.
+    Args:
+      path: file.
+      format: "jsonl" or "csv".
+      fields: which field of a row holds what.
+      id_type: "int" or "string", for CSV.
 
     Yields:
-      The offset in bytes of the line that the row ends on, and its record or what is wrong.
+      Records as columns, and every row that has none, at the offsets of their lines in the
+      uncompressed text (of a CSV row its last line).
 
     Raises:
-      UnusableError: the header lacks a field that every row needs.
+      ValueError: the header of a CSV file lacks a field that every row needs.
     """
+    is_csv = format == "csv"
+    now = time.time_ns() // 1000
+    good: list[tuple[int, dict[str, Any]]] = []
+
+    def kind(record: dict[str, Any]) -> tuple:
+        return type(record[constants.EXAMPLE_ID]), len(record.get(constants.LOGITS, ()))
+
+    for offset, row in _csv_rows(path, fields) if is_csv else _json_rows(path):
+        try:
+            if isinstance(row, UnusableError):
+                raise row
+            record = fields.parse(row, id_type if is_csv else None)
+        except UnusableError as error:
+            yield _Batch([offset], str(error))
+            continue
+        if good and (kind(record) != kind(good[0][1]) or len(good) == _BATCH_ROWS):
+            yield _batch(good, now)
+            good = []
+        good.append((offset, record))
+    if good:
+        yield _batch(good, now)
+
+
+def _json_rows(path: str) -> Iterator[tuple[int, Any]]:
+    for offset, line in _lines(path):
+        if isinstance(line, UnusableError):
+            yield offset, line
+        elif line.strip():
+            try:
+                yield offset, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield offset, UnusableError(f"not JSON: {str(error)[:100]}")
+
+
+def _csv_rows(path: str, fields: RowFields) -> Iterator[tuple[int, Any]]:
     position = 0
     damage = None
 
     def lines() -> Iterator[str]:
         nonlocal position, damage
-        for position, line in _lines(path):
+        for offset, line in _lines(path):
+            position = offset
             if isinstance(line, UnusableError):
                 damage = line
                 return
@@ -458,90 +480,55 @@ def read_csv(path: str, fields: RowFields, id_type: str = "int") -> Rows:
 
     reader = csv.DictReader(lines())
     needed = {fields.example_id, *fields.logits} | ({fields.loss} if fields.loss else set())
-    try:
-        missing = sorted(needed - set(reader.fieldnames or ()))
-    except csv.Error:
-        missing = sorted(needed)
+    missing: Any = needed
+    with contextlib.suppress(csv.Error):
+        missing = needed - set(reader.fieldnames or ())
     if missing:
-        raise UnusableError(
-            f"the header must name {sorted(needed)}. Missing: {missing}. Map them with "
+        raise ValueError(
+            f"the header must name {sorted(needed)}. Missing: {sorted(missing)}. Map them with "
             "--id_field, --logits_fields, --loss_field."
         )
-    while True:
+    row: Any = {}
+    while row is not None:
         try:
             row = next(reader, None)
-            if row is None:
-                break
-            example_id = _get(row, fields.example_id)
-            row[fields.example_id] = (
-                _int64(example_id, fields.example_id)
-                if id_type == "int"
-                else example_id.encode("utf-8", "surrogateescape")
-            )
-            yield position, fields.parse(row)
-        except UnusableError as error:
-            yield position, error
         except csv.Error as error:
-            yield position, UnusableError(f"not CSV: {error}")
+            row = UnusableError(f"not CSV: {error}")
+        if row is not None:
+            yield position, row
     if damage is not None:
         yield position, damage
 
 
-def _lines(path: str) -> Iterator[tuple[int, bytes | UnusableError]]:
-    """The lines of a text file with their offsets; damage, which is the last."""
+def _lines(path: str) -> Iterator[tuple[int, Any]]:
+    """The lines of a text file with their offsets; the last may be an `UnusableError`."""
     offset = 0
     with tf.io.gfile.GFile(path, "rb") as raw:
         file: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
         rest = b""
         try:
             while chunk := file.read(_CHUNK_BYTES):
-                lines = (rest + chunk).splitlines(keepends=True)
-                # A carriage return may be the first half of a line's end.
-                rest = lines.pop()
+                *lines, rest = (rest + chunk).splitlines(keepends=True)
                 for line in lines:
                     yield offset, line
                     offset += len(line)
                 if len(rest) > _MAX_LINE_BYTES:
-                    yield offset, UnusableError(f"a line of more than {_MAX_LINE_BYTES} bytes")
-                    return
+                    raise OSError(f"a line of more than {_MAX_LINE_BYTES} bytes")
         except (OSError, EOFError, zlib.error) as error:
             yield offset, UnusableError(f"the file is damaged from here on: {error}")
-            return
-        if rest:
+        else:
             yield offset, rest
 
 
-def _row_batches(rows: Rows) -> Iterator[_Batch]:
-    """Rows of the same shape and type of id, gathered."""
-    now = time.time_ns() // 1000
-    offsets: list[int] = []
-    records: list[dict[str, Any]] = []
-
-    def kind(record: dict[str, Any]) -> tuple:
-        return (type(record[constants.EXAMPLE_ID]), len(record.get(constants.LOGITS, ())))
-
-    for offset, row in rows:
-        if isinstance(row, UnusableError):
-            yield _Batch([offset], str(row))
-            continue
-        if records and (kind(row) != kind(records[0]) or len(records) == _BATCH_ROWS):
-            yield _batch(offsets, records, now)
-            offsets, records = [], []
-        offsets.append(offset)
-        records.append(row)
-    if records:
-        yield _batch(offsets, records, now)
-
-
-def _batch(offsets: list[int], records: list[dict[str, Any]], now: int) -> _Batch:
-    columns: dict[str, Any] = {name: [row[name] for row in records] for name in records[0]}
+def _batch(good: list[tuple[int, dict[str, Any]]], now: int) -> _Batch:
+    columns: dict[str, Any] = {name: [row[name] for _, row in good] for name in good[0][1]}
     times = [now if time is None else time for time in columns[constants.TIMESTAMP]]
     columns[constants.TIMESTAMP] = np.array(times, np.int64)
     columns[constants.MODEL_VERSION] = np.array(columns[constants.MODEL_VERSION], np.int64)
     for name in columns.keys() & {constants.LOGITS, constants.LOSS}:
         with np.errstate(over="ignore"):  # beyond float32's range is infinite, and counted as such
             columns[name] = np.array(columns[name], np.float32)
-    return _Batch(offsets, columns=columns)
+    return _Batch([offset for offset, _ in good], columns=columns)
 
 
 def _get(row: Mapping[str, Any], name: str) -> Any:

@@ -216,9 +216,7 @@ def compact(
         part = {name: column[rows] for name, column in records.columns.items()}
         name = f"{stem}-{index:05d}-of-{num_files:05d}{files.SUFFIX}"
         path = os.path.join(output_directory, name)
-        write_record_file(
-            path, dataclasses.replace(records, columns=part), compression=compression
-        )
+        write_record_file(path, dataclasses.replace(records, columns=part), compression=compression)
         report.files.append(path)
     if delete_inputs:
         damaged = {damage.path for damage in report.read.damages}

@@ -89,6 +89,11 @@ class Columns:
         return dataclasses.replace(self, arrays=arrays)
 
 
+def _column(name: str, doc: str) -> Any:
+    """A read-only attribute of `ForwardRecords`: one of its columns, None where it has none."""
+    return property(lambda records: records.columns.get(name), doc=doc)
+
+
 @dataclasses.dataclass(frozen=True)
 class ForwardRecords:
     """Forward records in memory: one dict of columns, sorted by id, ids unique.
@@ -240,50 +245,21 @@ class ForwardRecords:
         top_k = 0 if class_ids is None else int(class_ids.shape[1])
         return Schema.of(self.columns, self.num_outputs, top_k)
 
-    @property
-    def example_ids(self) -> tf.Tensor:
-        """int64 `[n]`, ascending."""
-        return self.columns[constants.EXAMPLE_ID]
-
-    @property
-    def timestamps(self) -> tf.Tensor:
-        """int64 `[n]`, microseconds since 1970."""
-        return self.columns[constants.TIMESTAMP]
-
-    @property
-    def version_indices(self) -> tf.Tensor:
-        """uint8, uint16 or int32 `[n]`, into `version_table`."""
-        return self.columns[constants.MODEL_VERSION]
+    example_ids = _column(constants.EXAMPLE_ID, "int64 `[n]`, ascending.")
+    timestamps = _column(constants.TIMESTAMP, "int64 `[n]`, microseconds since 1970.")
+    version_indices = _column(constants.MODEL_VERSION, "`[n]`, into `version_table`.")
+    logits = _column(constants.LOGITS, "float32 or float16 `[n, k]`, or None.")
+    losses = _column(constants.LOSS, "float32 `[n]`, or None.")
+    class_ids = _column(constants.CLASS_IDS, "int32 `[n, k]` in the top-k form, or None.")
+    logsumexp = _column(constants.LOGSUMEXP, "float32 `[n]` in the top-k form, or None.")
+    sum_squared_probabilities = _column(
+        constants.SUM_SQUARED_PROBABILITIES, "float32 `[n]` in the top-k form, or None."
+    )
 
     @property
     def model_versions(self) -> tf.Tensor:
         """int64 `[n]`, computed at each call: in memory they are indices into a table."""
         return tf.gather(self.version_table, tf.cast(self.version_indices, tf.int32))
-
-    @property
-    def logits(self) -> tf.Tensor | None:
-        """float32 or float16 `[n, k]`, or None."""
-        return self.columns.get(constants.LOGITS)
-
-    @property
-    def losses(self) -> tf.Tensor | None:
-        """float32 `[n]`, or None."""
-        return self.columns.get(constants.LOSS)
-
-    @property
-    def class_ids(self) -> tf.Tensor | None:
-        """int32 `[n, k]` in the top-k form, or None."""
-        return self.columns.get(constants.CLASS_IDS)
-
-    @property
-    def logsumexp(self) -> tf.Tensor | None:
-        """float32 `[n]` in the top-k form, or None."""
-        return self.columns.get(constants.LOGSUMEXP)
-
-    @property
-    def sum_squared_probabilities(self) -> tf.Tensor | None:
-        """float32 `[n]` in the top-k form, or None."""
-        return self.columns.get(constants.SUM_SQUARED_PROBABILITIES)
 
 
 def newest_order(example_ids: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
@@ -346,7 +322,8 @@ def read_blocks(
     try:
         num_blocks = num_records = end = 0
         footer = None
-        for end, item in _decoded(path):
+        for offset, item in _decoded(path):
+            end = offset
             if isinstance(item, blocks.Footer):
                 footer = item
                 continue

@@ -18,7 +18,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.records import blocks, files, reader
 from ofb_tf.records.reader import ForwardRecords
-from ofb_tf.records.schema import COLUMNS, MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Runs, Schema
+from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _LOGITS_DTYPES = ("float32", "float16")
 
@@ -72,6 +72,8 @@ class ForwardRecordWriter:
       last_error: the last error of the file system, or None.
     """
 
+    _now: int
+
     def __init__(
         self,
         directory: str | os.PathLike,
@@ -120,11 +122,11 @@ class ForwardRecordWriter:
             )
         _check_choice("logits_dtype", logits_dtype, _LOGITS_DTYPES)
         _check_choice("on_error", on_error, ("raise", "drop"))
-        for name, seconds in {
-            "flush_seconds": flush_seconds,
-            "max_file_seconds": max_file_seconds,
-        }.items():
-            if not (seconds is None and name == "flush_seconds") and not seconds > 0:
+        for name, seconds in (
+            ("flush_seconds", 1.0 if flush_seconds is None else flush_seconds),
+            ("max_file_seconds", max_file_seconds),
+        ):
+            if not seconds > 0:
                 raise ValueError(f"{name} must be positive. Received: {seconds}")
         self._block_records = _positive("block_records", block_records)
         if self._block_records > MAX_BLOCK_RECORDS:
@@ -245,7 +247,6 @@ class ForwardRecordWriter:
         self._flusher: threading.Thread | None = None
         self._file: _OutputFile | None = None
         self._file_start = 0.0
-        self._runs: dict[str, list[tuple[Any, int]]] = {c.name: [] for c in COLUMNS if c.runs}
         self._buffered = 0
         self._now = 0
 
@@ -272,11 +273,10 @@ class ForwardRecordWriter:
                 )
             self._schema, self._block_records = schema, block_records
             self._num_outputs = num_outputs or self._num_outputs
-            buffer = schema.empty(block_records)
+            self._buffer = schema.empty(block_records)
             if num_outputs:
-                shape = buffer[constants.LOGITS].shape
-                buffer[constants.LOGITS] = np.empty(shape, self._logits_dtype)
-            self._buffer = {c.name: buffer[c.name] for c in schema.present if not c.runs}
+                shape = self._buffer[constants.LOGITS].shape
+                self._buffer[constants.LOGITS] = np.empty(shape, self._logits_dtype)
         elif schema != self._schema:
             raise ValueError(
                 f"write: this writer's records have {self._schema}, got {schema}. Give the same "
@@ -289,13 +289,11 @@ class ForwardRecordWriter:
         while start < num_records:
             count = min(num_records - start, self._block_records - self._buffered)
             for name, buffer in self._buffer.items():
-                data = columns[name][start : start + count]
+                data = columns[name]
                 with np.errstate(over="ignore"):  # float32 beyond float16's range becomes inf
-                    buffer[self._buffered : self._buffered + count] = data
-            for name, runs in self._runs.items():
-                value = columns[name]
-                part = value if isinstance(value, int) else value[start : start + count]
-                runs.append((part, count))
+                    buffer[self._buffered : self._buffered + count] = (
+                        data if isinstance(data, int) else data[start : start + count]
+                    )
             self._buffered += count
             start += count
             if self._buffered == self._block_records:
@@ -305,10 +303,7 @@ class ForwardRecordWriter:
         count = self._buffered
         if not count or self._schema is None:
             return
-        columns: dict[str, Any] = {name: data[:count] for name, data in self._buffer.items()}
-        for name, runs in self._runs.items():
-            columns[name] = _join_runs(runs)
-            self._runs[name] = []
+        columns = {name: data[:count] for name, data in self._buffer.items()}
         self._buffered = 0
         try:
             if self._file is None:
@@ -390,18 +385,13 @@ def write_columns(path: str, columns: reader.Columns, *, compression: str = "") 
     """
     compression = check_compression(compression)
     # Under an open name, so that `expire` sees what an interruption leaves behind.
-    temporary = os.path.join(
-        os.path.dirname(path), f".tmp-{uuid.uuid4().hex}{files.OPEN_SUFFIX}"
-    )
+    temporary = os.path.join(os.path.dirname(path), f".tmp-{uuid.uuid4().hex}{files.OPEN_SUFFIX}")
     file = _OutputFile(temporary, path, compression)
     try:
         step = max(columns.schema.records_per_block(), 1)
         for start in range(0, max(len(columns), 1), step):
-            part: dict[str, Any] = columns.rows(slice(start, start + step)).arrays
+            part = columns.rows(slice(start, start + step)).arrays
             part[constants.MODEL_VERSION] = columns.version_table[part[constants.MODEL_VERSION]]
-            for column in columns.schema.present:
-                if column.runs:
-                    part[column.name] = Runs.of(part[column.name])
             file.write_block(columns.schema, part)
         file.close()
     except BaseException:
@@ -432,7 +422,7 @@ class _OutputFile:
         self._path = path
         self._writer = tf.io.TFRecordWriter(temporary, compression)
 
-    def write_block(self, schema: Schema, columns: dict[str, Any]) -> None:
+    def write_block(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
         """Writes a block and hands it to the operating system; after an error call `abandon`."""
         serialized = blocks.encode_block(schema, columns)
         self._writer.write(serialized)
@@ -468,21 +458,6 @@ class _OutputFile:
         parent.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._writer))
-
-
-def _join_runs(runs: list[tuple[Any, int]]) -> Runs:
-    """Runs from one `(value or values, count)` per batch."""
-    if all(isinstance(value, int) for value, _ in runs):
-        values = np.fromiter((value for value, _ in runs), np.int64, len(runs))
-        counts = np.fromiter((count for _, count in runs), np.int64, len(runs))
-        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-        counts = np.add.reduceat(counts, starts)
-        if 2 * len(starts) > counts.sum():
-            return Runs(np.repeat(values[starts], counts))
-        return Runs(values[starts], counts)
-    return Runs.of(
-        np.concatenate([np.full(n, v, np.int64) if isinstance(v, int) else v for v, n in runs])
-    )
 
 
 def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
