@@ -13,7 +13,7 @@ from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 from tfx.proto import example_gen_pb2, range_config_pb2
 
 from ofb_tf import constants
-from ofb_tf.records import paths
+from ofb_tf.records import files as record_files
 from tfx_components import artifacts, record_sources
 from tfx_components.component_utils import (
     checked_at_construction,
@@ -95,7 +95,7 @@ def ForwardRecordGen(
         selected_span = None
         if records_pattern:
             pattern, selected_span = _resolve_span(records_pattern, span)
-            files = paths.match_files(pattern)
+            files = record_files.match_files(pattern)
             read = record_sources.read_record_file
         else:
             if prediction_log_pattern:

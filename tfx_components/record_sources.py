@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.records import prediction_log, reader
+from ofb_tf.records import importers, reader
 from tfx_components.example_files import fingerprints
 
 _BATCH = 8192
@@ -69,11 +69,11 @@ def read_prediction_logs(path: str, spec: PredictionLogSpec) -> Iterator[Columns
     Raises:
       ValueError: the file is damaged, or a log lacks the logits or the ids; names file and offset.
     """
-    fields = prediction_log.PredictFields(logits_output=spec.logits_output)
+    fields = importers.PredictFields(logits_output=spec.logits_output)
     logs: list[Any] = []
     logits: list[Any] = []
     start = 0
-    for offset, log, reason in prediction_log.read_messages(path):
+    for offset, log, reason in importers.read_messages(path):
         if log is None:
             raise ValueError(
                 f"{path} at byte {offset}: {reason}. Every TFRecord must be a PredictionLog of a "
@@ -81,7 +81,7 @@ def read_prediction_logs(path: str, spec: PredictionLogSpec) -> Iterator[Columns
             )
         try:
             output = fields.logits(log.predict_log.response)
-        except prediction_log.UnusableError as error:
+        except importers.UnusableError as error:
             raise ValueError(
                 f"{path} at byte {offset}: {error}. Serve by the recording signature, or set "
                 "logits_output."
@@ -106,7 +106,7 @@ def _columns(logs: list, logits: list[np.ndarray], spec: PredictionLogSpec, wher
     sizes = [len(output) for output in logits]
     calls = [log.predict_log for log in logs]
     versions = [call.response.model_spec.version.value or spec.model_version for call in calls]
-    times = [prediction_log.timestamp_of(log) or spec.timestamp for log in logs]
+    times = [importers.timestamp_of(log) or spec.timestamp for log in logs]
     return {
         constants.EXAMPLE_ID: _ids(calls, sizes, spec, where),
         constants.LOGITS: np.concatenate(logits),

@@ -119,7 +119,7 @@ class _UsageError(Exception):
 
 
 def _inspect(patterns: list[str], values: absl_flags.FlagValues) -> int:
-    from ofb_tf.records import inspection
+    from ofb_tf.records import maintenance as inspection
 
     summary = inspection.inspect(patterns)
     if values.json:
@@ -146,7 +146,7 @@ def _inspect(patterns: list[str], values: absl_flags.FlagValues) -> int:
 
 
 def _verify(patterns: list[str], values: absl_flags.FlagValues) -> int:
-    from ofb_tf.records import inspection
+    from ofb_tf.records import maintenance as inspection
 
     reports = inspection.verify(patterns)
     if values.json:
@@ -200,7 +200,9 @@ def _expire(patterns: list[str], values: absl_flags.FlagValues) -> int:
 
 
 def _import(patterns: list[str], values: absl_flags.FlagValues) -> int:
-    from ofb_tf.records import imports, prediction_log, text_rows
+    from ofb_tf.records import importers as imports
+
+    prediction_log = text_rows = imports
 
     kind = _required(values, "format")
     if kind == "prediction_log":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ofb_tf.records import ForwardRecordWriter, prediction_log
+from ofb_tf.records import ForwardRecordWriter, importers
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class PredictionRecorder:
         self.counts = RecorderCounts()
         self.last_error: Exception | None = None
         self._writer = writer
-        self._fields = prediction_log.PredictFields(id_output, logits_output)
+        self._fields = importers.PredictFields(id_output, logits_output)
         self._model_name = model_name
         self._queue: collections.deque[tuple[Any, Any, int]] = collections.deque()
         self._queue_size = queue_size
@@ -143,7 +143,7 @@ class PredictionRecorder:
     def _record(self, request: Any, response: Any, timestamp: int) -> None:
         try:
             batch = self._fields.extract(request, response)
-        except prediction_log.UnusableError as error:
+        except importers.UnusableError as error:
             self._count_error("num_unusable", error)
             return
         try:

@@ -73,7 +73,7 @@ def test_ids_that_do_not_fit(model, examples, tmp_path, ids, message):
 @pytest.mark.slow
 def test_only_the_interceptor_imports_grpc():
     code = (
-        "import sys, ofb_tf, ofb_tf.serving, ofb_tf.serving.recorder, ofb_tf.records.imports;"
+        "import sys, ofb_tf, ofb_tf.serving, ofb_tf.serving.recorder, ofb_tf.records.importers;"
         "assert not {'grpc', 'tensorflow_serving'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

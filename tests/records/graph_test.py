@@ -6,14 +6,12 @@ import pytest
 import tensorflow as tf
 
 from ofb_tf.records import (
+    CorruptRecordsError,
     ForwardRecords,
     ForwardRecordWriter,
-    partition_of,
     read_schema,
     sorted_file_dataset,
 )
-
-COLUMNS = {"example_id": "example_ids", "logits": "logits", "timestamp": "timestamps"}
 
 
 def write(directory, ids, **arguments):
@@ -22,7 +20,7 @@ def write(directory, ids, **arguments):
         w.write(
             ids,
             rng.normal(size=(len(ids), 3)),
-            model_version=np.repeat(np.arange(len(ids)) // 100, 1),
+            model_version=np.arange(len(ids)) // 100,
             timestamp=rng.integers(-(2**62), 2**62, len(ids)),
         )
     return os.path.join(directory, os.listdir(directory)[0])
@@ -35,19 +33,31 @@ def test_the_graph_reads_what_the_reader_reads(tmp_path, logits_dtype, compressi
     schema = read_schema(path)
 
     def load(name):
-        columns = sorted_file_dataset(
-            name, schema, compression=compression or ""
-        ).get_single_element()
-        return tf.data.Dataset.from_tensors(columns)
+        return sorted_file_dataset(name, schema, compression=compression or "")
 
     columns = next(iter(tf.data.Dataset.from_tensors(path).flat_map(load)))
     records = ForwardRecords.load(path)
-    for name, attribute in COLUMNS.items():
-        np.testing.assert_array_equal(columns[name], getattr(records, attribute))
+    assert set(columns) == set(records.columns)
+    for name in set(columns) - {"model_version"}:
+        np.testing.assert_array_equal(columns[name], records.columns[name])
     np.testing.assert_array_equal(columns["model_version"], records.model_versions)
 
 
-def test_unsorted_repeated_damaged_and_other_files_are_refused(tmp_path):
+def test_no_file_reads_as_no_records(tmp_path):
+    path = write(tmp_path, np.arange(10), top_k=2)
+    schema = read_schema(path)
+    there = sorted_file_dataset(path, schema)
+    missing = sorted_file_dataset("", schema)
+    assert missing.element_spec == there.element_spec
+    (columns,) = missing
+    assert {
+        name: values.shape[0] for name, values in columns.items() if values.shape.rank
+    } == dict.fromkeys(schema.columns, 0)
+    assert columns["logits"].shape == [0, 2]
+    assert columns["num_outputs"] == 3
+
+
+def test_unsorted_repeated_and_incomplete_files_and_other_schemas_are_refused(tmp_path):
     for name, ids in {"unsorted": [2, 1], "repeated": [1, 1]}.items():
         path = write(tmp_path / name, np.array(ids))
         with pytest.raises(tf.errors.InvalidArgumentError, match="strictly increasing"):
@@ -56,26 +66,24 @@ def test_unsorted_repeated_damaged_and_other_files_are_refused(tmp_path):
     schema = read_schema(path)
     with pytest.raises(tf.errors.InvalidArgumentError):
         sorted_file_dataset(path, type(schema)(7, 0, schema.columns)).get_single_element()
+    block = next(iter(tf.data.TFRecordDataset(path))).numpy()
+    for blocks in ([block], []):
+        with tf.io.TFRecordWriter(path) as w:
+            for each in blocks:
+                w.write(each)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="not complete"):
+            sorted_file_dataset(path, schema).get_single_element()
+
+
+def test_damage_is_an_error_when_run_and_a_wrong_length_before(tmp_path):
+    path = write(tmp_path, np.arange(100))
+    schema = read_schema(path)
     data = bytearray(pathlib.Path(path).read_bytes())
     data[500] ^= 1
-    with open(path, "wb") as file:
-        file.write(data)
+    pathlib.Path(path).write_bytes(data)
     with pytest.raises(tf.errors.DataLossError):
         sorted_file_dataset(path, schema).get_single_element()
-    blocks = list(tf.data.TFRecordDataset(write(tmp_path / "cut", np.arange(100))))
-    with tf.io.TFRecordWriter(path) as w:
-        w.write(blocks[0].numpy())
-    with pytest.raises(tf.errors.InvalidArgumentError, match="not complete"):
-        sorted_file_dataset(path, schema).get_single_element()
-
-
-def test_partitions_agree_between_graph_and_numpy_and_are_even():
-    ids = np.arange(-50_000, 50_000)
-    for n in (1, 7, 16):
-        got = partition_of(ids, n)
-        np.testing.assert_array_equal(tf.function(partition_of)(tf.constant(ids), n), got)
-        share = np.bincount(got, minlength=n) / len(ids)
-        tolerance = 5 * np.sqrt(1 / n * (1 - 1 / n) / len(ids))
-        np.testing.assert_allclose(share, 1 / n, atol=tolerance + 1e-12)
-    with pytest.raises(ValueError, match="num_partitions must be at least 1"):
-        partition_of(ids, 0)
+    data[5] = 1  # the first TFRecord now claims 2^40 bytes
+    pathlib.Path(path).write_bytes(data)
+    with pytest.raises(CorruptRecordsError, match="at byte 0: a TFRecord claims 1099511"):
+        sorted_file_dataset(path, schema)
