@@ -19,6 +19,7 @@ from ofb_tf.records.output_file import OutputFile, finalise_dead_files
 
 _LOGITS_DTYPES = ("float32", "float16")
 _COMPRESSIONS = (None, "GZIP", "ZLIB")
+_EXIT_SECONDS = 30.0
 
 
 @dataclasses.dataclass
@@ -141,7 +142,6 @@ class ForwardRecordWriter:
         self._block_records = block_records
         self._on_error = on_error
         self._closed = False
-        self._schema: block_format.Schema | None = None
         self._reset()
         tf.io.gfile.makedirs(self.directory)
         finalise_dead_files(self.directory)
@@ -239,6 +239,7 @@ class ForwardRecordWriter:
         self._stop = threading.Event()
         self._flusher: threading.Thread | None = None
         self._file: OutputFile | None = None
+        self._schema: block_format.Schema | None = None
         self._buffer: dict[str, np.ndarray] = {}
         self._runs: dict[str, list[tuple[Any, int]]] = {
             constants.MODEL_VERSION: [],
@@ -377,8 +378,11 @@ def _check_choice(name: str, value: Any, choices: tuple) -> None:
 
 def _close_at_exit() -> None:
     for writer in list(_open_writers):
-        with contextlib.suppress(OSError, tf.errors.OpError):
-            writer.close()
+        # A thread that is stuck on a stalled disk must not keep the process from exiting.
+        if writer._lock.acquire(timeout=_EXIT_SECONDS):
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                writer.close()
+            writer._lock.release()
 
 
 _open_writers: "weakref.WeakSet[ForwardRecordWriter]" = weakref.WeakSet()
