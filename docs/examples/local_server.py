@@ -6,8 +6,11 @@ not for production. Needs grpc: `pip install ofb-tf[serving]`. In a separate pro
   python docs/examples/local_server.py MODEL_DIR [PORT]
 """
 
+import contextlib
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -88,6 +91,25 @@ def predict_request(serialized: list[bytes], model_name: str = "model") -> Any:
     request.model_spec.signature_name = SIGNATURE
     request.inputs[EXAMPLES].CopyFrom(tf.make_tensor_proto(serialized, tf.string))
     return request
+
+
+@contextlib.contextmanager
+def served(model_directory: str) -> Iterator[str]:
+    """Serves a model in a separate process; yields the server's address."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, model_directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"the server ended with code {process.wait()} before it was ready")
+        yield address
+    finally:
+        process.stdin.close()
+        process.wait(30)
 
 
 def main(argv: list[str]) -> int:

@@ -13,12 +13,8 @@ With TensorFlow Serving instead of the local server, only the address changes.
 """
 
 import argparse
-import contextlib
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -65,25 +61,6 @@ def serialize(examples: dict[str, tf.Tensor]) -> list[bytes]:
     return serialized
 
 
-@contextlib.contextmanager
-def served(model_directory: str) -> Iterator[str]:
-    """Serves the model in a separate process; yields the server's address."""
-    process = subprocess.Popen(
-        [sys.executable, local_server.__file__, model_directory],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = process.stdout.readline().strip()
-        if not address:
-            raise RuntimeError(f"the server ended with code {process.wait()} before it was ready")
-        yield address
-    finally:
-        process.stdin.close()
-        process.wait(30)
-
-
 def call_and_record(address: str, stream: ClickStream, num_examples: int, records: str) -> None:
     """The client: predicts for every example through a stub that records the responses."""
     writer = ofb_tf.ForwardRecordWriter(records, on_error="drop")
@@ -111,7 +88,7 @@ def main() -> None:
         records = arguments.records_dir or os.path.join(scratch, "records")
         model = build_model()
         export_recording_model(model, os.path.join(scratch, "model", "1"), FEATURES, task="binary")
-        with served(os.path.join(scratch, "model", "1")) as address:
+        with local_server.served(os.path.join(scratch, "model", "1")) as address:
             call_and_record(address, stream, stream.num_examples, records)
 
         examples = stream.dataset().map(

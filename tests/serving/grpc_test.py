@@ -12,9 +12,10 @@ from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 from ofb_tf.serving import PredictionRecorder, record_stub
 
 pytest.importorskip("tensorflow_serving.apis")
-from local_server import LocalPredictionServer, predict_request
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+from docs.examples.local_server import LocalPredictionServer, predict_request
 
 
 class BreakableServer(LocalPredictionServer):
