@@ -57,7 +57,13 @@ class _Recorded(grpc.UnaryUnaryMultiCallable):
         self._recorder = recorder
 
     def __call__(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.with_call(request, *args, **kwargs)[0]
+        try:
+            response = self._inner(request, *args, **kwargs)
+        except grpc.RpcError:
+            self._recorder.count_failure()
+            raise
+        self._recorder.offer(request, response)
+        return response
 
     def with_call(self, request: Any, *args: Any, **kwargs: Any) -> tuple[Any, grpc.Call]:
         try:
