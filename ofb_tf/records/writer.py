@@ -21,6 +21,7 @@ from ofb_tf.records.reader import ForwardRecords
 from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _LOGITS_DTYPES = ("float32", "float16")
+_EXIT_SECONDS = 30.0
 
 
 @dataclasses.dataclass
@@ -549,8 +550,11 @@ _forking = threading.local()
 
 def _close_at_exit() -> None:
     for writer in list(_open_writers):
-        with contextlib.suppress(OSError, tf.errors.OpError):
-            writer.close()
+        # A thread that is stuck on a stalled disk must not keep the process from exiting.
+        if writer._lock.acquire(timeout=_EXIT_SECONDS):
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                writer.close()
+            writer._lock.release()
 
 
 def _lock_for_fork() -> None:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords
-from ofb_tf.records.memory import as_tensor, release_freed
+from ofb_tf.records.reader import as_tensor, release_freed
 from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec
 
 MISSING_FLAG = "flag"

@@ -1,14 +1,14 @@
-"""Joining and sampling in the tf.data service: worker processes select, the trainer trains.
+"""Joins and samples in the tf.data service: worker processes select, the trainer trains.
 
 Starts a dispatcher in this process and two worker processes on the loopback interface. The stream
-lies in TFRecord shards of whole windows, records of its serving beside it. Dynamic sharding hands
-shard after shard to whichever worker is free, so every example is seen once; since selection is
-keyed by the examples' ids, the workers select what a plain run selects, with the same weights.
+is stored in TFRecord shards of whole windows, next to its serving records. Dynamic sharding gives
+each shard to whichever worker is free, so every example is seen once; since selection is keyed by
+the examples' ids, the workers select what a plain run selects, with the same weights.
 
-    python examples/data_service.py
-    python examples/data_service.py --num_workers=4 --num_windows=64
+    python docs/examples/data_service.py
+    python docs/examples/data_service.py --num_workers=4 --num_windows=64
 
-In production dispatcher and workers run on machines of their own, with the same two calls.
+In production, dispatcher and workers run on separate machines, with the same two calls.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WINDOW = 1024
 
 
 def run_worker(dispatcher_address: str) -> None:
-    """Serves as a worker until the process is ended; prints a line once it is registered."""
+    """Runs a worker until the process is killed; prints a line once it is registered."""
     worker = service.WorkerServer(service.WorkerConfig(dispatcher_address=dispatcher_address))
     print("worker ready", flush=True)
     worker.join()
@@ -64,13 +64,13 @@ def local_service(num_workers: int) -> Iterator[str]:
 
 
 def write_inputs(directory: str, num_windows: int) -> tuple[list[str], str]:
-    """Shards of the click stream, each of whole windows, and the records of its serving."""
+    """Writes shards of the click stream, each of whole windows, and its serving records."""
     stream = ClickStream(num_examples=num_windows * WINDOW, positive_rate=0.05)
     shards = stream.write_tfrecords(os.path.join(directory, "examples"), num_shards=num_windows)
     records = os.path.join(directory, "records")
     with ofb_tf.ForwardRecordWriter(records, num_outputs=1) as writer:
         for window in stream.dataset(batched=True, window_size=WINDOW).as_numpy_iterator():
-            # Stands for a model: it knows of the true probability, though not exactly.
+            # Stands in for a model: close to the true probability, but not exact.
             probability = window["click_probability"]
             logits = np.log(probability / (1 - probability)) + 0.3 * np.log(window["dense"][:, 0])
             writer.write(window["example_id"], logits, model_version=1)
@@ -78,7 +78,7 @@ def write_inputs(directory: str, num_windows: int) -> tuple[list[str], str]:
 
 
 def selected(shards: list[str], records: str, batch_size: int = 128) -> tf.data.Dataset:
-    """One example in ten of the shards, with weights: the same pipeline with or without service."""
+    """One in ten examples of the shards, with weights; the same with or without the service."""
     return (
         tf.data.Dataset.from_tensor_slices(shards)
         .flat_map(tf.data.TFRecordDataset)  # sequential: a window never straddles two shards
@@ -97,7 +97,7 @@ def selected(shards: list[str], records: str, batch_size: int = 128) -> tf.data.
 
 
 def _weights_by_id(dataset: tf.data.Dataset) -> tuple[dict[int, float], int]:
-    """Weight of every selected example, and how many came."""
+    """The weight of every selected example by id, and the number of examples."""
     weights, count = {}, 0
     for batch in dataset.as_numpy_iterator():
         ids, batch_weights = batch["example_id"].tolist(), batch["importance_weight"].tolist()
@@ -107,6 +107,7 @@ def _weights_by_id(dataset: tf.data.Dataset) -> tuple[dict[int, float], int]:
 
 
 def main() -> int:
+    """Compares a distributed run with a plain one; returns 0 if they select the same."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +130,7 @@ def main() -> int:
             weights, count = _weights_by_id(distributed)
             seconds = time.perf_counter() - start
     total, same = arguments.num_windows * WINDOW, weights == plain
-    print(f"{arguments.num_workers} workers let {count} of {total} examples through")
+    print(f"{arguments.num_workers} workers selected {count} of {total} examples")
     print(f"seconds: {seconds:.1f}")
     print(f"every example seen at most once: {count == len(weights)}")
     print(f"selected as in a plain run, id for id and weight for weight: {same}")

@@ -1,11 +1,11 @@
-"""What ForwardRecordGen and OFBSampler cost at scale: time, memory, bytes through the shuffle.
+"""The cost of ForwardRecordGen and OFBSampler at scale: time, memory, shuffled bytes.
 
 ```
-.venv-tfx/bin/python tools/tfx_scale.py --examples=200000,1000000 --runner=multi_processing
+.venv-tfx/bin/python -m benchmarks.tfx_scale --examples=200000,1000000 --runner=multi_processing
 ```
 
 Click-stream examples of 39 features in files of 125,000, a record for 98% of them, rate 0.1. Each
-step runs in a process of its own; the peak memory is of the largest of it and its workers.
+step runs in a separate process; peak memory is that of the largest process of the step.
 """
 
 import argparse
@@ -28,10 +28,11 @@ _RUNNERS = {
 
 
 def _write_inputs(root: pathlib.Path, count: int) -> dict:
-    """Examples in `Split-train`, and what serving would have recorded of them."""
+    """Examples in `Split-train`, and the records that serving would have written."""
     import numpy as np
 
     import ofb_tf
+    from benchmarks import inputs
     from ofb_tf.datasets import ClickStream
 
     stream = ClickStream(num_examples=count)
@@ -41,9 +42,9 @@ def _write_inputs(root: pathlib.Path, count: int) -> dict:
     with ofb_tf.ForwardRecordWriter(root / "serving", num_outputs=1) as writer:
         for first in range(0, count, 100_000):
             ids = np.arange(first, min(first + 100_000, count))
-            p = stream.generate(ids)["click_probability"].numpy().astype(np.float64)
+            logits = inputs.click_logits(stream.generate(ids)).astype(np.float32)
             kept = np.random.default_rng(first).random(len(ids)) < _COVERED
-            writer.write(ids[kept], np.log(p / (1 - p))[kept, None].astype(np.float32))
+            writer.write(ids[kept], logits[kept, None])
     return {"bytes": sum(pathlib.Path(file).stat().st_size for file in files)}
 
 
@@ -105,7 +106,7 @@ def _sample(root: pathlib.Path, argv: list[str]) -> dict:
 
 
 def _count_bytes(root: pathlib.Path) -> dict:
-    """The stages by hand, in one process: what Beam's coder makes of what leaves each."""
+    """Runs the stages by hand, in one process; returns the encoded size of what leaves each."""
     from apache_beam import coders
 
     from tfx_components import beam_transforms as stages
@@ -152,11 +153,19 @@ def _count_bytes(root: pathlib.Path) -> dict:
 
 
 def _run(step: str, root: pathlib.Path, count: int, runner: str) -> dict:
-    """One step in a process of its own, and the peak memory of the largest process of it."""
+    """Runs a step in a separate process; adds the peak memory of its largest process."""
     import psutil
 
-    command = [sys.executable, "-W", "ignore", __file__, f"--step={step}", f"--root={root}"]
-    command += [f"--examples={count}", f"--runner={runner}"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.tfx_scale",
+        f"--step={step}",
+        f"--root={root}",
+    ]
+    command += [f"--root={root}", f"--examples={count}", f"--runner={runner}"]
     peak = 0
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -172,7 +181,7 @@ def _run(step: str, root: pathlib.Path, count: int, runner: str) -> dict:
 
 
 def _peaks(process) -> Iterator[int]:
-    """Peak resident kilobytes of a process and its descendants, as far as they are alive."""
+    """Peak resident kilobytes of a process and its descendants that are still alive."""
     import psutil
 
     try:
@@ -201,23 +210,23 @@ def _measure(count: int, runner: str, keep: pathlib.Path | None) -> str:
         f"{count:>11,}  {runner:<17}{records['seconds']:>9.1f}{sampler['seconds']:>9.1f}"
         f"{records['peak_gib']:>9.2f}{sampler['peak_gib']:>9.2f}{sampler['bytes_share']:>9.3f}"
         f"{sampler['rate']:>9.4f}{sampler['budget_error']:>10.1e}   {stages}; "
-        f"{found['summary_megabytes']:.2f} MB a summary"
+        f"{found['summary_megabytes']:.2f} MB per summary"
     )
 
 
 def main() -> None:
-    """Prints a row for each number of examples."""
+    """Prints a row per number of examples."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", default="1000000", help="How many, with commas between.")
+    parser.add_argument("--examples", default="1000000", help="Comma-separated numbers.")
     parser.add_argument("--runner", default="multi_processing", choices=_RUNNERS)
-    parser.add_argument("--directory", type=pathlib.Path, help="For the data, 1.1 kB an example.")
+    parser.add_argument("--directory", type=pathlib.Path, help="For the data, 1.1 kB per example.")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.step:
         print(
             "   examples  runner            records  sampler  records  sampler    bytes  realised"
-            "    budget   bytes of Beam's coder, an example or record\n"
+            "    budget   encoded bytes per example or record\n"
             "                                     s        s      GiB      GiB   out/in     rate"
             "     error"
         )

@@ -1,5 +1,5 @@
 import asyncio
-import threading
+import contextlib
 import time
 
 import grpc
@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
+from ofb_tf.serving import PredictionRecorder, record_stub
 
 pytest.importorskip("tensorflow_serving.apis")
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
-from ofb_tf.serving.channel import RecordingChannel
-from ofb_tf.serving.interceptor import AsyncRecordingInterceptor, RecordingInterceptor
-from ofb_tf.serving.local_server import LocalPredictionServer, predict_request
-from ofb_tf.serving.recorder import PredictionRecorder
+from docs.examples.local_server import LocalPredictionServer, predict_request
 
 
 class BreakableServer(LocalPredictionServer):
-    """A server whose answers a test may spoil: `change` is "error" or a function of a response."""
+    """A server whose responses a test can spoil: `change` is "error" or a function of one."""
 
     change = None
 
@@ -32,39 +32,50 @@ class BreakableServer(LocalPredictionServer):
         return response
 
 
+class SyncInterceptor(grpc.UnaryUnaryClientInterceptor):
+    def intercept_unary_unary(self, continuation, client_call_details, request):
+        return continuation(client_call_details, request)
+
+
+class AsyncInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation, client_call_details, request):
+        return await continuation(client_call_details, request)
+
+
 @pytest.fixture(scope="module")
 def service(exported):
     with BreakableServer(exported) as server:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def address(service):
+    service.version, service.change = 1, None
     return service.address
 
 
-@pytest.fixture(autouse=True)
-def healthy(service):
-    service.version, service.change = 1, None
-
-
-@pytest.fixture(params=["interceptor", "channel"])
+@pytest.fixture(params=["plain", "intercepted"])
 def kind(request):
     return request.param
 
 
-def recording_stub(address, recorder, kind="interceptor"):
+def recording_stub(address, recorder, kind="plain"):
     channel = grpc.insecure_channel(address)
-    if kind == "channel":
-        channel = RecordingChannel(channel, recorder)
-    else:
-        channel = grpc.intercept_channel(channel, RecordingInterceptor(recorder))
-    return prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    if kind == "intercepted":
+        channel = grpc.intercept_channel(channel, SyncInterceptor())
+    return record_stub(PredictionServiceStub(channel), recorder)
+
+
+@contextlib.asynccontextmanager
+async def async_stub(address, recorder, kind="plain"):
+    interceptors = [AsyncInterceptor()] if kind == "intercepted" else None
+    async with grpc.aio.insecure_channel(address, interceptors=interceptors) as channel:
+        yield record_stub(PredictionServiceStub(channel), recorder)
 
 
 def plain_answer(address, request):
     with grpc.insecure_channel(address) as channel:
-        return prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request)
+        return PredictionServiceStub(channel).Predict(request)
 
 
 def test_every_answer_is_recorded_and_passed_on_unchanged(
@@ -97,18 +108,21 @@ def test_every_answer_is_recorded_and_passed_on_unchanged(
     assert (np.abs(records.timestamps.numpy() - now) < 60e6).all()
 
 
-def test_the_asyncio_channel_records_too(address, examples, tmp_path):
+def test_an_asyncio_stub_records_too(address, examples, tmp_path, kind):
     ids, _, serialized = examples
 
-    async def call(recorder, service_change=None):
-        interceptors = [AsyncRecordingInterceptor(recorder)]
-        async with grpc.aio.insecure_channel(address, interceptors=interceptors) as channel:
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    async def calls(recorder):
+        async with async_stub(address, recorder, kind) as stub:
             requests = [predict_request(serialized[i : i + 8]) for i in range(0, 64, 8)]
-            return await asyncio.gather(*(stub.Predict(r) for r in requests))
+            answers = await asyncio.gather(*(stub.Predict(r) for r in requests[1:]))
+            call = stub.Predict(requests[0], timeout=30)
+            first = await call
+            assert recorder.counts.num_responses == 8  # at the latest when the caller goes on
+            assert await call.code() is grpc.StatusCode.OK
+            return [first, *answers]
 
     with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
-        answers = asyncio.run(call(recorder))
+        answers = asyncio.run(calls(recorder))
     got = [tf.make_ndarray(answer.outputs["example_id"]) for answer in answers]
     np.testing.assert_array_equal(np.concatenate(got), ids)
     np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, ids)
@@ -118,19 +132,24 @@ def test_errors_reach_the_caller_and_are_counted(address, service, examples, tmp
     request = predict_request(examples[2][:4])
     service.change = "error"
 
-    async def call(recorder):
-        interceptors = [AsyncRecordingInterceptor(recorder)]
-        async with grpc.aio.insecure_channel(address, interceptors=interceptors) as channel:
-            await prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request)
+    async def fail(recorder):
+        async with async_stub(address, recorder, kind) as stub:
+            with pytest.raises(grpc.aio.AioRpcError, match="is loading"):
+                await stub.Predict(request)
+            cancelled = stub.Predict(request)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
 
     with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
-        with pytest.raises(grpc.RpcError) as error:
-            recording_stub(address, recorder, kind).Predict(request)
-        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "is loading" in error.value.details()
-        with pytest.raises(grpc.aio.AioRpcError):
-            asyncio.run(call(recorder))
-    assert recorder.counts.num_failed_calls == 2
+        predict = recording_stub(address, recorder, kind).Predict
+        for call in (predict, predict.with_call, lambda r: predict.future(r).result()):
+            with pytest.raises(grpc.RpcError) as error:
+                call(request)
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "is loading" in error.value.details()
+        asyncio.run(fail(recorder))
+    assert recorder.counts.num_failed_calls == 5
     assert recorder.counts.num_responses == 0
 
 
@@ -169,29 +188,7 @@ def test_unusable_answers_are_passed_on_and_counted(address, service, examples, 
     assert len(ForwardRecords.load(tmp_path)) == 4
 
 
-def test_a_full_queue_drops_and_counts_and_never_waits(address, examples, tmp_path):
-    request = predict_request(examples[2][:4])
-    answer = plain_answer(address, request)
-    writer = ForwardRecordWriter(tmp_path)
-    release = threading.Event()
-    write = writer.write
-    writer.write = lambda *a, **k: (release.wait(30), write(*a, **k))
-    recorder = PredictionRecorder(writer, queue_size=10, poll_seconds=0.001)
-    start = time.perf_counter()
-    for _ in range(200):
-        recorder.offer(request, answer)
-    assert time.perf_counter() - start < 5
-    release.set()
-    recorder.close()
-    assert recorder.counts.num_full >= 189 - 1
-    assert recorder.counts.num_recorded == 4 * (200 - recorder.counts.num_full)
-    recorder.offer(request, answer)  # after close: counted, not raised
-    assert recorder.counts.num_full + recorder.counts.num_recorded // 4 == 201
-
-
 def test_ids_from_the_request_and_other_models(address, examples, tmp_path):
-    from ofb_tf import hashing
-
     with PredictionRecorder(
         ForwardRecordWriter(tmp_path), id_output=None, model_name="ads"
     ) as recorder:
@@ -200,40 +197,21 @@ def test_ids_from_the_request_and_other_models(address, examples, tmp_path):
         stub.Predict(predict_request(examples[2][8:], "other"))
     expected = np.sort(hashing.fingerprint(examples[2][:8]).numpy())
     np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, expected)
+    assert recorder.counts.num_responses == 1
 
 
-def test_other_methods_pass_through(address, tmp_path, kind):
-    from tensorflow_serving.apis import get_model_metadata_pb2
-
-    with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
+def test_only_predict_of_the_copy_is_recorded(address, examples, tmp_path):
+    with (
+        PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder,
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = PredictionServiceStub(channel)
+        recorded = record_stub(stub, recorder)
+        stub.Predict(predict_request(examples[2]))
         with pytest.raises(grpc.RpcError) as error:
-            recording_stub(address, recorder, kind).GetModelMetadata(
-                get_model_metadata_pb2.GetModelMetadataRequest()
-            )
+            recorded.GetModelMetadata(get_model_metadata_pb2.GetModelMetadataRequest())
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert recorder.counts.num_failed_calls == 0
-
-
-def test_a_broken_writer_does_not_stop_serving(address, examples, tmp_path, caplog):
-    writer = ForwardRecordWriter(tmp_path)
-
-    def fail(*unused, **also_unused):
-        raise OSError("No space left on device")
-
-    writer.write = fail
-    with PredictionRecorder(writer) as recorder:
-        stub = recording_stub(address, recorder)
-        for _ in range(3):
-            stub.Predict(predict_request(examples[2]))
-    assert recorder.counts.num_write_errors == 3
-    assert "No space left" in str(recorder.last_error)
-    assert "No space left" in caplog.text
-
-
-@pytest.mark.parametrize("arguments", [{"queue_size": 0}, {"poll_seconds": 0}])
-def test_arguments_out_of_range(tmp_path, arguments):
-    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
-        PredictionRecorder(ForwardRecordWriter(tmp_path), **arguments)
+    assert recorder.counts.num_responses == recorder.counts.num_failed_calls == 0
 
 
 def test_the_local_server_refuses_what_it_cannot_parse(address):

@@ -1,14 +1,16 @@
-"""A small server of TensorFlow Serving's Predict call, to try recording out without TF Serving.
+"""A minimal server of TensorFlow Serving's Predict call, to try recording without TF Serving.
 
-It answers `PredictionService.Predict` over one SavedModel, with the protocol that TensorFlow
-Serving speaks. It is for examples, tests and measurements, not for production. Needs grpc:
-`pip install ofb-tf[serving]`. In a process of its own:
+It serves one SavedModel through `PredictionService.Predict`, for examples, tests and benchmarks,
+not for production. Needs grpc: `pip install ofb-tf[serving]`. In a separate process:
 
-  python -m ofb_tf.serving.local_server MODEL_DIR [PORT]
+  python docs/examples/local_server.py MODEL_DIR [PORT]
 """
 
+import contextlib
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -22,25 +24,9 @@ from ofb_tf.serving.export import EXAMPLES, SIGNATURE
 class LocalPredictionServer(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Serves the `serving_default` signature of a SavedModel on the loopback interface.
 
-    ```python
-    import grpc
-    import keras
-    import tensorflow as tf
-
-    from ofb_tf.serving import export_recording_model
-    from ofb_tf.serving.local_server import LocalPredictionServer
-
-    feature = keras.Input((2,), name="feature")
-    model = keras.Model(feature, keras.layers.Dense(1)(feature))
-    spec = {"feature": tf.io.FixedLenFeature([2], tf.float32)}
-    export_recording_model(model, "model/3", spec, id_key=None, task="binary")
-    with LocalPredictionServer("model/3", version=3) as server:
-        channel = grpc.insecure_channel(server.address)  # as TensorFlow Serving would answer
-    ```
-
     Attributes:
       address: `127.0.0.1:port`.
-      version: the model version that answers name.
+      version: the model version in responses.
     """
 
     def __init__(
@@ -55,9 +41,9 @@ class LocalPredictionServer(prediction_service_pb2_grpc.PredictionServiceService
 
         Args:
           model_directory: what `export_recording_model` wrote.
-          version: the model version that answers name.
+          version: the model version in responses.
           port: 0 for any free one.
-          workers: threads that answer.
+          workers: number of serving threads.
         """
         self.version = version
         self._signature = tf.saved_model.load(os.fspath(model_directory)).signatures[SIGNATURE]
@@ -105,6 +91,25 @@ def predict_request(serialized: list[bytes], model_name: str = "model") -> Any:
     request.model_spec.signature_name = SIGNATURE
     request.inputs[EXAMPLES].CopyFrom(tf.make_tensor_proto(serialized, tf.string))
     return request
+
+
+@contextlib.contextmanager
+def served(model_directory: str) -> Iterator[str]:
+    """Serves a model in a separate process; yields the server's address."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, model_directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"the server ended with code {process.wait()} before it was ready")
+        yield address
+    finally:
+        process.stdin.close()
+        process.wait(30)
 
 
 def main(argv: list[str]) -> int:

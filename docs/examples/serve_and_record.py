@@ -1,39 +1,33 @@
-"""Serving by gRPC, recording what every call computed, and training from the records.
+"""Serves a model by gRPC, records what every call computed, and trains from the records.
 
-A model is exported so that its answers carry logits and ids, and served by a process of its own
-over TensorFlow Serving's protocol. A client calls it as it always did, through a channel that
-records. Labels arrive later; the records are joined to the stream, one example in ten is selected,
-and the model trains on those.
+The exported model returns logits and ids with its predictions; a separate process serves it over
+TensorFlow Serving's protocol. The client calls it as usual, through a stub that records. Labels
+arrive later: the records are joined to the stream, one in ten examples is selected, and the model
+trains on those.
 
     pip install 'ofb-tf[serving]'
-    python examples/serve_and_record.py
-    python examples/serve_and_record.py --num_windows=64 --records_dir=/tmp/records
+    python docs/examples/serve_and_record.py
+    python docs/examples/serve_and_record.py --num_windows=64 --records_dir=/tmp/records
 
-With TensorFlow Serving in the place of the local server, only the address changes.
+With TensorFlow Serving instead of the local server, only the address changes.
 """
 
 import argparse
-import contextlib
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import grpc
 import keras
+import local_server
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 import ofb_tf
 from ofb_tf.datasets import ClickStream
-from ofb_tf.serving import export_recording_model
-from ofb_tf.serving.channel import RecordingChannel
-from ofb_tf.serving.local_server import predict_request
-from ofb_tf.serving.recorder import PredictionRecorder
+from ofb_tf.serving import PredictionRecorder, export_recording_model, record_stub
 
 WINDOW = 1024
 REQUEST = 64
@@ -55,7 +49,7 @@ def build_model() -> ofb_tf.OFBModel:
 
 
 def serialize(examples: dict[str, tf.Tensor]) -> list[bytes]:
-    """What the client sends: tf.Examples of id and features; the label is not known yet."""
+    """What the client sends: tf.Examples with id and features; the label is not known yet."""
     serialized = []
     for example_id, dense in zip(
         examples["example_id"].numpy(), examples["dense"].numpy(), strict=True
@@ -67,38 +61,17 @@ def serialize(examples: dict[str, tf.Tensor]) -> list[bytes]:
     return serialized
 
 
-@contextlib.contextmanager
-def served(model_directory: str) -> Iterator[str]:
-    """A server of the model in a process of its own; yields its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ofb_tf.serving.local_server", model_directory],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = process.stdout.readline().strip()
-        if not address:
-            raise RuntimeError(f"the server ended with code {process.wait()} before it was ready")
-        yield address
-    finally:
-        process.stdin.close()
-        process.wait(30)
-
-
 def call_and_record(address: str, stream: ClickStream, num_examples: int, records: str) -> None:
-    """The client: it predicts for every example, and the channel records the answers."""
+    """The client: predicts for every example through a stub that records the responses."""
     writer = ofb_tf.ForwardRecordWriter(records, on_error="drop")
     with PredictionRecorder(writer) as recorder, grpc.insecure_channel(address) as channel:
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(
-            RecordingChannel(channel, recorder)
-        )
+        stub = record_stub(prediction_service_pb2_grpc.PredictionServiceStub(channel), recorder)
         for start in range(0, num_examples, REQUEST):
             examples = stream.generate(tf.range(start, start + REQUEST, dtype=tf.int64))
-            stub.Predict(predict_request(serialize(examples)))
+            stub.Predict(local_server.predict_request(serialize(examples)))
     counts = recorder.counts
     lost = counts.num_full + counts.num_unusable + counts.num_write_errors
-    print(f"recorded {counts.num_recorded} instances of {counts.num_responses} calls, lost {lost}")
+    print(f"recorded {counts.num_recorded} examples of {counts.num_responses} calls, lost {lost}")
 
 
 def main() -> None:
@@ -115,7 +88,7 @@ def main() -> None:
         records = arguments.records_dir or os.path.join(scratch, "records")
         model = build_model()
         export_recording_model(model, os.path.join(scratch, "model", "1"), FEATURES, task="binary")
-        with served(os.path.join(scratch, "model", "1")) as address:
+        with local_server.served(os.path.join(scratch, "model", "1")) as address:
             call_and_record(address, stream, stream.num_examples, records)
 
         examples = stream.dataset().map(
