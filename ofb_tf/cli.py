@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofb_tf.tables import format_table
@@ -74,41 +73,165 @@ examples:
 Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
 Exit code 130: stopped with Ctrl-C; what is finished is kept.
 """
+_RECORDS_PER_FILE = 50_000_000
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
-_DATA_DIR = "Directory of TFDS datasets; by default that of TFDS, with download."
-_WORKERS = "Number of processes; by default one per core."
-_SIZES = {
-    "passes": "Number of times the stream repeats the data.",
-    "num_examples": "Examples per pass.",
-    "window_size": "Examples per selection.",
-}
-_DEMO_FLOATS = {
-    "rate": "Fraction of the stream that goes through the backward pass.",
-    "learning_rate": "Learning rate of Adam, the same for all policies.",
-    "positive_rate": "Share of positives in the click stream.",
-    "label_noise": "Fraction of the training labels to randomise.",
-    "outliers": "Fraction of the regression targets to turn into outliers.",
-    "missing_records": "Fraction of the serving records to lose.",
-}
-_COMBINED = "; every combination is run."
-_AXES = {  # flag: field of SimulationConfig, type, help
-    "rates": ("rate", float, "Comma-separated rates"),
-    "positive_rates": ("positive_rate", float, "Comma-separated positive shares of click_stream"),
-    "label_noise": ("label_noise", float, "Comma-separated fractions of training labels to randomise"),
-    "outliers": ("outliers", float, "Comma-separated outlier fractions"),
-    "missing_records": ("missing_records", float, "Comma-separated fractions of records to lose"),
-    "selective_betas": ("selective_beta", float, "Comma-separated powers of selective_backprop"),
-    "refresh_intervals": (
-        "refresh_interval",
-        int,
-        "Comma-separated numbers of windows between two snapshots (0: once a pass)",
-    ),
-}  # fmt: skip
 
 
 class UsageError(Exception):
     """The arguments are wrong; the message says how."""
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
+    return value
+
+
+def _hours(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite and above 0. Received: {text}")
+    return value
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")] if text else []
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in _list(text)]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in _list(text)]
+
+
+# What argparse does not know of booleans: `--name=true`.
+_BOOLEAN = re.compile(r"^--(json|delete_inputs|dry_run|progress)=(?:(true|t|1)|false|f|0)$", re.I)
+
+
+def _plain(match: re.Match) -> str:
+    return f"--{'' if match[2] else 'no'}{match[1]}"
+
+
+# Flags by name: the help, and a type, a default, or choices of which the first is the default.
+_RECORDS_FLAGS = {
+    "json": ("Print JSON.", False),
+    "output_dir": ("Directory for output files.", str),
+    "num_partitions": ("Number of partitions (partition only).", _integer),
+    "records_per_file": (
+        f"Maximum records per output file (compact only). Default: {_RECORDS_PER_FILE}",
+        _integer,
+    ),
+    "compression": ("Compression of output files.", ("none", "GZIP", "ZLIB")),
+    "delete_inputs": ("Delete the inputs once the output is complete (compact only).", False),
+    "on_corrupt": ("Whether damage is an error, or skipped and counted.", ("error", "skip")),
+    "max_age_hours": ("Records older than this are removed (expire only).", _hours),
+    "dry_run": ("Only report what would be done (expire only).", False),
+    "format": ("Format of the files to import.", (None, "prediction_log", "jsonl", "csv")),
+    "id_output": ("prediction_log: tensor of ids; empty for fingerprints.", "example_id"),
+    "logits_output": ("prediction_log: tensor with the logits.", "logits"),
+    "id_field": ("jsonl, csv: field with the id.", "example_id"),
+    "id_type": ("csv: type of the ids; int by default.", (None, "int", "string")),
+    "logits_fields": ("jsonl, csv: field with a list of logits, or one field per logit.", _list),
+    "loss_field": ("jsonl, csv: field with the loss.", str),
+    "version_field": ("jsonl, csv: field with the model version.", "model_version"),
+    "timestamp_field": ("jsonl, csv: field with the time.", "timestamp"),
+    "timestamp_unit": ("jsonl, csv: unit of the time since 1970.", ("us", "ms", "s")),
+    "bad_rows": ("Whether bad rows are counted, listed or errors.", ("count", "list", "error")),
+    "num_outputs": ("Outputs of the imported model; by default those of the first row.", int),
+    "id_secret_file": ("Hash imported ids with the secret in this file.", str),
+}
+_SIZES = {
+    "passes": ("Number of times the stream repeats the data.", int),
+    "num_examples": ("Examples per pass.", int),
+    "window_size": ("Examples per selection.", int),
+}
+_SHARED_FLAGS = {
+    **_SIZES,
+    "policies": ("Comma-separated policies; uniform and everything always run.", _list),
+    "data_dir": ("Directory of TFDS datasets; by default that of TFDS, with download.", str),
+    "workers": ("Number of processes; by default one per core.", int),
+    "progress": ("Show a progress bar.", True),
+}
+_DEMO_SETTINGS = {
+    **_SIZES,
+    "seeds": ("Number of repetitions, numbered from 0.", int),
+    "rate": ("Fraction of the stream that goes through the backward pass.", float),
+    "refresh_interval": ("Windows between two serving snapshots; 0 for one per pass.", int),
+    "learning_rate": ("Learning rate of Adam, the same for all policies.", float),
+    "positive_rate": ("Share of positives in the click stream.", float),
+    "label_noise": ("Fraction of the training labels to randomise.", float),
+    "outliers": ("Fraction of the regression targets to turn into outliers.", float),
+    "missing_records": ("Fraction of the serving records to lose.", float),
+}
+_DEMO_FLAGS = {
+    "dataset": ("click_stream, or a supervised TFDS dataset.", "click_stream"),
+    "output_dir": ("Directory for the results.", "out/demo"),
+    **_SHARED_FLAGS,
+    **_DEMO_SETTINGS,
+}
+_AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
+    "rates": ("rates", "rate", _floats),
+    "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
+    "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
+    "outliers": ("outlier fractions", "outliers", _floats),
+    "missing_records": ("fractions of the records to lose", "missing_records", _floats),
+    "selective_betas": ("powers of selective_backprop", "selective_beta", _floats),
+    "refresh_intervals": (
+        "windows between snapshots (0: once a pass)",
+        "refresh_interval",
+        _integers,
+    ),
+}
+_COMPARE_FLAGS = {
+    "suite": (
+        "standard: the tables of docs/RESULTS.md, about 20 minutes on two cores. quick: about a "
+        "minute, no dataset needed. own (the default if datasets are given): all combinations of "
+        "the lists below.",
+        (None, STANDARD, QUICK, OWN),
+    ),
+    "datasets": ("Comma-separated: click_stream and supervised TFDS datasets.", _list),
+    "output_dir": ("Directory for results and finished trials.", "out/compare"),
+    "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
+    "markdown": ("Markdown file to write the tables to.", str),
+    "picture": ("PNG file to draw README's picture of the standard suite to.", str),
+    **_SHARED_FLAGS,
+    **{
+        name: (f"Comma-separated {text}; every combination is run.", kind)
+        for name, (text, _, kind) in _AXES.items()
+    },
+}
+
+
+class _Boolean(argparse.Action):
+    """`--name` and `--noname`."""
+
+    def __call__(self, parser: Any, values: Any, _: Any, option: str | None = None) -> None:
+        setattr(values, self.dest, option == f"--{self.dest}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of flags as `--name=VALUE` or `--name VALUE`, and of positional arguments."""
+
+    def __init__(self, flags: dict[str, tuple[str, Any]]):
+        super().__init__(usage="", add_help=False, allow_abbrev=False)
+        self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+        for name, (text, kind) in flags.items():
+            names, settings = [f"--{name}"], {"type": kind if callable(kind) else type(kind)}
+            if isinstance(kind, bool):
+                names, settings = [f"--{name}", f"--no{name}"], {"action": _Boolean, "nargs": 0}
+            elif isinstance(kind, tuple):
+                settings = {"choices": [choice for choice in kind if choice]}
+                kind = kind[0]
+            default = None if callable(kind) else kind
+            shown = "" if default is None else f" Default: {default}"
+            self.add_argument(*names, dest=name, default=default, help=text + shown, **settings)
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,15 +251,15 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"ofb: unknown command {name!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    usage, make_parser, run = COMMANDS[name]
-    parser = make_parser()
+    usage, flags, run = COMMANDS[name]
+    parser = _Parser(flags)
     if "-h" in arguments or "--help" in arguments:
-        print(usage + "\n" + parser.format_help().partition("\n\n")[2], end="")
+        print(usage + "\nflags:\n" + parser.format_help().split("options:\n")[-1], end="")
         return 0
     # Read when TensorFlow is loaded. Some releases (2.21) write their start-up lines all the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        values = parser.parse_intermixed_args(_booleans(arguments))
+        values = parser.parse_intermixed_args([_BOOLEAN.sub(_plain, a) for a in arguments])
         if values.arguments and name != "records":
             raise UsageError(f"no arguments expected. Received: {values.arguments}")
         values.command = shlex.join(["ofb", *argv])
@@ -146,119 +269,17 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self) -> None:
-        super().__init__(usage="", add_help=False, allow_abbrev=False)
-        self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
-
-    def error(self, message: str) -> Any:
-        raise UsageError(message)
-
-    def flag(self, name: str, text: str, **settings: Any) -> None:
-        """Adds `--name=VALUE` or `--name VALUE`."""
-        if settings.get("default") not in (None, ""):
-            text += f" (default: {settings['default']})"
-        self.add_argument(f"--{name}", help=text, **settings)
-
-    def boolean(self, name: str, text: str, default: bool = False) -> None:
-        """Adds `--name` and `--noname`."""
-        default_text = f"--{'' if default else 'no'}{name}"
-        text += f" (default: {default_text})"
-        self.add_argument(f"--{name}", action="store_true", default=default, help=text)
-        self.add_argument(f"--no{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
-
-
-def _booleans(arguments: Sequence[str]) -> list[str]:
-    """Rewrites `--name=true` and `--name=false` of booleans, which argparse does not know."""
-    pattern = r"--(json|delete_inputs|dry_run|progress)=(true|t|1|(false|f|0))$"
-    found = [re.match(pattern, argument, re.IGNORECASE) for argument in arguments]
-    return [
-        a if match is None else f"--{'no' if match[3] else ''}{match[1]}"
-        for a, match in zip(arguments, found, strict=True)
-    ]
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")] if text else []
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
-    return value
-
-
-def _hours(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be finite and above 0. Received: {text}")
-    return value
-
-
-def _records_parser() -> _Parser:
-    parser = _Parser()
-    parser.boolean("json", "Print JSON.")
-    parser.flag("output_dir", "Directory for output files.")
-    parser.flag("num_partitions", "Number of partitions (partition only).", type=_positive)
-    parser.flag(
-        "records_per_file",
-        "Maximum number of records per output file (compact only).",
-        type=_positive,
-        default=50_000_000,
-    )
-    choices = ("none", "GZIP", "ZLIB")
-    parser.flag("compression", "Compression of output files.", choices=choices, default="none")
-    parser.boolean("delete_inputs", "Delete the inputs once the output is complete (compact only).")
-    parser.flag(
-        "on_corrupt",
-        "Whether damage is an error, or skipped and counted.",
-        choices=("error", "skip"),
-        default="error",
-    )
-    parser.flag("max_age_hours", "Records older than this are removed (expire only).", type=_hours)
-    parser.boolean("dry_run", "Only report what would be done (expire only).")
-    formats = ("prediction_log", "jsonl", "csv")
-    parser.flag("format", "Format of the files to import.", choices=formats)
-    parser.flag(
-        "id_output",
-        "prediction_log: tensor with the ids; empty for fingerprints of the examples.",
-        default="example_id",
-    )
-    parser.flag("logits_output", "prediction_log: tensor with the logits.", default="logits")
-    parser.flag("id_field", "jsonl, csv: field with the id.", default="example_id")
-    parser.flag("id_type", "csv: type of the ids; int by default.", choices=("int", "string"))
-    parser.flag(
-        "logits_fields",
-        "jsonl, csv: field with a list of logits, or one field per logit.",
-        type=_list,
-        default="logits",
-    )
-    parser.flag("loss_field", "jsonl, csv: field with the loss.")
-    parser.flag("version_field", "jsonl, csv: field with the version.", default="model_version")
-    parser.flag("timestamp_field", "jsonl, csv: field with the time.", default="timestamp")
-    units = ("s", "ms", "us")
-    parser.flag("timestamp_unit", "Unit of the time since 1970.", choices=units, default="us")
-    parser.flag(
-        "bad_rows",
-        "Whether bad rows to import are counted, listed, or an error.",
-        choices=("count", "list", "error"),
-        default="count",
-    )
-    parser.flag("num_outputs", "Outputs of the model; by default those of the first row.", type=int)
-    parser.flag("id_secret_file", "Hash imported ids with the secret in this file.")
-    return parser
-
-
 def _records(values: argparse.Namespace) -> int:
     if len(values.arguments) < 2 or values.arguments[0] not in ACTIONS:
         raise UsageError(f"ACTION and PATTERN expected. Received: {values.arguments}")
     action, *patterns = values.arguments
+    run, required = ACTIONS[action]
+    for name in required:
+        if getattr(values, name) is None:
+            raise UsageError(f"{action}: --{name} is required")
     values.compression = None if values.compression == "none" else values.compression
     try:
-        return ACTIONS[action]([os.path.expanduser(p) for p in patterns], values)
-    except UsageError as error:
-        raise UsageError(f"{action}: {error}") from error
+        return run([os.path.expanduser(pattern) for pattern in patterns], values)
     except (ValueError, OSError, ImportError) as error:
         print(f"ofb records {action}: {error}", file=sys.stderr)
         return 1
@@ -285,9 +306,8 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
         "bytes": f"{found.num_bytes:,}",
         "bytes per record": f"{found.bytes_per_instance:.2f}",
     }
-    return _print_rows(
-        rows | {f"model version {v}": f"{n:,}" for v, n in found.model_versions.items()}
-    )
+    rows |= {f"model version {v}": f"{n:,}" for v, n in found.model_versions.items()}
+    return _print_rows(rows)
 
 
 def _verify(patterns: list[str], values: argparse.Namespace) -> int:
@@ -308,39 +328,36 @@ def _verify(patterns: list[str], values: argparse.Namespace) -> int:
     return 1 if any(report.damages for report in reports) else 0
 
 
-def _compact(patterns: list[str], values: argparse.Namespace) -> int:
+def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records import maintenance
 
-    report = maintenance.compact(
-        patterns,
-        _required(values, "output_dir"),
-        records_per_file=values.records_per_file,
-        compression=values.compression,
-        delete_inputs=values.delete_inputs,
-        on_corrupt=values.on_corrupt,
+    settings = {"compression": values.compression, "on_corrupt": values.on_corrupt}
+    if values.arguments[0] == "compact":
+        settings |= {"delete_inputs": values.delete_inputs}
+        settings |= {"records_per_file": values.records_per_file or _RECORDS_PER_FILE}
+        report: Any = maintenance.compact(patterns, values.output_dir, **settings)
+    elif values.arguments[0] == "partition":
+        count = values.num_partitions
+        report = maintenance.partition(patterns, values.output_dir, count, **settings)
+    else:
+        max_age = values.max_age_hours * 3600
+        report = maintenance.expire(patterns, max_age=max_age, dry_run=values.dry_run)
+    if values.json:
+        content = dataclasses.asdict(report)
+        content["read"]["num_corrupt_blocks"] = report.read.num_corrupt_blocks
+        return _print_json(content)
+    return _print_rows(
+        {
+            "files read": f"{report.read.num_files:,}",
+            "records read": f"{report.read.num_read:,}",
+            "duplicates left out": f"{report.read.num_duplicates:,}",
+            "expired": f"{report.num_expired:,}",
+            "corrupt blocks": f"{report.read.num_corrupt_blocks:,}",
+            "records written": f"{report.num_written:,}",
+            "files written": f"{len(report.files):,}",
+            "files removed": f"{len(report.removed):,}",
+        }
     )
-    return _print_report(report, values)
-
-
-def _partition(patterns: list[str], values: argparse.Namespace) -> int:
-    from ofb_tf.records import maintenance
-
-    report = maintenance.partition(
-        patterns,
-        _required(values, "output_dir"),
-        _required(values, "num_partitions"),
-        compression=values.compression,
-        on_corrupt=values.on_corrupt,
-    )
-    return _print_report(report, values)
-
-
-def _expire(patterns: list[str], values: argparse.Namespace) -> int:
-    from ofb_tf.records import maintenance
-
-    max_age = _required(values, "max_age_hours") * 3600
-    report = maintenance.expire(patterns, max_age=max_age, dry_run=values.dry_run)
-    return _print_report(report, values)
 
 
 def _import(patterns: list[str], values: argparse.Namespace) -> int:
@@ -348,12 +365,11 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records.prediction_log import PredictFields
     from ofb_tf.records.text_rows import RowFields
 
-    kind = _required(values, "format")
     fields: Any = PredictFields(values.id_output or None, values.logits_output)
-    if kind != "prediction_log":
+    if values.format != "prediction_log":
         fields = RowFields(
             example_id=values.id_field,
-            logits=tuple(name for name in values.logits_fields if name),
+            logits=tuple(filter(None, values.logits_fields or ["logits"])),
             loss=values.loss_field,
             model_version=values.version_field,
             timestamp=values.timestamp_field,
@@ -361,8 +377,8 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         )
     report = importers.import_records(
         patterns,
-        _required(values, "output_dir"),
-        format=kind,
+        values.output_dir,
+        format=values.format,
         fields=fields,
         bad_rows=values.bad_rows,
         num_outputs=values.num_outputs,
@@ -387,39 +403,14 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
     return 0
 
 
-ACTIONS: dict[str, Callable[[list[str], argparse.Namespace], int]] = {
-    "inspect": _inspect,
-    "verify": _verify,
-    "compact": _compact,
-    "partition": _partition,
-    "expire": _expire,
-    "import": _import,
+ACTIONS = {  # with the flags that they cannot do without
+    "inspect": (_inspect, ()),
+    "verify": (_verify, ()),
+    "compact": (_maintain, ("output_dir",)),
+    "partition": (_maintain, ("output_dir", "num_partitions")),
+    "expire": (_maintain, ("max_age_hours",)),
+    "import": (_import, ("format", "output_dir")),
 }
-
-
-def _required(values: argparse.Namespace, name: str) -> Any:
-    if getattr(values, name) is None:
-        raise UsageError(f"--{name} is required")
-    return getattr(values, name)
-
-
-def _print_report(report: Any, values: argparse.Namespace) -> int:
-    if values.json:
-        result = dataclasses.asdict(report)
-        result["read"]["num_corrupt_blocks"] = report.read.num_corrupt_blocks
-        return _print_json(result)
-    return _print_rows(
-        {
-            "files read": f"{report.read.num_files:,}",
-            "records read": f"{report.read.num_read:,}",
-            "duplicates left out": f"{report.read.num_duplicates:,}",
-            "expired": f"{report.num_expired:,}",
-            "corrupt blocks": f"{report.read.num_corrupt_blocks:,}",
-            "records written": f"{report.num_written:,}",
-            "files written": f"{len(report.files):,}",
-            "files removed": f"{len(report.removed):,}",
-        }
-    )
 
 
 def _print_rows(rows: dict[str, str]) -> int:
@@ -442,35 +433,15 @@ def _time(microseconds: int | None) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _demo_parser() -> _Parser:
-    parser = _Parser()
-    parser.flag("dataset", "click_stream, or a supervised TFDS dataset.", default="click_stream")
-    parser.flag("data_dir", _DATA_DIR)
-    parser.flag("seeds", "Number of repetitions, numbered from 0.", type=int)
-    parser.flag("output_dir", "Directory for the results.", default="out/demo")
-    text = "Comma-separated policies to compare; uniform and everything always run."
-    parser.flag("policies", text, type=_list)
-    text = "Windows between two serving snapshots; 0 for one snapshot per pass."
-    parser.flag("refresh_interval", text, type=int)
-    for name, text in _SIZES.items():
-        parser.flag(name, text, type=int)
-    for name, text in _DEMO_FLOATS.items():
-        parser.flag(name, text, type=float)
-    parser.flag("workers", _WORKERS, type=int)
-    parser.boolean("progress", "Show a progress bar.", default=True)
-    return parser
-
-
 def _demo(values: argparse.Namespace) -> int:
     from ofb_tf.experiments import SimulationConfig, report, run
 
-    names = ("seeds", "refresh_interval", *_SIZES, *_DEMO_FLOATS)
     try:
         config = SimulationConfig.for_dataset(
             values.dataset,
             data_dir=values.data_dir and os.path.expanduser(values.data_dir),
             policies=values.policies and tuple(values.policies),
-            **{name: getattr(values, name) for name in names},
+            **{name: getattr(values, name) for name in _DEMO_SETTINGS},
         )
         report.require_matplotlib()
         results = run.run_experiment(
@@ -489,48 +460,18 @@ def _demo(values: argparse.Namespace) -> int:
     return 0
 
 
-def _compare_parser() -> _Parser:
-    parser = _Parser()
-    parser.flag(
-        "suite",
-        "standard: the tables of docs/RESULTS.md, about 20 minutes on two cores. quick: about a "
-        "minute, no dataset needed. own (the default if datasets are given): all combinations of "
-        "the lists below.",
-        choices=(STANDARD, QUICK, OWN),
-    )
-    text = "Comma-separated datasets for suite=own: click_stream or supervised TFDS datasets."
-    parser.flag("datasets", text, type=_list)
-    text = "Comma-separated policies; by default all. uniform and everything always run."
-    parser.flag("policies", text, type=_list)
-    for name, (_, _, text) in _AXES.items():
-        parser.flag(name, text + _COMBINED, type=_list)
-    for name, text in _SIZES.items():
-        parser.flag(name, text, type=int)
-    text = "Number of repetitions, numbered from 0; by default 5 (standard), 2 (quick), 3 (own)."
-    parser.flag("seeds", text, type=int)
-    parser.flag("workers", _WORKERS, type=int)
-    parser.flag("data_dir", _DATA_DIR)
-    parser.flag("output_dir", "Directory for results and trials.", default="out/compare")
-    parser.flag("markdown", "Markdown file to write the tables to.")
-    parser.flag("picture", "PNG file to draw README's picture to; needs --suite=standard.")
-    parser.boolean("progress", "Show a progress bar.", default=True)
-    return parser
-
-
 def _comparisons(values: argparse.Namespace) -> list:
     from ofb_tf.experiments import config as suites
 
     suite = values.suite or (OWN if values.datasets else STANDARD)
-    if values.seeds is not None and values.seeds < 1:
-        raise ValueError(f"seeds must be at least 1. Received: {values.seeds}")
-    seeds = values.seeds or _SEEDS[suite]
+    seeds = _SEEDS[suite] if values.seeds is None else values.seeds
     data_dir = values.data_dir and os.path.expanduser(values.data_dir)
     if suite == OWN:
         if not values.datasets:
             raise ValueError("datasets must be given for suite=own. Received: none")
         return suites.grid(
             values.datasets,
-            {f: _numbers(n, getattr(values, n), kind) for n, (f, kind, _) in _AXES.items()},
+            {field: getattr(values, name) for name, (_, field, _) in _AXES.items()},
             policies=tuple(values.policies or suites.every_policy()),
             seeds=seeds,
             data_dir=data_dir,
@@ -542,46 +483,31 @@ def _comparisons(values: argparse.Namespace) -> list:
     return suites.quick(seeds) if suite == QUICK else suites.standard(seeds, data_dir)
 
 
-def _numbers(name: str, texts: list[str] | None, kind: type) -> list:
-    try:
-        return [kind(text) for text in texts or []]
-    except ValueError as error:
-        raise ValueError(f"{name} must be a list of numbers. Received: {texts}") from error
-
-
 def _compare(values: argparse.Namespace) -> int:
     from ofb_tf.experiments import report, run
 
     output = values.output_dir
     try:
-        workers = (os.cpu_count() or 1) if values.workers is None else values.workers
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1. Received: {workers}")
         comparisons = _comparisons(values)
         report.require_matplotlib()
-        run.check_datasets([comparison.config for comparison in comparisons])
         failures = run.run_comparisons(
-            comparisons, output, workers=workers, show_progress=values.progress
+            comparisons, output, workers=values.workers, show_progress=values.progress
         )
+        content = run.summarize_comparisons(comparisons, output, command=values.command)
+        print("Wrote", run.write_results(content, output))
+        print("Wrote", report.write_csv(content, output))
+        if content["comparisons"]:
+            print("Wrote", report.write_report(content, output))
+            if values.markdown:
+                print("Wrote", report.write_markdown(content, values.markdown))
+            if values.picture:
+                print("Wrote", report.write_picture(content, values.picture))
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"ofb compare: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nofb compare: stopped. The same command continues from here.", file=sys.stderr)
         return 130
-    content = run.summarize_comparisons(comparisons, output, command=values.command)
-    print("Wrote", run.write_results(content, output))
-    print("Wrote", report.write_csv(content, output))
-    if content["comparisons"]:
-        print("Wrote", report.write_report(content, output))
-        if values.markdown:
-            print("Wrote", report.write_markdown(content, values.markdown))
-    try:
-        if values.picture:
-            print("Wrote", report.write_picture(content, values.picture))
-    except ValueError as error:
-        print(f"ofb compare: {error}", file=sys.stderr)
-        return 1
     if failures:
         print(
             f"ofb compare: {len(failures)} trials failed, see above, and are left out. The same "
@@ -592,9 +518,9 @@ def _compare(values: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "compare": (COMPARE_USAGE, _compare_parser, _compare),
-    "demo": (DEMO_USAGE, _demo_parser, _demo),
-    "records": (RECORDS_USAGE, _records_parser, _records),
+    "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
+    "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
+    "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),
 }
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ Examples = dict[str, tf.Tensor]
 
 
 class RecordPath(abc.ABC):
-    """Serves, selects and trains one interval after the other.
+    """Serves, selects and trains, one interval after the other.
 
     Args:
       config: the simulation.
@@ -47,68 +47,56 @@ class RecordPath(abc.ABC):
       workload: the dataset's, for this seed.
 
     Attributes:
-      model: an untrained `OFBModel` with the initial weights of the seed.
+      clock: gives seconds, of which differences are reported.
+      model: an `OFBModel`, at first untrained, with the initial weights of the seed.
+      batch_size: examples per optimiser step.
     """
 
     clock: Callable[[], float]
-    """Seconds, of which differences are reported."""
 
     def __init__(
         self, config: configs.SimulationConfig, policy: str, seed: int, workload: Workload
     ):
         self.config, self.policy, self.seed, self.workload = config, policy, seed, workload
+        self.is_everything = policy == configs.EVERYTHING
+        self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
         self._compiled = compiled_model(config.dataset, workload)
-        self._compiled.reset(_initial_weights(workload, seed), config.learning_rate)
+        self._compiled.reset(workload.initial_weights(seed), config.learning_rate)
         self.model = self._compiled.model
+        self._records: Any = None  # of the interval that was served last
 
     def outputs(self, examples: Examples) -> np.ndarray:
         """Outputs of the model as it is now: float32 `[n, num_outputs]`."""
         return self._compiled.outputs(examples)
 
     @abc.abstractmethod
-    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> Any:
+    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Has a snapshot of the model answer requests and record its outputs.
 
         Args:
           interval: number of the snapshot.
           examples: the interval's.
           kept: bool `[n]`: whose records are written; the others are lost.
-
-        Returns:
-          The records, for `train` and `inspect`.
         """
 
     @abc.abstractmethod
-    def train(self, interval: int, examples: Examples, records: Any) -> float:
+    def train(self, interval: int, examples: Examples) -> float:
         """Selects from the interval and trains on what was selected.
 
         Args:
           interval: its number.
-          examples: its examples.
-          records: what `serve` returned; None for policies that need no records.
+          examples: its examples, with the records of the last `serve` if there was one.
 
         Returns:
           Seconds spent on loading the records and building the pipeline.
         """
 
     @abc.abstractmethod
-    def inspect(
-        self, interval: int, examples: Examples, records: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """Losses under the records, float32 `[n]`, NaN without one, and bool `[n]`: selected."""
 
-    def discard(self, records: Any) -> None:
-        """Deletes records that are not needed any more."""
-        del records
-
-    def close(self) -> None:
-        """Deletes everything that the path has written."""
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per optimiser step."""
-        everything = self.policy == configs.EVERYTHING
-        return self.config.whole_batch_size if everything else self.config.batch_size
+    def close(self) -> None:  # noqa: B027 - most paths have nothing to close
+        """Deletes what the path has written."""
 
     def selection_seed(self, interval: int) -> int:
         """The seed of `ofb_sample` in an interval."""
@@ -116,48 +104,40 @@ class RecordPath(abc.ABC):
 
 
 class ThroughFiles(RecordPath):
-    """The real path, without short cuts.
+    """The real path, without short cuts; seconds are wall-clock.
 
     The snapshot is a SavedModel on disk that is loaded back, its outputs are written by
     `ForwardRecordWriter`, the join reads those files, selection runs inside tf.data, and
-    `OFBModel.fit` trains with the weights. Seconds are wall-clock.
-
-    Args:
-      config: the simulation.
-      policy: a policy's name, or "everything".
-      seed: of initial weights and selection.
-      workload: the dataset's, for this seed.
+    `OFBModel.fit` trains with the weights. Arguments as of `RecordPath`.
     """
 
     clock = staticmethod(time.perf_counter)
 
-    def __init__(
-        self, config: configs.SimulationConfig, policy: str, seed: int, workload: Workload
-    ):
-        super().__init__(config, policy, seed, workload)
-        self.directory = tempfile.mkdtemp(prefix="ofb_simulation_")
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._directory = tempfile.mkdtemp(prefix="ofb_simulation_")
 
-    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> str:
-        """Returns the directory of the record files; see `RecordPath.serve`."""
-        snapshot = os.path.join(self.directory, f"snapshot_{interval}")
-        records = os.path.join(self.directory, f"records_{interval}")
+    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
+        """Leaves record files; see `RecordPath.serve`."""
+        self._delete(self._records)
+        snapshot = os.path.join(self._directory, f"snapshot_{interval}")
+        self._records = os.path.join(self._directory, f"records_{interval}")
         export_snapshot(self.model, snapshot)
         served = tf.saved_model.load(snapshot)
         ids = examples[constants.EXAMPLE_ID]
         names = list(served.serve.input_signature[0])
-        with ForwardRecordWriter(records, num_outputs=self.workload.num_outputs) as writer:
+        with ForwardRecordWriter(self._records, num_outputs=self.workload.num_outputs) as writer:
             for start in range(0, len(ids), _REQUEST_SIZE):
                 request = slice(start, start + _REQUEST_SIZE)
                 logits = served.serve({name: examples[name][request] for name in names})
                 written = kept[request]
                 writer.write(ids[request][written], logits[written], model_version=interval)
-        shutil.rmtree(snapshot)
-        return records
+        self._delete(snapshot)
 
-    def train(self, interval: int, examples: Examples, records: Any) -> float:
+    def train(self, interval: int, examples: Examples) -> float:
         """Fits on the selected stream; see `RecordPath.train`."""
         began = self.clock()
-        selected = self._selected(interval, examples, records).prefetch(tf.data.AUTOTUNE)
+        selected = self._selected(interval, examples).prefetch(tf.data.AUTOTUNE)
         seconds = self.clock() - began
         with warnings.catch_warnings():
             # Keras warns because it cannot know how many batches a selection has.
@@ -165,38 +145,36 @@ class ThroughFiles(RecordPath):
             self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
         return seconds
 
-    def inspect(
-        self, interval: int, examples: Examples, records: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """Joins the interval to its records; see `RecordPath.inspect`."""
         ids = examples[constants.EXAMPLE_ID]
-        labelled = {constants.EXAMPLE_ID: ids, constants.LABEL: examples[constants.LABEL]}
-        joined = tf.data.Dataset.from_tensor_slices(labelled).apply(join_forward_records(records))
-        fields = next(iter(joined.batch(len(ids))))
+        labelled = {name: examples[name] for name in (constants.EXAMPLE_ID, constants.LABEL)}
+        stream = tf.data.Dataset.from_tensor_slices(labelled)
+        fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
         losses = scores.example_loss(
             fields[constants.LOGITS], fields[constants.LABEL], self.workload.task
         )
-        selected = self._selected(interval, examples, records)
-        chosen = np.concatenate([batch[constants.EXAMPLE_ID] for batch in selected])
-        return losses.numpy(), np.isin(ids, chosen)
-
-    def discard(self, records: str) -> None:
-        """Deletes the record files."""
-        shutil.rmtree(records)
+        batches = self._selected(interval, examples)
+        selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in batches])
+        return losses.numpy(), np.isin(ids, selected)
 
     def close(self) -> None:
         """Deletes the path's directory."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._delete(self._directory)
+
+    def _delete(self, directory: str | None) -> None:
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
 
     @tf.autograph.experimental.do_not_convert  # no Python control flow: tracing takes half as long
-    def _selected(self, interval: int, examples: Examples, records: Any) -> tf.data.Dataset:
+    def _selected(self, interval: int, examples: Examples) -> tf.data.Dataset:
         """The interval's stream after selection, in batches."""
         stream = tf.data.Dataset.from_tensor_slices(examples)
-        if self.policy == configs.EVERYTHING:
+        if self.is_everything:
             return stream.batch(self.batch_size)
         return stream.apply(
             ofb_sample(
-                records=records,
+                records=self._records,
                 rate=self.config.rate,
                 policy=self.config.make_policy(self.policy),
                 task=self.workload.task,
@@ -206,18 +184,6 @@ class ThroughFiles(RecordPath):
                 redraw_each_iteration=False,
             )
         )
-
-
-class Selection(NamedTuple):
-    """What was selected of an interval.
-
-    Attributes:
-      rows: int32 `[m]`, in the order of training.
-      weights: float32 `[m]`.
-    """
-
-    rows: np.ndarray
-    weights: np.ndarray
 
 
 class InMemory(RecordPath):
@@ -230,57 +196,50 @@ class InMemory(RecordPath):
 
     clock = staticmethod(time.process_time)
 
-    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> np.ndarray:
-        """Returns logits float32 `[n, num_outputs]`, NaN where the record is lost."""
-        logits = self.outputs(examples)
-        logits[~kept] = np.nan
-        return logits
+    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
+        """Keeps logits, NaN where the record is lost; see `RecordPath.serve`."""
+        self._records = self.outputs(examples)
+        self._records[~kept] = np.nan
 
-    def train(self, interval: int, examples: Examples, records: Any) -> float:
+    def train(self, interval: int, examples: Examples) -> float:
         """Trains on the selected rows; see `RecordPath.train`."""
-        selected = self._selected(interval, examples, records)
+        rows, weights = self._selected(interval, examples)
         self.model.importance_weight_statistics.reset_state()  # as `fit` does
-        self._compiled.train(examples, *selected, self.batch_size)
+        self._compiled.train(examples, rows, weights, self.batch_size)
         return 0.0
 
-    def inspect(
-        self, interval: int, examples: Examples, records: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """See `RecordPath.inspect`."""
-        losses = scores.example_loss(records, examples[constants.LABEL], self.workload.task)
+        losses = scores.example_loss(self._records, examples[constants.LABEL], self.workload.task)
         is_selected = np.zeros(len(losses), bool)
-        is_selected[self._selected(interval, examples, records).rows] = True
+        is_selected[self._selected(interval, examples)[0]] = True
         return losses.numpy(), is_selected
 
-    def _selected(self, interval: int, examples: Examples, records: Any) -> Selection:
-        count = len(examples[constants.EXAMPLE_ID])
-        if self.policy == configs.EVERYTHING:
-            return Selection(np.arange(count, dtype=np.int32), np.ones(count, np.float32))
-        if records is None:
-            records = np.zeros([count, self.workload.num_outputs], np.float32)
-        labels = np.asarray(examples[constants.LABEL])
+    def _selected(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""
+        ids, labels = (
+            np.asarray(examples[name]) for name in (constants.EXAMPLE_ID, constants.LABEL)
+        )
+        if self.is_everything:
+            return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
+        num_outputs, size = self.workload.num_outputs, self.config.window_size
+        logits = self._records
+        if logits is None:
+            logits = np.zeros([len(ids), num_outputs], np.float32)
         settings = {name: getattr(self.config, name) for name in _SELECTION_FIELDS}
+        config = configs.SimulationConfig(**settings)
+        label_dtype = tf.as_dtype(labels.dtype)
         select = _traced_selection(
-            configs.SimulationConfig(**settings),
-            self.policy,
-            self.workload.task,
-            self.workload.num_outputs,
-            tf.as_dtype(labels.dtype),
+            config, self.policy, self.workload.task, num_outputs, label_dtype
         )
-        arrays = (
-            np.asarray(examples[constants.EXAMPLE_ID]),
-            labels,
-            records,
-            ~np.isnan(records[:, 0]),
-        )
+        arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
         key = _sampling_key(self.selection_seed(interval))
         rows, weights = [], []
-        for start in range(0, count, self.config.window_size):
-            part = slice(start, start + self.config.window_size)
-            indices, importance = select(*(values[part] for values in arrays), key)
+        for start in range(0, len(ids), size):
+            indices, importance = select(*(a[start : start + size] for a in arrays), key)
             rows.append(indices.numpy() + np.int32(start))
             weights.append(importance.numpy())
-        return Selection(np.concatenate(rows), np.concatenate(weights))
+        return np.concatenate(rows), np.concatenate(weights)
 
 
 def _sampling_key(seed: int) -> np.ndarray:
@@ -319,15 +278,13 @@ def _traced_selection(
         )
         return sample.indices, sample.weights
 
-    signature = [
-        tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([None], label_dtype),
-        tf.TensorSpec([None, num_outputs], tf.float32),
-        tf.TensorSpec([None], tf.bool),
-        tf.TensorSpec([], tf.int64),
-    ]
-    traced = tf.function(select, signature, autograph=False)
-    traced(*(tf.zeros([32] * bool(s.shape.rank) + s.shape[1:], s.dtype) for s in signature))
+    shapes = ([None], [None], [None, num_outputs], [None], [])
+    dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
+    traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
+    # Traces now, so that no trial's time includes it.
+    traced(
+        *(tf.zeros([n or 32 for n in shape], d) for shape, d in zip(shapes, dtypes, strict=True))
+    )
     return traced
 
 
@@ -341,12 +298,6 @@ def export_snapshot(model: keras.Model, directory: str) -> None:
     archive.track(model)
     archive.add_endpoint("serve", lambda fields: model(fields, training=False), [signature])
     archive.write_out(directory, verbose=False)
-
-
-def _initial_weights(workload: Workload, seed: int) -> list[np.ndarray]:
-    """The same for every policy of a seed."""
-    keras.utils.set_random_seed(seed)
-    return keras.Model(*workload.build()).get_weights()
 
 
 class CompiledModel:

@@ -23,7 +23,6 @@ from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import corruption, summary, trial
 from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from ofb_tf.experiments.trial import TrialResult
-from ofb_tf.experiments.workloads import get_workload
 from ofb_tf.version import __version__
 
 FINISHED = "cells"
@@ -33,19 +32,17 @@ _PACKAGES = ("tensorflow", "keras", "numpy")
 
 
 class Task(NamedTuple):
-    """Arguments of one trial, as they go to a worker process.
-
-    Attributes:
-      config: the simulation.
-      policy: a policy's name.
-      seed: the seed.
-      through_files: as of `trial.run`.
-    """
+    """Arguments of `trial.run`, as they go to a worker process."""
 
     config: SimulationConfig
     policy: str
     seed: int
     through_files: bool
+
+
+def run_task(task: Task) -> TrialResult:
+    """Runs one trial; importable by name, as worker processes need."""
+    return trial.run(task.config, task.policy, task.seed, through_files=task.through_files)
 
 
 def run_experiment(
@@ -67,29 +64,26 @@ def run_experiment(
       The content of `results.json`; see `summary.summarize`.
 
     Raises:
-      ValueError: `workers` is out of range, the dataset cannot be loaded, or a corruption does not
+      ValueError: `workers` is out of range, the dataset cannot be used, or a corruption does not
         apply to its task.
+      FileNotFoundError: the dataset is not prepared in the given directory.
       RuntimeError: a trial failed.
     """
     check_datasets([config])
-    get_workload(config, seed=0)  # fails here, once, where the dataset is not usable
     # The longest first, so that no worker is left with a long one at the end.
     policies = sorted(config.policies, key=lambda policy: policy == configs.UNIFORM)
     tasks = [Task(config, p, seed, True) for seed in range(config.seeds) for p in policies]
+    results: list[TrialResult] = []
+
+    def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
+        if result is None:
+            raise RuntimeError(f"{task.policy} with seed {task.seed} failed: {error}")
+        results.append(result)
+
     cores = os.cpu_count() or 1
     workers = min(cores if workers is None else workers, len(tasks))
-    threads = None if workers == 1 else max(1, cores // workers)
-    results: list[TrialResult] = []
-    with _progress(len(tasks), show_progress) as bar:
-
-        def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
-            bar.set_description(f"{config.dataset}, {task.policy}", refresh=False)
-            bar.update()
-            if result is None:
-                raise RuntimeError(f"{task.policy} with seed {task.seed} failed: {error}")
-            results.append(result)
-
-        run_all(run_task, tasks, workers, on_done, threads=threads)
+    threads = None if workers <= 1 else max(1, cores // workers)
+    _run(tasks, workers, on_done, threads=threads, total=len(tasks), show=show_progress)
     return summary.summarize(config, results, command=command)
 
 
@@ -97,7 +91,7 @@ def run_comparisons(
     comparisons: Sequence[Comparison],
     directory: str | os.PathLike,
     *,
-    workers: int,
+    workers: int | None = None,
     show_progress: bool = True,
 ) -> dict[Trial, str]:
     """Runs the trials in memory that the directory does not hold yet: what `ofb compare` does.
@@ -105,36 +99,59 @@ def run_comparisons(
     Args:
       comparisons: what is to be compared.
       directory: every finished trial is kept in its folder "cells".
-      workers: processes, at least 1; with 1 everything runs in this process.
-      show_progress: whether a progress bar over trials goes to stderr.
+      workers: as of `run_experiment`; each has one TensorFlow thread.
+      show_progress: as of `run_experiment`.
 
     Returns:
       The trials that failed, with a traceback or how the process ended; the others are kept.
+
+    Raises:
+      ValueError: as of `run_experiment`.
+      FileNotFoundError: as of `run_experiment`.
     """
-    folder = pathlib.Path(directory) / FINISHED
-    trials = plan(comparisons)
-    todo = {Task(t.config, t.policy, t.seed, False): t for t in trials if load(folder, t) is None}
+    check_datasets([comparison.config for comparison in comparisons])
+    folder, trials = pathlib.Path(directory) / FINISHED, plan(comparisons)
+    todo = {Task(t.config, t.policy, t.seed, False): t for t in trials if not load(folder, t)}
     failures: dict[Trial, str] = {}
-    with _progress(len(trials), show_progress, initial=len(trials) - len(todo)) as bar:
 
-        def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
-            bar.set_description(f"{task.config.dataset}, {task.policy}", refresh=False)
-            bar.update()
-            one = todo[task]
-            if result is not None:
-                save(folder, one, result)
-            else:
-                failures[one] = error or ""
-                bar.write(f"Failed: {one.settings}\n{error}", file=sys.stderr)
+    def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
+        if result is not None:
+            save(folder, todo[task], result)
+        else:
+            failures[todo[task]] = error or ""
+            tqdm.tqdm.write(f"Failed: {todo[task].settings}\n{error}", file=sys.stderr)
 
-        run_all(run_task, list(todo), min(workers, max(len(todo), 1)), on_done, threads=1)
+    if show_progress:
+        finished = len(trials) - len(todo)
+        text = (
+            f"{len(comparisons)} comparisons of {len(trials)} trials, {finished} of them finished"
+        )
+        print(text, file=sys.stderr)
+    workers = min((os.cpu_count() or 1) if workers is None else workers, max(len(todo), 1))
+    _run(list(todo), workers, on_done, threads=1, total=len(trials), show=show_progress)
     return failures
 
 
-def run_task(task: Task) -> TrialResult:
-    """Runs one trial; importable by name, as worker processes need."""
-    config, policy, seed, through_files = task
-    return trial.run(config, policy, seed, through_files=through_files)
+def _run(
+    tasks: Sequence[Task],
+    workers: int,
+    on_done: "OnDone",
+    *,
+    threads: int | None,
+    total: int,
+    show: bool,
+) -> None:
+    """`run_all` with a progress bar over `total` trials, of which only `tasks` are not finished."""
+    with tqdm.tqdm(
+        total=total, initial=total - len(tasks), unit="trial", disable=not show, smoothing=0.05
+    ) as bar:
+
+        def count(task: Task, result: TrialResult | None, error: str | None) -> None:
+            bar.set_description(f"{task.config.dataset}, {task.policy}", refresh=False)
+            bar.update()
+            on_done(task, result, error)
+
+        run_all(run_task, tasks, workers, count, threads=threads)
 
 
 def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
@@ -304,7 +321,8 @@ def _run_until_a_death(
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running[pool.submit(function, waiting[0])] = waiting.pop(0)
+                running[pool.submit(function, waiting[0])] = waiting[0]
+                del waiting[0]
             done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
             if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
                 return list(running.values()), waiting
@@ -345,14 +363,3 @@ def _limit_threads(threads: int | None) -> None:
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-
-
-def _progress(total: int, show: bool, initial: int = 0) -> tqdm.tqdm:
-    return tqdm.tqdm(
-        total=total,
-        initial=initial,
-        unit="trial",
-        disable=not show,
-        smoothing=0.05,
-        mininterval=1,
-    )

@@ -73,7 +73,7 @@ def gap_closure_error(
 
 
 def mean_curve(curves: Sequence[Sequence[dict]], field: str) -> tuple[np.ndarray, Any]:
-    """Mean of a field of the curves of several seeds, float64 `[points]`, and its standard error."""
+    """Mean over seeds of a field of their curves, float64 `[points]`, and its standard error."""
     length = min(len(curve) for curve in curves)
     values = np.array([[point[field] for point in curve[:length]] for curve in curves], float)
     return values.mean(0), standard_error(values)

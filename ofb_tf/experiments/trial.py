@@ -91,7 +91,7 @@ def run(
 def _stream(path: paths.RecordPath) -> TrialResult:
     config, workload = path.config, path.workload
     policy, seed = path.policy, path.seed
-    uses_records = policy != configs.EVERYTHING and config.make_policy(policy).needs_records
+    uses_records = not path.is_everything and config.make_policy(policy).needs_records
     corruption = Corruption(config, seed, workload)
     result = TrialResult(policy, seed, workload.metric, workload.metric_text)
     sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
@@ -109,14 +109,13 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     for interval, start in enumerate(starts):
         count = min(per_interval, length - start)
         examples = corruption.corrupt(workload.examples(start, count))
-        records = None
         if uses_records:
             kept = corruption.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
             began = path.clock()
-            records = path.serve(interval, examples, kept)
+            path.serve(interval, examples, kept)
             result.serving_seconds += path.clock() - began
         began = path.clock()
-        result.build_seconds += path.train(interval, examples, records)
+        result.build_seconds += path.train(interval, examples)
         result.train_seconds += path.clock() - began
         *of_interval, largest = path.model.importance_weight_statistics.totals()
         sums, max_weight = sums + of_interval, max(max_weight, float(largest))
@@ -125,10 +124,8 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         due = _CURVE_POINTS * np.array([interval, interval + 1]) // len(starts)
         if due[0] < due[1]:
             measure()
-        if records is not None:
-            if start == starts[-1] and seed == _HISTOGRAM_SEED:
-                result.histogram = _histogram(*path.inspect(interval, examples, records))
-            path.discard(records)
+    if uses_records and seed == _HISTOGRAM_SEED:
+        result.histogram = _histogram(*path.inspect(interval, examples))
     summary = _summarize_weights(*sums, max_weight)
     result.mean_weight = summary["mean_weight"]
     result.max_weight = summary["max_weight"]

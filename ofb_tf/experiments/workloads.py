@@ -77,6 +77,11 @@ class Workload(abc.ABC):
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Inputs, named after fields, and output logits (or predictions) `[n, num_outputs]`."""
 
+    def initial_weights(self, seed: int) -> list[np.ndarray]:
+        """The untrained model's weights; the same for every policy of a seed."""
+        keras.utils.set_random_seed(seed)
+        return keras.Model(*self.build()).get_weights()
+
     @abc.abstractmethod
     def loss(self) -> keras.losses.Loss:
         """The training loss, with Keras's default reduction."""
