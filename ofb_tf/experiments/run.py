@@ -121,12 +121,11 @@ def run_comparisons(
             failures[todo[task]] = error or ""
             tqdm.tqdm.write(f"Failed: {todo[task].settings}\n{error}", file=sys.stderr)
 
-    if show_progress:
-        finished = len(trials) - len(todo)
-        text = (
-            f"{len(comparisons)} comparisons of {len(trials)} trials, {finished} of them finished"
-        )
-        print(text, file=sys.stderr)
+    print(
+        f"{len(comparisons)} comparisons of {len(trials)} trials, {len(trials) - len(todo)} of them "
+        "finished.",
+        file=sys.stderr,
+    )
     workers = min((os.cpu_count() or 1) if workers is None else workers, max(len(todo), 1))
     _run(list(todo), workers, on_done, threads=1, total=len(trials), show=show_progress)
     return failures
