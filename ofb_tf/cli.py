@@ -135,7 +135,10 @@ _RECORDS_FLAGS = {
     "logits_output": ("prediction_log: tensor with the logits.", "logits"),
     "id_field": ("jsonl, csv: field with the id.", "example_id"),
     "id_type": ("csv: type of the ids; int by default.", (None, "int", "string")),
-    "logits_fields": ("jsonl, csv: field with a list of logits, or one field per logit.", _list),
+    "logits_fields": (
+        "jsonl, csv: field with a list of logits, or one field per logit.",
+        ["logits"],
+    ),
     "loss_field": ("jsonl, csv: field with the loss.", str),
     "version_field": ("jsonl, csv: field with the model version.", "model_version"),
     "timestamp_field": ("jsonl, csv: field with the time.", "timestamp"),
@@ -209,8 +212,10 @@ _COMPARE_FLAGS = {
 class _Boolean(argparse.Action):
     """`--name` and `--noname`."""
 
-    def __call__(self, parser: Any, values: Any, _: Any, option: str | None = None) -> None:
-        setattr(values, self.dest, option == f"--{self.dest}")
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, option_string == f"--{self.dest}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,12 +225,14 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(usage="", add_help=False, allow_abbrev=False)
         self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
         for name, (text, kind) in flags.items():
-            names, settings = [f"--{name}"], {"type": kind if callable(kind) else type(kind)}
+            names = [f"--{name}"]
+            settings: dict[str, Any] = {"type": kind if callable(kind) else type(kind)}
             if isinstance(kind, bool):
-                names, settings = [f"--{name}", f"--no{name}"], {"action": _Boolean, "nargs": 0}
+                names, settings = [*names, f"--no{name}"], {"action": _Boolean, "nargs": 0}
             elif isinstance(kind, tuple):
-                settings = {"choices": [choice for choice in kind if choice]}
-                kind = kind[0]
+                kind, settings = kind[0], {"choices": [choice for choice in kind if choice]}
+            elif isinstance(kind, list):  # argparse parses defaults that are text
+                kind, settings = ",".join(kind), {"type": _list}
             default = None if callable(kind) else kind
             shown = "" if default is None else f" Default: {default}"
             self.add_argument(*names, dest=name, default=default, help=text + shown, **settings)
@@ -365,11 +372,12 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records.prediction_log import PredictFields
     from ofb_tf.records.text_rows import RowFields
 
-    fields: Any = PredictFields(values.id_output or None, values.logits_output)
-    if values.format != "prediction_log":
+    if values.format == "prediction_log":
+        fields: Any = PredictFields(values.id_output or None, values.logits_output)
+    else:
         fields = RowFields(
             example_id=values.id_field,
-            logits=tuple(filter(None, values.logits_fields or ["logits"])),
+            logits=tuple(filter(None, values.logits_fields)),
             loss=values.loss_field,
             model_version=values.version_field,
             timestamp=values.timestamp_field,

@@ -38,15 +38,6 @@ _CORRUPTIONS = {
     "missing_records": "of records missing",
 }
 
-# The values that `standard` adds to the defaults.
-STALE_INTERVAL = 94
-LABEL_NOISE, OUTLIERS, MISSING = 0.1, 0.05, 0.2
-POSITIVE_RATES = (0.004, 0.01, 0.03)
-OTHER_RATES = (0.02, 0.05, 0.3)
-OTHER_MIXES = (0.05, 0.5)
-OTHER_BETAS = (1.0, 3.0)
-_AT_OTHER_RATES = (UNIFORM, IMPORTANCE, EVERYTHING)
-
 
 @dataclasses.dataclass(frozen=True)
 class SimulationConfig:
@@ -55,7 +46,7 @@ class SimulationConfig:
     Attributes:
       dataset: "click_stream", or the name of a supervised TFDS dataset.
       data_dir: directory of TFDS datasets; None for the TFDS default, with download.
-      rate: fraction of the stream that goes on to the backward pass, in (0, 1].
+      rate: fraction of the stream that goes through the backward pass, in (0, 1].
       window_size: examples among which one selection is made, at least 2.
       steps_per_window: optimiser steps that share the `rate * window_size` selected examples of a
         window, or the whole window for "everything"; at least 1.
@@ -290,36 +281,33 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     common = {"seeds": seeds, "policies": every_policy()}
     mnist = {"dataset": "mnist", "data_dir": data_dir, **common}
     diamonds = {"dataset": "diamonds", "data_dir": data_dir, **common}
-    clicks = [{"dataset": CLICK_STREAM, "positive_rate": rate, **common} for rate in POSITIVE_RATES]
-    tasks = [mnist, diamonds, *clicks]
-    click = clicks[POSITIVE_RATES.index(0.01)]
-    plan: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-    plan += [("Every policy at rate 0.1", task, {}) for task in tasks]
-    fewer = {"policies": _AT_OTHER_RATES}
-    plan += [
-        ("Other rates", task, {"rate": rate, **fewer}) for task in tasks for rate in OTHER_RATES
+    rare, click, frequent = (
+        {"dataset": CLICK_STREAM, "positive_rate": rate, **common} for rate in (0.004, 0.01, 0.03)
+    )
+    tasks = (mnist, diamonds, rare, click, frequent)
+    three = (mnist, diamonds, click)
+    fewer = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING)}
+    milder = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING, SELECTIVE_BACKPROP)}
+    large = {"steps_per_window": 4, "refresh_interval": 5, **fewer}
+    plan: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        *(("Every policy at rate 0.1", task, {}) for task in tasks),
+        *(("Other rates", t, {"rate": r, **fewer}) for t in tasks for r in (0.02, 0.05, 0.3)),
+        *(("Stale snapshots", task, {"refresh_interval": 94}) for task in (mnist, click)),
+        *(("Stale snapshots", t, {"refresh_interval": ONCE_A_PASS}) for t in (mnist, diamonds)),
+        *(
+            ("Larger windows", task, {"window_size": window, **large})
+            for task, window in ((mnist, 2560), (diamonds, 2560), (click, 5120))
+        ),
+        *(("Uniform mix", t, {"uniform_mix": mix, **fewer}) for t in three for mix in (0.05, 0.5)),
+        *(
+            ("Milder selective_backprop", task, {"selective_beta": beta, **milder})
+            for task in three
+            for beta in (1.0, 3.0)
+        ),
+        *(("Wrong labels", task, {"label_noise": 0.1}) for task in (mnist, click)),
+        ("Outliers among the targets", diamonds, {"outliers": 0.05}),
+        *(("Lost records", task, {"missing_records": 0.2}) for task in (mnist, click)),
     ]
-    stale = {"refresh_interval": STALE_INTERVAL}
-    plan += [("Stale snapshots", task, stale) for task in (mnist, click)]
-    pass_old = {"refresh_interval": ONCE_A_PASS}
-    plan += [("Stale snapshots", task, pass_old) for task in (mnist, diamonds)]
-    for task, window in ((mnist, 640), (diamonds, 640), (click, 1280)):
-        large = {"window_size": 4 * window, "steps_per_window": 4, "refresh_interval": 5}
-        plan += [("Larger windows", task, {**large, **fewer})]
-    plan += [
-        ("Uniform mix", task, {"uniform_mix": mix, **fewer})
-        for task in (mnist, diamonds, click)
-        for mix in OTHER_MIXES
-    ]
-    milder = {"policies": (*_AT_OTHER_RATES, SELECTIVE_BACKPROP)}
-    plan += [
-        ("Milder selective_backprop", task, {"selective_beta": beta, **milder})
-        for task in (mnist, diamonds, click)
-        for beta in OTHER_BETAS
-    ]
-    plan += [("Wrong labels", task, {"label_noise": LABEL_NOISE}) for task in (mnist, click)]
-    plan += [("Outliers among the targets", diamonds, {"outliers": OUTLIERS})]
-    plan += [("Lost records", task, {"missing_records": MISSING}) for task in (mnist, click)]
     return [
         Comparison(group, SimulationConfig.for_dataset(**{**task, **settings}))
         for group, task, settings in plan
@@ -329,7 +317,7 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
 def quick(seeds: int) -> list[Comparison]:
     """Every policy on short click streams: takes a minute, needs no download."""
     common = {"num_examples": 60_000, "seeds": seeds, "policies": every_policy()}
-    settings = [{"positive_rate": 0.01}, {"positive_rate": 0.03}, {"missing_records": MISSING}]
+    settings = [{"positive_rate": 0.01}, {"positive_rate": 0.03}, {"missing_records": 0.2}]
     return [
         Comparison("Short click streams", SimulationConfig.for_dataset(CLICK_STREAM, **common, **s))
         for s in settings

@@ -278,7 +278,7 @@ def _traced_selection(
         )
         return sample.indices, sample.weights
 
-    shapes = ([None], [None], [None, num_outputs], [None], [])
+    shapes: Any = ([None], [None], [None, num_outputs], [None], [])
     dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
     traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
     # Traces now, so that no trial's time includes it.

@@ -8,7 +8,8 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,34 +18,16 @@ from ofb_tf import tables
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import summary
 
+# Columns of results.csv: settings of a comparison, then what was measured of a policy.
 _SETTINGS = (
-    "dataset",
-    "positive_rate",
-    "rate",
-    "window_size",
-    "refresh_interval",
-    "passes",
-    "label_noise",
-    "outliers",
-    "missing_records",
-    "steps_per_window",
-    "uniform_mix",
-    "selective_beta",
-)
-_CSV_COLUMNS = (
-    "mean",
-    "standard_error",
-    "gap_closure",
-    "gap_closure_standard_error",
-    "calibration",
-    "realized_rate",
-    "mean_weight",
-    "max_weight",
-    "effective_sample_size",
-    "backward_examples",
-    "wall_seconds",
-    "serving_seconds",
-)
+    "dataset", "positive_rate", "rate", "window_size", "refresh_interval", "passes", "label_noise",
+    "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta",
+)  # fmt: skip
+_MEASURED = (
+    "mean", "standard_error", "gap_closure", "gap_closure_standard_error", "calibration",
+    "realized_rate", "mean_weight", "max_weight", "effective_sample_size", "backward_examples",
+    "wall_seconds", "serving_seconds",
+)  # fmt: skip
 _TABLE_COLUMNS = (
     ("policy", "{policy}"),
     ("{metric}", "{mean:.5g} ± {standard_error}"),
@@ -71,8 +54,21 @@ COLUMNS = (
     ("ESS", "effective sample size of the weights, as a fraction of the selected."),
     ("Stream to uniform", "part of the stream after which the policy was as good as uniform\n"
      "  sampling at its end."),
+    ("Seconds", "of `ofb compare` are processor time of one core, all in memory; of `ofb demo`\n"
+     "  wall-clock, through files. Train: selection and training. Serving: forward passes, which\n"
+     "  production pays for anyway. Models are small: read the cost from the backward column."),
 )  # fmt: skip
 """Names of the columns that need an explanation, and the explanation."""
+_EXPLANATION = """\
+Every table is a streaming simulation: a snapshot of the model serves the stream and leaves
+forward records, each policy selects from every window by them, and the model trains on what
+was selected; `everything` trains on the whole window in each step. All policies of a seed
+share initial weights, data order and conditions. The metric is measured on clean held-out
+data; less is better; ± is one standard error over seeds."""
+_EXCEPTIONS = """\
+Policies that were better than `importance` by more than one standard error of the paired
+difference, with the rate that they realised."""
+_NO_EXCEPTION = "Nowhere: `importance` beats or ties (within one standard error) every policy."
 
 
 def column_notes() -> str:
@@ -98,13 +94,13 @@ def table_rows(content: dict[str, Any]) -> list[list[str]]:
 def write_csv(content: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
     """Writes `results.csv`: a row per comparison and policy, a column per seed."""
     seeds = max((c["seeds"] for c in content["comparisons"]), default=0)
-    head = ["title", *_SETTINGS, "metric", "policy", *_CSV_COLUMNS]
+    head = ["title", *_SETTINGS, "metric", "policy", *_MEASURED]
     rows: list[list[Any]] = [head + [f"seed_{seed}" for seed in range(seeds)]]
     for comparison in content["comparisons"]:
         settings = [comparison["config"][name] for name in _SETTINGS]
         for policy, shown in comparison["policies"].items():
             row = [comparison["title"], *settings, comparison["metric"], policy]
-            rows.append(row + [shown[name] for name in _CSV_COLUMNS] + shown["values"])
+            rows.append(row + [shown[name] for name in _MEASURED] + shown["values"])
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return _write(pathlib.Path(directory) / "results.csv", text.getvalue())
@@ -116,62 +112,20 @@ def write_markdown(content: dict[str, Any], path: str | os.PathLike) -> pathlib.
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """An overview of gap closure, where the default does not win, then the table of each."""
-    comparisons = content["comparisons"]
-    seeds = sorted({comparison["seeds"] for comparison in comparisons})
-    lines = [
-        "# Results",
-        "",
-        "Written by `ofb compare --markdown`, never by hand. To repeat:",
-        "",
-        "```",
-        content["command"],
-        "```",
-        "",
-        f"{content['date']}; seeds: {', '.join(map(str, seeds))}, numbered from 0; "
-        f"{_versions(content)}.",
-        "",
-        *_EXPLANATION,
-        "",
-        *(f"- **{name}**: {text}" for name, text in COLUMNS),
-        *_SECONDS,
-        "",
-        "## Gap closure",
-        "",
-        tables.format_table(_overview(comparisons, "**{}**"), tables.MARKDOWN),
-        "",
-        "## Where the default does not win",
-        "",
-    ]
-    exceptions = _exceptions(comparisons)
-    if exceptions:
-        lines += [*_EXCEPTIONS, "", tables.format_table(exceptions, tables.MARKDOWN)]
-    else:
-        lines.append(_NO_EXCEPTION)
-    for group, members in itertools.groupby(comparisons, key=lambda c: c["group"]):
-        lines += ["", f"## {group}"]
-        for comparison in members:
-            lines += ["", f"### {comparison['title']}", "", _settings(comparison), ""]
-            lines.append(tables.format_table(table_rows(comparison), tables.MARKDOWN))
-    return "\n".join(lines) + "\n"
-
-
-_EXPLANATION = (
-    "Every table is a streaming simulation: a snapshot of the model serves the stream and leaves",
-    "forward records, each policy selects from every window by them, and the model trains on what",
-    "was selected; `everything` trains on the whole window in each step. All policies of a seed",
-    "share initial weights, data order and conditions. The metric is measured on clean held-out",
-    "data; less is better; ± is one standard error over seeds.",
-)
-_SECONDS = (
-    "- **Seconds** are processor time of one core, all in memory: selection and training, and the",
-    "  forward passes of serving. Models are small: read the cost from the backward column.",
-)
-_EXCEPTIONS = (
-    "Policies that were better than `importance` by more than one standard error of the paired",
-    "difference, with the rate that they realised.",
-)
-_NO_EXCEPTION = "Nowhere: `importance` beats or ties (within one standard error) every policy."
+    """The outline of the results as Markdown, without charts."""
+    blocks = []
+    for kind, value in _outline(content):
+        if kind == "table":
+            value = tables.format_table(value, tables.MARKDOWN)
+        elif kind == "list":
+            value = "\n".join(f"- **{name}**: {text}" for name, text in value)
+        elif kind != "chart":
+            value = {"h2": "## {}", "h3": "### {}", "code": "```\n{}\n```"}.get(kind, "{}").format(
+                value
+            )
+        if kind != "chart":
+            blocks.append(value)
+    return "# Results\n\n" + "\n\n".join(blocks) + "\n"
 
 
 def write_report(results: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
@@ -202,28 +156,67 @@ def require_matplotlib() -> None:
 
 
 def render(results: dict[str, Any]) -> str:
-    """The page as HTML: overview, charts per group, then each comparison."""
-    single = {**results, "title": f"{results.get('dataset')}, rate {results.get('rate')}"}
-    comparisons = results.get("comparisons", [single | {"group": "Comparison"}])
-    parts = ["<p>No comparison is finished.</p>"] if not comparisons else []
-    if comparisons:
-        parts += [_paragraph(" ".join(_EXPLANATION)), "<h2>Gap closure</h2>"]
-        parts.append(tables.format_table(_overview(comparisons), tables.HTML))
-        parts.append("<h2>Where the default does not win</h2>")
-        exceptions = _exceptions(comparisons)
-        parts.append(_paragraph(" ".join(_EXCEPTIONS) if exceptions else _NO_EXCEPTION))
-        parts += [tables.format_table(exceptions, tables.HTML)] if exceptions else []
+    """The outline of the results as an HTML page, with charts."""
+    blocks = []
+    for kind, value in _outline(results):
+        if kind == "table":
+            block = tables.format_table(value, tables.HTML)
+        elif kind == "list":
+            items = "".join(f"<li>**{name}**: {html.escape(text)}</li>" for name, text in value)
+            block = f"<ul>{items}</ul>"
+        elif kind == "code":
+            block = f"<pre>{html.escape(value)}</pre>"
+        else:
+            block = _svg(*value) if kind == "chart" else f"<{kind}>{html.escape(value)}</{kind}>"
+        if kind in ("p", "list", "table"):  # as in Markdown
+            block = re.sub(r"`(.+?)`", r"<code>\1</code>", block)
+            block = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block)
+        blocks.append(block)
+    return _PAGE.format(body="\n".join(blocks))
+
+
+def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What Markdown and page show, in order: (kind, value).
+
+    Kinds are "p", "h2", "h3" and "code" (text), "list" (pairs), "table" (rows) and "chart"
+    (arguments of `_svg`).
+    """
+    single = {"title": f"{results.get('dataset')}, rate {results.get('rate')}", "group": "Policies"}
+    comparisons = results.get("comparisons", [results | single])
+    seeds = sorted({comparison["seeds"] for comparison in comparisons})
+    versions = {"ofb-tf": results["version"], **results.get("versions", {})}
+    about = [results["date"]] if "date" in results else []
+    about.append(f"seeds: {', '.join(map(str, seeds))}, numbered from 0")
+    about.append(", ".join(f"{name} {number}" for name, number in versions.items()))
+    yield "p", "Written by `ofb`, never by hand. To repeat:"
+    yield "code", results["command"]
+    yield "p", "; ".join(about) + "."
+    yield "p", _EXPLANATION
+    yield "list", COLUMNS
+    if not comparisons:
+        yield "p", "No comparison is finished."
+        return
+    yield "h2", "Gap closure"
+    yield "table", _overview(comparisons)
+    yield "h2", "Where the default does not win"
+    exceptions = _exceptions(comparisons)
+    yield "p", _EXCEPTIONS if exceptions else _NO_EXCEPTION
+    if exceptions:
+        yield "table", exceptions
     for group, members in itertools.groupby(comparisons, key=lambda c: c["group"]):
         contents = list(members)
-        parts.append(f"<h2>{html.escape(group)}</h2>")
+        yield "h2", group
         for field, label, limits in _POINTS:
-            parts.append(_svg(_draw_points, f"{label}: {group}", contents, field, label, limits))
+            yield "chart", (_draw_points, f"{label}: {group}", contents, field, label, limits)
         for content in contents:
-            parts += _one(content)
-    parts += ["<h2>Columns</h2>", *map(_paragraph, column_notes().split("\n"))]
-    parts += ["<h2>To repeat this</h2>", f"<pre>{html.escape(results['command'])}</pre>"]
-    parts.append(_paragraph(f"{_versions(results)}. {results.get('date', '')}"))
-    return _PAGE.format(body="\n".join(parts))
+            title = content["title"]
+            yield "h3", title
+            yield "p", _settings(content)
+            yield "table", table_rows(content)
+            for against, label in _CURVES.items():
+                yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
+            if content["histograms"]:
+                yield "chart", (_draw_histograms, f"{title}: losses by selection", content)
 
 
 _PAGE = """<!doctype html>
@@ -258,21 +251,6 @@ _CURVES = {
 }
 
 
-def _one(content: dict[str, Any]) -> list[str]:
-    """The section of one comparison."""
-    title = content["title"]
-    parts = [
-        f"<h3>{html.escape(title)}</h3>",
-        _paragraph(_settings(content)),
-        tables.format_table(table_rows(content), tables.HTML),
-    ]
-    for against, label in _CURVES.items():
-        parts.append(_svg(_draw_curves, f"{title}: metric by {label}", content, against))
-    if content["histograms"]:
-        parts.append(_svg(_draw_histograms, f"{title}: losses by selection", content))
-    return parts
-
-
 def _svg(draw: Callable[..., None], label: str, *arguments: Any) -> str:
     """An inline SVG by `draw(axis, *arguments)`."""
     from matplotlib import rc_context
@@ -290,7 +268,7 @@ def _svg(draw: Callable[..., None], label: str, *arguments: Any) -> str:
     return f'<svg role="img" aria-label="{html.escape(label)}"{drawing}'
 
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -440,15 +418,16 @@ def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
-def _overview(comparisons: Sequence[dict[str, Any]], mark: str = "{}") -> list[list[str]]:
-    """Gap closure by comparison and policy; the best within the budget is marked."""
+def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Gap closure by comparison and policy; asterisks mark the best within the budget."""
     names = dict.fromkeys(p for c in comparisons for p in c["policies"] if p not in _ENDS)
     rows = [["comparison", *names]]
     for comparison in comparisons:
         first, _ = summary.best(comparison)
-        texts = {n: _closure(comparison["policies"].get(n)) for n in names}
-        marked = {n: mark.format(t) if n == first and t != _NONE else t for n, t in texts.items()}
-        rows.append([comparison["title"], *marked.values()])
+        texts = {name: _closure(comparison["policies"].get(name)) for name in names}
+        if texts.get(first, _NONE) != _NONE:
+            texts[first] = f"**{texts[first]}**"
+        rows.append([comparison["title"], *texts.values()])
     return rows
 
 
@@ -480,15 +459,6 @@ def _settings(content: dict[str, Any]) -> str:
         f"snapshot refreshed {every}; "
         f"Adam, learning rate {content['learning_rate']:g}; {content['seeds']} seeds."
     )
-
-
-def _versions(content: dict[str, Any]) -> str:
-    packages = {"ofb-tf": content["version"], **content.get("versions", {})}
-    return ", ".join(f"{name} {number}" for name, number in packages.items())
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
 
 
 def _write(path: pathlib.Path, text: str) -> pathlib.Path:

@@ -121,11 +121,8 @@ def run_comparisons(
             failures[todo[task]] = error or ""
             tqdm.tqdm.write(f"Failed: {todo[task].settings}\n{error}", file=sys.stderr)
 
-    print(
-        f"{len(comparisons)} comparisons of {len(trials)} trials, {len(trials) - len(todo)} of them "
-        "finished.",
-        file=sys.stderr,
-    )
+    counts = f"{len(comparisons)} comparisons of {len(trials)} trials"
+    print(f"{counts}, {len(trials) - len(todo)} of them finished.", file=sys.stderr)
     workers = min((os.cpu_count() or 1) if workers is None else workers, max(len(todo), 1))
     _run(list(todo), workers, on_done, threads=1, total=len(trials), show=show_progress)
     return failures
@@ -309,7 +306,8 @@ def _run_until_a_death(
     threads: int | None,
 ) -> tuple[list[Any], list[Any]]:
     """One pool; returns the tasks that ran when a process died, and those that had not begun."""
-    waiting, running = list(tasks), {}
+    waiting = list(tasks)
+    running: dict[concurrent.futures.Future, Any] = {}
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,

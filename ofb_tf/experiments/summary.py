@@ -79,9 +79,20 @@ def mean_curve(curves: Sequence[Sequence[dict]], field: str) -> tuple[np.ndarray
     return values.mean(0), standard_error(values)
 
 
-def paired_difference(values: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:
-    """`mean` and `standard_error` of values minus others, seed by seed."""
-    differences = np.subtract(values, others)
+def against_default(policies: dict[str, Any], policy: str) -> dict[str, Any] | None:
+    """A policy's metric minus the default's, paired over the seeds that they share.
+
+    Args:
+      policies: of one comparison: dicts with `values` by policy.
+      policy: the policy's name.
+
+    Returns:
+      `mean` and `standard_error`; below 0 where the policy is better than importance. None if
+      importance was not run, and for importance and everything.
+    """
+    if configs.IMPORTANCE not in policies or policy in (configs.IMPORTANCE, configs.EVERYTHING):
+        return None
+    differences = np.subtract(policies[policy]["values"], policies[configs.IMPORTANCE]["values"])
     return {"mean": float(differences.mean()), "standard_error": standard_error(differences)}
 
 
@@ -111,19 +122,12 @@ def summarize(
         ends = (values[configs.UNIFORM], values[policy], values[configs.EVERYTHING])
         metrics = {n: float(np.mean([r.metrics[n] for r in group])) for n in group[0].metrics}
         rates = [r.backward_examples / r.stream_examples for r in group]
-        compared = configs.IMPORTANCE in of and policy not in (
-            configs.IMPORTANCE,
-            configs.EVERYTHING,
-        )
         policies[policy] = {
             "mean": metrics[metric],
             "standard_error": standard_error(values[policy]),
             "values": values[policy],
             "gap_closure": gap_closure(*(float(np.mean(v)) for v in ends)),
             "gap_closure_standard_error": gap_closure_error(*ends),
-            "against_default": paired_difference(values[policy], values[configs.IMPORTANCE])
-            if compared
-            else None,
             "calibration": metrics["calibration"],
             "realized_rate": float(np.mean(rates)),
             **{n: float(np.mean([getattr(r, f) for r in group])) for n, f in _AVERAGED.items()},
@@ -131,6 +135,8 @@ def summarize(
             **_until_uniform(of[configs.UNIFORM], group, metric),
             "curves": [r.curve for r in group],
         }
+    for policy, shown in policies.items():
+        shown["against_default"] = against_default(policies, policy)
     return {
         "dataset": config.dataset,
         "rate": config.rate,
@@ -199,15 +205,7 @@ def best(content: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 class BetterPolicy(NamedTuple):
-    """A policy that was better than the default in one comparison.
-
-    Attributes:
-      title: the comparison's.
-      policy: the policy's name.
-      better_by: in the metric.
-      standard_error: of `better_by`, paired over seeds; 0 for a single seed.
-      realized_rate: the policy's, which may be above the budget.
-    """
+    """A policy that was better than the default in one comparison, with the paired error."""
 
     title: str
     policy: str
@@ -224,16 +222,12 @@ def better_than_default(comparisons: Sequence[dict[str, Any]]) -> list[BetterPol
     """
     found = []
     for content in comparisons:
-        policies = content["policies"]
-        if configs.IMPORTANCE not in policies:
-            continue
-        for policy, shown in policies.items():
-            if policy in (configs.IMPORTANCE, configs.EVERYTHING):
+        for policy, shown in content["policies"].items():
+            difference = against_default(content["policies"], policy)
+            if difference is None:
                 continue
-            difference = paired_difference(shown["values"], policies[configs.IMPORTANCE]["values"])
             better, error = -difference["mean"], difference["standard_error"] or 0.0
             if better > error:
-                found.append(
-                    BetterPolicy(content["title"], policy, better, error, shown["realized_rate"])
-                )
+                rate = shown["realized_rate"]
+                found.append(BetterPolicy(content["title"], policy, better, error, rate))
     return found

@@ -126,18 +126,12 @@ def _stream(path: paths.RecordPath) -> TrialResult:
             measure()
     if uses_records and seed == _HISTOGRAM_SEED:
         result.histogram = _histogram(*path.inspect(interval, examples))
-    summary = _summarize_weights(*sums, max_weight)
-    result.mean_weight = summary["mean_weight"]
-    result.max_weight = summary["max_weight"]
-    result.effective_sample_size = summary["effective_sample_size"]
-    return result
-
-
-def _summarize_weights(count: float, total: float, squares: float, maximum: float) -> dict:
-    """Mean, maximum and effective sample size, by the sampler's own arithmetic."""
-    sums = {"sum_weights": total, "sum_squared_weights": squares, "max_weight": maximum}
+    totals = dict(zip(("selected", "sum_weights", "sum_squared_weights"), sums, strict=True))
     unused = dict.fromkeys(("examples", "without_record", "unusable"), 0)
-    return window.summarize({"selected": count, **sums, **unused})
+    summary = window.summarize({**totals, **unused, "max_weight": max_weight})
+    for name in ("mean_weight", "max_weight", "effective_sample_size"):
+        setattr(result, name, summary[name])
+    return result
 
 
 def _histogram(losses: np.ndarray, is_selected: np.ndarray) -> dict[str, int | list[float]]:
