@@ -26,7 +26,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ofb_tf", "ofb_tf.*", "tfx_components", "tfx_components.*"]),
-    py_modules=["ofb_cli"],
     package_data={"ofb_tf": ["py.typed"]},
     install_requires=[
         "tensorflow>=2.16",
@@ -53,5 +52,5 @@ setup(
             "mypy>=1.15",
         ],
     },
-    entry_points={"console_scripts": ["ofb=ofb_cli:main"]},
+    entry_points={"console_scripts": ["ofb=ofb_tf.cli:main"]},
 )

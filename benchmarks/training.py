@@ -13,7 +13,7 @@ from benchmarks import inputs
 from benchmarks.clock import timed
 from benchmarks.parts import Part, Row, Run, Settings, of, ratio
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import fast_cell
+from ofb_tf.experiments import trial, workloads
 
 LARGE_BATCH = 1024
 
@@ -116,11 +116,11 @@ def _time_to_uniforms_loss(dataset: str) -> Callable[[Settings], Run]:
 
         def run() -> dict[str, float]:
             seed = next(seeds)
-            workload = fast_cell.workload_of(config, seed)
+            workload = workloads.get_workload(config, seed, in_memory=True)
             small = workload.build
             workload.build = lambda: _ENLARGED[dataset](small())
             uniform, importance = (
-                fast_cell.FastCell(config, policy, seed, workload).run(lambda windows: None)
+                trial.run(config, policy, seed, workload=workload)
                 for policy in (configs.UNIFORM, configs.IMPORTANCE)
             )
             last = uniform.curve[-1]

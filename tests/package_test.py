@@ -55,7 +55,7 @@ def _ofb(*arguments):
     """`ofb` in a process of its own, whose environment does not quieten TensorFlow."""
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     code = (
-        "import sys, ofb_cli; code = ofb_cli.main(sys.argv[1:]); "
+        "import sys; from ofb_tf import cli; code = cli.main(sys.argv[1:]); "
         "print('tensorflow' in sys.modules); sys.exit(code)"
     )
     return subprocess.run(

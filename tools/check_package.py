@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ("ofb_tf/", "tfx_components/", "ofb_cli.py")
+PACKAGES = ("ofb_tf/", "tfx_components/")
 NOT_IN_SDIST = (".ci/", ".github/")
 
 

@@ -23,7 +23,7 @@ _FILE_PREFIX = "click_stream"
 
 
 def feature_spec() -> dict[str, tf.io.FixedLenFeature]:
-    """What `tf.io.parse_example` needs: 13 float32 and 26 int64 scalars, id, label, probability."""
+    """For `tf.io.parse_example`: 13 float32 and 26 int64 scalars, id, label and probability."""
     scalars = {name: tf.io.FixedLenFeature([], tf.float32) for name in DENSE_NAMES}
     scalars |= {name: tf.io.FixedLenFeature([], tf.int64) for name in CATEGORICAL_NAMES}
     scalars |= {name: tf.io.FixedLenFeature([], tf.int64) for name in (EXAMPLE_ID, LABEL)}
@@ -31,7 +31,7 @@ def feature_spec() -> dict[str, tf.io.FixedLenFeature]:
 
 
 def parse_fn(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Examples as `ClickStream.generate` returns them, from the bytes of many.
+    """Parses a batch of serialized examples to what `ClickStream.generate` returns.
 
     Args:
       serialized: string `[n]`, tf.Examples of `write_tfrecords`.
@@ -60,14 +60,14 @@ def write_tfrecords(
 ) -> list[str]:
     """Writes a part of the stream to `click_stream-00000-of-00004.tfrecord` and so on.
 
-    A shard appears under its name once it is whole. Each holds a contiguous stretch of time.
+    A shard gets its name once it is complete. Each holds a contiguous stretch of time.
 
     Args:
       stream: the examples to write.
-      directory: where to; made if missing.
-      num_shards: number of files, at least 1; their lengths differ by one example at most.
+      directory: output directory; made if missing.
+      num_shards: number of files, at least 1; their lengths differ by at most one example.
       start: first id.
-      count: number of examples; all that follow by default.
+      count: number of examples; by default all that follow.
       compression: None or "GZIP".
 
     Returns:
@@ -75,8 +75,8 @@ def write_tfrecords(
 
     Raises:
       ValueError: `num_shards` or `compression` is out of range.
-      FileExistsError: the directory holds shards of a click stream already, with which a pattern
-        such as `DIR/*` would mix these.
+      FileExistsError: the directory already holds shards of a click stream, which a pattern such
+        as `DIR/*` would mix with these.
     """
     if num_shards < 1:
         raise ValueError(f"num_shards must be at least 1. Received: {num_shards}")
@@ -87,7 +87,7 @@ def write_tfrecords(
     present = tf.io.gfile.glob(os.path.join(directory, f"{_FILE_PREFIX}-*.tfrecord"))
     if present:
         raise FileExistsError(
-            f"directory must hold no shards of a click stream. Found {len(present)} in "
+            f"directory must not hold shards of a click stream. Found {len(present)} in "
             f"{directory!r}: delete them or write elsewhere."
         )
     count = stream.num_examples - start if count is None else count
@@ -111,7 +111,7 @@ def write_tfrecords(
 def _serialize(window: dict[str, np.ndarray]) -> Iterator[bytes]:
     """A tf.Example for each row of a window.
 
-    One message is filled again and again: building 42 features anew takes four times as long.
+    Reuses one message: building 42 features for every row takes four times as long.
     """
     example = tf.train.Example()
     feature = example.features.feature

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.records.prediction_log import EXAMPLES
+from ofb_tf.records.importers import EXAMPLES
 
 PREDICTIONS = "predictions"
 SIGNATURE = "serving_default"

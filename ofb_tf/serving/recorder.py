@@ -233,8 +233,8 @@ class PredictionRecorder:
             _LOGGER.warning("Forward records lost (%s is now %d): %s", name, count, error)
 
 
-def _wrong_type(request: Any, response: Any) -> prediction_log.UnusableError:
-    return prediction_log.UnusableError(
+def _wrong_type(request: Any, response: Any) -> importers.UnusableError:
+    return importers.UnusableError(
         "request and response must be a PredictRequest and a PredictResponse. Received: "
         f"{type(request).__name__} and {type(response).__name__}. Offer deserialized messages."
     )

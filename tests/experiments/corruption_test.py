@@ -1,10 +1,10 @@
-"""Wrong labels, outliers and lost records: how many, which, and that evaluation stays clean."""
+"""Wrong labels, outliers and lost records: how many, which."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ofb_tf.experiments import SimulationConfig, conditions
+from ofb_tf.experiments import SimulationConfig, corruption
 from tests.experiments.arrays import array_workload
 
 N = 20_000
@@ -12,7 +12,7 @@ IDS = np.arange(N) * 3
 
 
 def make(num_classes, seed=0, **settings):
-    return conditions.Conditions(
+    return corruption.Corruption(
         SimulationConfig(dataset="arrays", **settings), seed, array_workload(num_classes)
     )
 
@@ -49,7 +49,7 @@ def test_outliers_are_moved_both_ways_by_a_fixed_shift():
         assert share == pytest.approx(0.025, abs=share_tolerance(0.025))
 
 
-def test_records_are_lost_at_their_share_and_anew_at_every_refresh():
+def test_records_are_lost_at_their_share_and_drawn_again_at_every_refresh():
     lossy = make(3, missing_records=0.2)
     first, second = (lossy.has_record(IDS, interval) for interval in (0, 1))
     assert np.mean(~first) == pytest.approx(0.2, abs=share_tolerance(0.2))
@@ -68,7 +68,7 @@ def test_a_wrong_label_stays_in_every_pass_and_differs_by_seed():
     assert np.any(first != other)
 
 
-def test_nothing_is_touched_without_conditions():
+def test_nothing_is_touched_without_corruption():
     clean = examples(np.zeros(N, np.int64))
     assert make(3).corrupt(clean) is clean
 
@@ -80,6 +80,6 @@ def test_nothing_is_touched_without_conditions():
         (3, {"outliers": 0.1}, r"outliers must be 0 for classification .* Received: 0.1"),
     ],
 )
-def test_a_condition_that_does_not_fit_the_task(num_classes, settings, message):
+def test_a_corruption_that_does_not_apply_to_the_task(num_classes, settings, message):
     with pytest.raises(ValueError, match=message):
         make(num_classes, **settings)
