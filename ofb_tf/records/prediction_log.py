@@ -65,7 +65,7 @@ class PredictFields:
           UnusableError: they are not there, or their shapes do not go together.
         """
         logits = self.logits(response)
-        ids = self._ids(request, response)
+        ids = self.ids(request, response)
         if not len(ids) or len(ids) != len(logits):
             raise UnusableError(
                 f"ids and logits must be of one batch. Received: {len(ids)} ids, logits "
@@ -89,7 +89,16 @@ class PredictFields:
             raise UnusableError(f"output {self.logits_output!r} must be [n, k]. Received: a scalar")
         return logits.reshape(len(logits), -1).astype(np.float32) if logits.size else logits
 
-    def _ids(self, request: Any, response: Any) -> np.ndarray:
+    def ids(self, request: Any, response: Any) -> np.ndarray:
+        """Ids of a call alone: int64 `[n]`.
+
+        Args:
+          request: `PredictRequest`.
+          response: `PredictResponse`.
+
+        Raises:
+          UnusableError: they are not there, or are neither integers nor strings.
+        """
         if self.id_output is None:
             values = _array(request.inputs, self.examples_input, "input")
         elif self.id_output in response.outputs:

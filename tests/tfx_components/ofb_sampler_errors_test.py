@@ -91,7 +91,7 @@ def _missing_error(data, as_examples, as_records, tmp_path):
         (_no_manifest, "is not an ofb.ForwardRecords artifact.*Make one with ForwardRecordGen"),
         (_other_width, "1 output for task='binary', got 3.*model that serves"),
         (_named_width, "num_outputs=2, got 1.*model that serves"),
-        (_corrupt_examples, "data_tfrecord-00001-of-00003.gz is damaged after.*Write it anew"),
+        (_corrupt_examples, "data_tfrecord-00001-of-00003.gz is damaged after.*Write it again"),
         (_corrupt_records, "partition-00002-of-00005.ofbr"),
         (_empty_split, "split 'train'.*split is empty"),
         (_no_files, "holds no data files"),

@@ -12,8 +12,11 @@ import tensorflow as tf
 from tfx_testing import probabilities, read_tfrecords, selected
 
 from ofb_tf import hashing
-from tfx_components import beam_transforms, example_files, record_transforms, statistics
-from tfx_components.example_files import fingerprints
+from tfx_components.artifacts import read_statistics
+from tfx_components.component_utils import example_fingerprints
+from tfx_components.forward_record_gen import transforms as record_transforms
+from tfx_components.ofb_sampler import examples as example_files
+from tfx_components.ofb_sampler import transforms
 
 
 def _draws(ids, seed=3, epoch=0):
@@ -21,7 +24,7 @@ def _draws(ids, seed=3, epoch=0):
 
 
 def _total(artifact, split="train"):
-    return statistics.read(artifact.uri)[1][split].total
+    return read_statistics(artifact.uri)[1][split].total
 
 
 def test_selection_and_weights_are_the_references(data, as_examples, as_records, sample):
@@ -84,7 +87,7 @@ def test_files_larger_than_a_chunk(data, as_examples, as_records, sample, monkey
     """Readers pass on what they have gathered before a file ends."""
     first = selected(sample(as_examples(data), as_records(data.ids, data.logits))[0])
     monkeypatch.setattr(example_files, "_BATCH", 100)
-    monkeypatch.setattr(beam_transforms, "_CHUNK", 250)
+    monkeypatch.setattr(transforms, "_CHUNK", 250)
     monkeypatch.setattr(record_transforms, "_CHUNK", 250)
     examples = as_examples(data, num_files=2, name="two")
     records = as_records(data.ids, data.logits, name="more")
@@ -142,7 +145,7 @@ def test_fingerprints_are_the_ids_where_there_is_no_id_feature(
 ):
     examples = as_examples(data)
     files = sorted((pathlib.Path(examples.uri) / "Split-train").iterdir())
-    ids = fingerprints([record for path in files for record in read_tfrecords(path)])
+    ids = example_fingerprints([record for path in files for record in read_tfrecords(path)])
     assert len(set(ids)) == len(ids)
     sampled, artifact = sample(examples, as_records(ids, data.logits), id_feature="")
     assert _total(artifact).coverage == 1.0
@@ -167,7 +170,7 @@ def test_statistics_count_what_happened(data, as_examples, as_records, sample):
     sampled, artifact = sample(
         as_examples(data), records, max_age=50.0, slice_features=["city"], missing="uniform"
     )
-    config, splits = statistics.read(artifact.uri)
+    config, splits = read_statistics(artifact.uri)
     assert config["rate"] == 0.1 and config["seed"] == 3
     total = splits["train"].total
     assert (total.num_examples, total.num_scored) == (n, n - 290)

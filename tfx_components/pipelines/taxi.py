@@ -4,9 +4,11 @@ import csv
 import os
 from typing import Any
 
-from tfx_components.trainer_module import TrainingConfig
+from ofb_tf import constants
+from tfx_components.pipelines.trainer import TrainingConfig
 
 LABEL = "tipped"
+BASE_TRAINING = {"epochs": 8}  # settings of the first model
 _TIPS, _FARE = "tips", "fare"
 
 
@@ -15,7 +17,7 @@ def prepare_csv(source: str, directory: str) -> str:
 
     Args:
       source: CSV file with the columns `tips` and `fare`.
-      directory: where `data.csv` goes; made where missing.
+      directory: where `data.csv` goes; made if missing.
 
     Returns:
       The directory.
@@ -46,7 +48,7 @@ def training_settings(**overrides: object) -> dict[str, object]:
     """Trainer's `custom_config` for this task; `TrainingConfig` says what each means."""
     settings: dict[str, Any] = {
         "label_feature": LABEL,
-        "task": "binary",
+        "task": constants.BINARY,
         # Constant but for one trip, and a clock that no later trip repeats.
         "exclude": ["pickup_census_tract", "trip_start_timestamp"],
         "categorical": [

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tfx_testing import probabilities
 
 from ofb_tf.selection import designs
-from tfx_components.score_summary import ScoreSummary, solve
+from tfx_components.ofb_sampler.inclusion import ScoreSummary, solve
 
 _RNG = np.random.default_rng(11)
 _SCORES = {
