@@ -131,15 +131,14 @@ class SplitInclusion:
         return ratio.astype(np.float32)
 
 
-# merge: ofb_tf.selection.window.budget
-def _budget(rate: float, missing: str, n: int, num_scored: int) -> float:
+# merge: ofb_tf.selection.window.budget and .missing_probability, of the same arguments
+def _budget(rate: float, missing: str, n: int, num_scored: int, uniform_mix: float) -> float:
     """How many of the scored examples to select."""
     if missing != constants.MISSING_KEEP:
         return rate * num_scored
-    return max(rate * n - (n - num_scored), 0.2 * rate * num_scored)
+    return max(rate * n - (n - num_scored), max(0.2, uniform_mix) * rate * num_scored)
 
 
-# merge: ofb_tf.selection.window.missing_probability
 def _missing_probability(rate: float, missing: str) -> float:
     return {constants.MISSING_UNIFORM: rate, constants.MISSING_KEEP: 1.0}.get(missing, 0.0)
 
@@ -167,7 +166,7 @@ def solve(
     Reference: Tillé, "Sampling Algorithms", 2006, section 2.10 (the capped probabilities).
     """
     n = summary.num_scored
-    budget = _budget(rate, missing, n + summary.num_missing, n)
+    budget = _budget(rate, missing, n + summary.num_missing, n, uniform_mix)
     missing_probability = _missing_probability(rate, missing)
     sums = summary.sums()
     total = math.fsum(sums)
