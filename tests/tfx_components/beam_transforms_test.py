@@ -33,9 +33,7 @@ def test_sample_split(data, as_examples, as_records, tmp_path):
     p = probabilities(data.scores, 0.1)
 
     def check(actual):
-        ((name, split),) = actual
-        if name != "train":
-            raise BeamAssertException(f"split {name}")
+        (split,) = actual
         if split.total.num_selected != (draws < p).sum():
             raise BeamAssertException(f"selected {split.total.num_selected}")
         if not math.isclose(split.total.variance_selected, (p * (1 - p)).sum(), rel_tol=1e-4):
@@ -47,7 +45,7 @@ def test_sample_split(data, as_examples, as_records, tmp_path):
 
     with TestPipeline() as pipeline:
         manifest = Manifest.read(records.uri)
-        output = pipeline | SampleSplit("train", config, _SPEC, files, records.uri, manifest)
+        output = pipeline | SampleSplit(config, _SPEC, files, records.uri, manifest)
         assert_that(output, check)
 
 

@@ -17,43 +17,36 @@ from tfx_components.forward_record_gen.sources import Columns
 _CHUNK = 1 << 18  # records that a reader gathers before it deals them to partitions
 
 
-class WritePartitions(beam.PTransform):
+@beam.ptransform_fn
+def WritePartitions(
+    pipeline: beam.Pipeline,
+    read: Callable[[str], Iterator[Columns]],
+    files: Sequence[str],
+    uri: str,
+    num_partitions: int,
+) -> beam.PCollection:
     """Reads record sources and writes the partitions and the manifest of an artifact.
 
-    Input: the pipeline. Output: one `Manifest`, written.
-
     Args:
+      pipeline: set by Beam.
       read: path of a file → batches of columns.
       files: paths.
       uri: directory of the artifact.
       num_partitions: at least 1.
+
+    Returns:
+      One `Manifest`, once everything is written.
     """
-
-    def __init__(
-        self,
-        read: Callable[[str], Iterator[Columns]],
-        files: Sequence[str],
-        uri: str,
-        num_partitions: int,
-    ) -> None:
-        super().__init__()
-        self._read = read
-        self._files = list(files)
-        self._uri = uri
-        self._num_partitions = num_partitions
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        """The manifest, once the files are written; called by Beam."""
-        return (
-            pipeline
-            | "Files" >> beam.Create(self._files)
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(_read_file, self._read, self._num_partitions)
-            | "ByPartition" >> beam.GroupByKey()
-            | "WritePartition" >> beam.Map(_write_partition, self._uri, self._num_partitions)
-            | "Count" >> beam.CombineGlobally(_merge_manifests)
-            | "WriteManifest" >> beam.Map(_write_manifest, self._uri)
-        )
+    return (
+        pipeline
+        | "Files" >> beam.Create(list(files))
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(_read_file, read, num_partitions)
+        | "ByPartition" >> beam.GroupByKey()
+        | "WritePartition" >> beam.Map(_write_partition, uri, num_partitions)
+        | "Count" >> beam.CombineGlobally(_merge_manifests)
+        | "WriteManifest" >> beam.Map(_write_manifest, uri)
+    )
 
 
 def _read_file(

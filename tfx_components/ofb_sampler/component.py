@@ -18,7 +18,9 @@ from tfx_components.artifacts import (
     ForwardRecords,
     Manifest,
     SamplingStatistics,
+    SplitStatistics,
     read_statistics,
+    write_statistics,
 )
 from tfx_components.component_utils import (
     TEMPORARY_PREFIX,
@@ -33,7 +35,6 @@ from tfx_components.ofb_sampler.transforms import (
     CopyFiles,
     SamplerConfig,
     SampleSplit,
-    WriteStatistics,
 )
 
 _NAME = "OFBSampler"
@@ -129,21 +130,28 @@ def OFBSampler(
         manifest = Manifest.read(forward_records.uri)
         if policy == IMPORTANCE:
             _check_width(manifest.num_outputs, config)
-        samples, copies = [], []
+        samples, copies = {}, []
         for split in examples.splits:
             files = _files(examples, sampled_examples, split)
             if split in config.splits:
                 spec = _probe(split, files, config)
-                uri = forward_records.uri
-                samples.append(SampleSplit(split, config, spec, files, uri, manifest))
+                samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
             else:
                 copies += files
         settings = dataclasses.asdict(config) | {"num_records": manifest.num_records}
         with beam_pipeline as pipeline:
             if copies:
                 _ = pipeline | "CopyOtherSplits" >> CopyFiles(copies)
-            parts = tuple(pipeline | f"Sample_{sample.split}" >> sample for sample in samples)
-            _ = parts | WriteStatistics(sampling_statistics.uri, settings)
+            named = [
+                pipeline | f"Sample_{split}" >> sample | f"Name_{split}" >> beam.Map(_named, split)
+                for split, sample in samples.items()
+            ]
+            _ = (
+                named
+                | "AllSplits" >> beam.Flatten()
+                | "BySplit" >> beam.combiners.ToDict()
+                | "WriteStatistics" >> beam.Map(_write, sampling_statistics.uri, settings)
+            )
         for split in config.splits:  # of workers that were retried
             remove_children(_directory(sampled_examples, split), TEMPORARY_PREFIX)
         _publish(examples, sampled_examples, sampling_statistics)
@@ -198,6 +206,14 @@ def _probe(split: str, files: list[tuple[str, str]], config: SamplerConfig) -> K
         return probe(sources, config.id_feature, config.label_feature, config.slice_features or ())
     except ValueError as error:
         raise ValueError(f"split {split!r}: {error}") from error
+
+
+def _named(statistics: SplitStatistics, split: str) -> tuple[str, SplitStatistics]:
+    return split, statistics
+
+
+def _write(splits: dict[str, SplitStatistics], uri: str, settings: dict[str, Any]) -> None:
+    write_statistics(uri, settings, dict(sorted(splits.items())))
 
 
 def _publish(

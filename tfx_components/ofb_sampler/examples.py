@@ -1,9 +1,9 @@
 """TFRecord files of tf.Examples: key columns read in batches, selected examples written."""
 
-import dataclasses
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,8 +20,7 @@ _BATCH = 4096
 _KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.string}
 
 
-@dataclasses.dataclass(frozen=True)
-class KeySpec:
+class KeySpec(NamedTuple):
     """Which features of an example the sampler reads, and their types.
 
     Attributes:
@@ -37,8 +36,7 @@ class KeySpec:
     dtypes: dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Keys:
+class Keys(NamedTuple):
     """Key columns of n consecutive examples of a file.
 
     Attributes:
@@ -60,7 +58,8 @@ def probe(
     Raises:
       ValueError: there is no example, or its id or label are missing or of no usable type.
     """
-    serialized = next(read_tfrecords(paths).take(1).as_numpy_iterator(), None)
+    first = (next(read_tfrecords([path]).as_numpy_iterator(), None) for path in paths)
+    serialized = next((example for example in first if example is not None), None)
     if serialized is None:
         raise ValueError(f"the split is empty: no example in {len(paths)} files.")
     try:

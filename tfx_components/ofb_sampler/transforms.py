@@ -19,7 +19,6 @@ from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords
 from ofb_tf.selection import Importance, Policy, Uniform, window
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
-from tfx_components import artifacts
 from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats, partition_path
 from tfx_components.ofb_sampler import examples
 from tfx_components.ofb_sampler.inclusion import ScoreSummary, SplitInclusion, solve
@@ -91,111 +90,68 @@ class SamplerConfig:
         return Importance(uniform_mix=self.uniform_mix, score=self.score, design=POISSON)
 
 
-class SampleSplit(beam.PTransform):
+@beam.ptransform_fn
+def SampleSplit(
+    pipeline: beam.Pipeline,
+    config: SamplerConfig,
+    spec: examples.KeySpec,
+    files: Sequence[tuple[str, str]],
+    records_uri: str,
+    manifest: Manifest,
+) -> beam.PCollection:
     """Samples the files of one split.
 
-    Input: the pipeline. Output: one `(split, SplitStatistics)`.
-
     Args:
-      split: its name.
+      pipeline: set by Beam.
       config: how to sample.
       spec: the examples' key features.
       files: (source, destination) of each file.
       records_uri: directory of an `ofb.ForwardRecords` artifact.
       manifest: of that artifact.
+
+    Returns:
+      One `SplitStatistics`, once the files are written.
     """
-
-    def __init__(
-        self,
-        split: str,
-        config: SamplerConfig,
-        spec: examples.KeySpec,
-        files: Sequence[tuple[str, str]],
-        records_uri: str,
-        manifest: Manifest,
-    ) -> None:
-        super().__init__()
-        self.split = split
-        self._config = config
-        self._spec = spec
-        self._files = list(files)
-        self._join = _Join(config, records_uri, manifest)
-        self._num_partitions = manifest.num_partitions
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        """The split's statistics, once its files are written; called by Beam."""
-        files = pipeline | "Files" >> beam.Create(list(enumerate(self._files)))
-        joined = (
-            files
-            | "Spread" >> beam.Reshuffle()
-            | "ReadKeys" >> beam.FlatMap(_read_keys, self._spec, self._num_partitions)
-            | "ByPartition" >> beam.GroupByKey()
-            | "Join" >> beam.ParDo(self._join).with_outputs(_SUMMARY, _STATISTICS, main="rows")
+    paths = pipeline | "Files" >> beam.Create(list(enumerate(files)))
+    joined = (
+        paths
+        | "Spread" >> beam.Reshuffle()
+        | "ReadKeys" >> beam.FlatMap(_read_keys, spec, manifest.num_partitions)
+        | "ByPartition" >> beam.GroupByKey()
+        | "Join"
+        >> beam.ParDo(_Join(config, records_uri, manifest)).with_outputs(
+            _SUMMARY, _STATISTICS, main="rows"
         )
-        inclusion = (
-            joined[_SUMMARY]
-            | "Summarize" >> beam.CombineGlobally(_merge_summaries)
-            | "Solve" >> beam.Map(_solve, self._config)
-        )
-        selected = joined["rows"] | "Select" >> beam.ParDo(
-            _Select(self._config), beam.pvalue.AsSingleton(inclusion)
-        ).with_outputs(_STATISTICS, main="selected")
-        written = (
-            {"paths": files, "selected": selected["selected"]}
-            | "ByFile" >> beam.CoGroupByKey()
-            | "WriteSelected" >> beam.Map(_write_file)
-        )
-        return (
-            (joined[_STATISTICS], selected[_STATISTICS], written)
-            | "AllStatistics" >> beam.Flatten()
-            | "MergeStatistics" >> beam.CombineGlobally(_merge_statistics)
-            | "Name" >> beam.Map(_with_name, self.split)
-        )
+    )
+    inclusion = (
+        joined[_SUMMARY]
+        | "Summarize" >> beam.CombineGlobally(_merge_summaries)
+        | "Solve" >> beam.Map(_solve, config)
+    )
+    selected = joined["rows"] | "Select" >> beam.ParDo(
+        _Select(config), beam.pvalue.AsSingleton(inclusion)
+    ).with_outputs(_STATISTICS, main="selected")
+    written = (
+        {"paths": paths, "selected": selected["selected"]}
+        | "ByFile" >> beam.CoGroupByKey()
+        | "WriteSelected" >> beam.Map(_write_file)
+    )
+    return (
+        (joined[_STATISTICS], selected[_STATISTICS], written)
+        | "AllStatistics" >> beam.Flatten()
+        | "MergeStatistics" >> beam.CombineGlobally(_merge_statistics)
+    )
 
 
-class CopyFiles(beam.PTransform):
-    """Copies files byte for byte. Input: the pipeline. Output: the destinations.
-
-    Args:
-      files: (source, destination) of each file.
-    """
-
-    def __init__(self, files: Iterable[tuple[str, str]]) -> None:
-        super().__init__()
-        self._files = list(files)
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        """The paths that were written; called by Beam."""
-        return (
-            pipeline
-            | "Files" >> beam.Create(self._files)
-            | "Spread" >> beam.Reshuffle()
-            | "Copy" >> beam.MapTuple(_copy)
-        )
-
-
-class WriteStatistics(beam.PTransform):
-    """Writes `statistics.json`. Input: a tuple of the outputs of `SampleSplit`.
-
-    Args:
-      uri: directory of the `ofb.SamplingStatistics` artifact.
-      settings: of the sampler, written too.
-    """
-
-    def __init__(self, uri: str, settings: dict[str, Any]) -> None:
-        super().__init__()
-        self._uri = uri
-        self._settings = settings
-
-    # Beam reads type hints, and takes no tuple.
-    def expand(self, parts):  # type: ignore[no-untyped-def]
-        """From a tuple of statistics, one per split, to the file; called by Beam."""
-        return (
-            parts
-            | "AllSplits" >> beam.Flatten()
-            | "Gather" >> beam.combiners.ToDict()
-            | "Write" >> beam.Map(_write_statistics, self._uri, self._settings)
-        )
+@beam.ptransform_fn
+def CopyFiles(pipeline: beam.Pipeline, files: Sequence[tuple[str, str]]) -> beam.PCollection:
+    """Copies files, (source, destination) each, byte for byte; returns the destinations."""
+    return (
+        pipeline
+        | "Files" >> beam.Create(list(files))
+        | "Spread" >> beam.Reshuffle()
+        | "Copy" >> beam.MapTuple(_copy)
+    )
 
 
 def _read_keys(
@@ -413,7 +369,7 @@ def _write_file(element: tuple[int, dict[str, Iterable]]) -> SplitStatistics:
     return SplitStatistics(WeightStats(bytes_read=read, bytes_written=written))
 
 
-# Beam's multi-process runner pickles functions of a module by name, but not lambdas and methods.
+# Functions of a module are pickled by name.
 def _merge_summaries(parts: Iterable[ScoreSummary]) -> ScoreSummary:
     return ScoreSummary.merge(parts)
 
@@ -427,14 +383,6 @@ def _solve(summary: ScoreSummary, config: SamplerConfig) -> SplitInclusion:
     return solve(summary, rate=config.rate, uniform_mix=mix, missing=missing)
 
 
-def _with_name(statistics: SplitStatistics, split: str) -> tuple[str, SplitStatistics]:
-    return split, statistics
-
-
 def _copy(source: str, destination: str) -> str:
     tf.io.gfile.copy(source, destination, overwrite=True)
     return destination
-
-
-def _write_statistics(splits: dict[str, SplitStatistics], uri: str, settings: dict) -> None:
-    artifacts.write_statistics(uri, settings, dict(sorted(splits.items())))

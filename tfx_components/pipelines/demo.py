@@ -17,7 +17,6 @@ import numpy as np
 from tfx.types.standard_artifacts import Examples
 from tfx.utils import path_utils
 
-from ofb_tf import constants
 from ofb_tf.experiments.results import gap_closure, standard_error
 from tfx_components.artifacts import (
     ForwardRecords,
@@ -33,26 +32,6 @@ from tfx_components.pipelines.comparison import evaluate
 from tfx_components.pipelines.graph import BASE, EVAL, TRAIN, LoopConfig
 
 EVERYTHING = "everything"
-
-
-def taxi_loop(csv_path: str, root: str, rate: float = 0.1) -> LoopConfig:
-    """The loop on the trips; prepares the first span.
-
-    Args:
-      csv_path: the trips.
-      root: directory of everything.
-      rate: of the sampler.
-    """
-    taxi.prepare_csv(csv_path, os.path.join(root, "csv", "span-1"))
-    return LoopConfig(
-        csv_directory=os.path.join(root, "csv"),
-        serving_directory=os.path.join(root, "serving"),
-        training=taxi.training_settings(),
-        base_training=taxi.BASE_TRAINING,
-        task=constants.BINARY,
-        label_feature=taxi.LABEL,
-        sampling={"rate": rate, "seed": 17, "slice_features": ["payment_type"]},
-    )
 
 
 def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
@@ -185,7 +164,11 @@ def main(arguments: list[str] | None = None) -> None:
     root = os.path.abspath(flags.output_dir)
     shutil.rmtree(root, ignore_errors=True)
     start = time.monotonic()
-    config = taxi_loop(flags.csv, root, flags.rate)
+    csv_directory = os.path.join(root, "csv")
+    taxi.prepare_csv(flags.csv, os.path.join(csv_directory, "span-1"))
+    serving_directory = os.path.join(root, "serving")
+    sampling = {"rate": flags.rate, "seed": 17, "slice_features": ["payment_type"]}
+    config = taxi.loop_config(csv_directory, serving_directory, **sampling)
     local.run(config, root)
     loop_seconds = time.monotonic() - start
     rows = compare(config, root, flags.seeds)

@@ -15,7 +15,6 @@ import os
 import yaml
 from tfx import v1 as tfx
 
-from ofb_tf import constants
 from tfx_components.pipelines import taxi
 from tfx_components.pipelines.graph import LoopConfig, create_components
 from tfx_components.pipelines.local import NAME
@@ -68,14 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--image", default="ofb-tf:latest", help="container image with ofb-tf[tfx] installed"
     )
     flags = parser.parse_args(arguments)
-    config = LoopConfig(
-        csv_directory=flags.csv_directory,
-        serving_directory=flags.serving_directory,
-        training=taxi.training_settings(),
-        base_training=taxi.BASE_TRAINING,
-        task=constants.BINARY,
-        label_feature=taxi.LABEL,
-    )
+    config = taxi.loop_config(flags.csv_directory, flags.serving_directory)
     compile_pipeline(config, flags.pipeline_root, flags.image, flags.output)
     print(f"wrote {flags.output}")
 

@@ -5,10 +5,10 @@ import os
 from typing import Any
 
 from ofb_tf import constants
+from tfx_components.pipelines.graph import LoopConfig
 from tfx_components.pipelines.trainer import TrainingConfig
 
 LABEL = "tipped"
-BASE_TRAINING = {"epochs": 8}  # settings of the first model
 _TIPS, _FARE = "tips", "fare"
 
 
@@ -62,3 +62,22 @@ def training_settings(**overrides: object) -> dict[str, object]:
     } | overrides
     TrainingConfig(**settings)  # a wrong setting fails here and not in the Trainer
     return settings
+
+
+def loop_config(csv_directory: str, serving_directory: str, **sampling: Any) -> LoopConfig:
+    """The loop on the trips.
+
+    Args:
+      csv_directory: as of `LoopConfig`.
+      serving_directory: as of `LoopConfig`.
+      **sampling: arguments of `OFBSampler`.
+    """
+    return LoopConfig(
+        csv_directory=csv_directory,
+        serving_directory=serving_directory,
+        training=training_settings(),
+        base_training={"epochs": 8},
+        task=constants.BINARY,
+        label_feature=LABEL,
+        sampling=sampling,
+    )
