@@ -1,12 +1,14 @@
 """Inclusion probabilities of a whole split, from a summary of its scores in constant memory.
 
 A summary counts float32 scores by their exponent and the top 10 bits of their significand, as HDR
-histograms do, and keeps each bin's exact sum. All of it is integers, so merging is associative
-and commutative to the last bit: runners, workers and retries get the same probabilities.
+histograms do, and keeps each bin's exact sum: at most 24 bytes for each of 261,120 bins. All of
+it is integers, so merging is associative and commutative to the last bit: runners, workers and
+retries get the same probabilities.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,13 +37,7 @@ class ScoreSummary:
     num_missing: int = 0
 
     @classmethod
-    def empty(cls) -> "ScoreSummary":
-        """A summary of no example."""
-        zero = np.zeros(0, np.int64)
-        return cls(zero, zero, zero)
-
-    @classmethod
-    def of(cls, scores: np.ndarray, num_missing: int = 0) -> "ScoreSummary":
+    def of(cls, scores: Sequence[float] | np.ndarray, num_missing: int = 0) -> "ScoreSummary":
         """Summarises one batch.
 
         Args:
@@ -65,9 +61,9 @@ class ScoreSummary:
         return cls(bins, counts.astype(np.int64), low_sums, num_missing)
 
     @classmethod
-    def merge(cls, summaries: "list[ScoreSummary]") -> "ScoreSummary":
+    def merge(cls, summaries: "Iterable[ScoreSummary]") -> "ScoreSummary":
         """The summary of all examples of several."""
-        summaries = list(summaries) or [cls.empty()]
+        summaries = list(summaries) or [cls.of([])]
         bins, inverse = np.unique(np.concatenate([s.bins for s in summaries]), return_inverse=True)
         counts, low_sums = np.zeros((2, len(bins)), np.int64)
         np.add.at(counts, inverse, np.concatenate([s.counts for s in summaries]))
@@ -78,11 +74,6 @@ class ScoreSummary:
     def num_scored(self) -> int:
         """Examples with a score."""
         return int(self.counts.sum())
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the columns; at most 24 bytes for each of 261,120 bins."""
-        return self.bins.nbytes + self.counts.nbytes + self.low_sums.nbytes
 
     def sums(self) -> np.ndarray:
         """Each bin's sum of scores: float64 `[m]`, each rounded once from the exact sum."""
