@@ -78,7 +78,7 @@ def _sample(root: pathlib.Path, argv: list[str]) -> dict:
     import apache_beam as beam
     from tfx.types import standard_artifacts
 
-    from tfx_components import artifacts, statistics
+    from tfx_components import artifacts
     from tfx_components.ofb_sampler import OFBSampler
 
     examples, records = _artifacts(root)
@@ -96,7 +96,7 @@ def _sample(root: pathlib.Path, argv: list[str]) -> dict:
         beam_pipeline=beam.Pipeline(argv=argv),
     )
     seconds = time.monotonic() - start
-    total = statistics.read(found.uri)[1]["train"].total
+    total = artifacts.read_statistics(found.uri)[1]["train"].total
     return {
         "seconds": seconds,
         "rate": total.realized_rate,
@@ -109,9 +109,12 @@ def _count_bytes(root: pathlib.Path) -> dict:
     """Runs the stages by hand, in one process; returns the encoded size of what leaves each."""
     from apache_beam import coders
 
-    from tfx_components import beam_transforms as stages
-    from tfx_components import example_files, manifest, record_sources, record_transforms
-    from tfx_components.sampler_config import SamplerConfig
+    from tfx_components import artifacts
+    from tfx_components.component_utils import list_files
+    from tfx_components.forward_record_gen import sources
+    from tfx_components.forward_record_gen import transforms as record_stages
+    from tfx_components.ofb_sampler import examples as example_files
+    from tfx_components.ofb_sampler import transforms as stages
 
     size = {"keys": 0, "rows": 0, "selected": 0, "records": 0}
     encode = coders.FastPrimitivesCoder().encode
@@ -122,24 +125,28 @@ def _count_bytes(root: pathlib.Path) -> dict:
             yield element
 
     examples, records = _artifacts(root)
-    found = manifest.Manifest.read(records.uri)
-    read = record_transforms._Read(record_sources.read_record_file, found.num_partitions)
+    found = artifacts.Manifest.read(records.uri)
     for file in (root / "serving").iterdir():
-        for _ in counted("records", read.process(str(file))):
+        for _ in counted(
+            "records",
+            record_stages._read_file(str(file), sources.read_record_file, found.num_partitions),
+        ):
             pass
-    config = SamplerConfig(task="binary", rate=_RATE)
-    files = example_files.list_files(str(root / "examples" / "Split-train"))
+    config = stages.SamplerConfig(task="binary", rate=_RATE)
+    files = list_files(str(root / "examples" / "Split-train"))
     spec = example_files.probe(files, "example_id", "label", ())
-    keys, partitions = stages._ReadKeys(spec, found.num_partitions), {}
+    partitions = {}
     for number, file in enumerate(files):
-        for partition, columns in counted("keys", keys.process((number, (file, "")))):
+        for partition, columns in counted(
+            "keys", stages._read_keys((number, (file, "")), spec, found.num_partitions)
+        ):
             partitions.setdefault(partition, []).append(columns)
     join, all_rows, summaries = stages._Join(config, records.uri, found), [], []
     for item in partitions.items():
         rows, summary, _ = join.process(item)
         all_rows += counted("rows", iter([rows]))
         summaries.append(summary.value)
-    num_examples = sum(len(rows["example_ids"]) for rows in all_rows)
+    num_examples = sum(len(rows["example_id"]) for rows in all_rows)
     inclusion = stages._solve(stages.ScoreSummary.merge(summaries), config)
     for rows in all_rows:
         *selected, _ = stages._Select(config).process(rows, inclusion)

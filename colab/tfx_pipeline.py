@@ -37,7 +37,6 @@ if importlib.util.find_spec("ofb_tf") is None or importlib.util.find_spec("tfx")
 
 # %%
 import csv
-import html
 import json
 import logging
 import os
@@ -52,16 +51,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 from absl import logging as absl_logging
-from IPython.display import HTML, display
 from tfx import v1 as tfx
 from tfx.orchestration.experimental.interactive.interactive_context import InteractiveContext
 
 import ofb_tf
 from ofb_tf.datasets import ClickStream
-from tfx_components import artifacts, statistics
+from tfx_components import artifacts
 from tfx_components.forward_record_gen import ForwardRecordGen
-from tfx_components.model_comparison import ModelComparison
 from tfx_components.ofb_sampler import OFBSampler
+from tfx_components.pipelines.comparison import ModelComparison
 from tfx_components.sampling_validator import SamplingValidator
 
 absl_logging.set_verbosity(absl_logging.ERROR)
@@ -132,7 +130,7 @@ print(examples.get()[0].split_names)
 # %% [markdown]
 # ## 3. The model that serves
 #
-# `tfx_components.trainer_module` builds an `OFBModel` from the schema. What it exports answers
+# `tfx_components.pipelines.trainer` builds an `OFBModel` from the schema. What it exports answers
 # with predictions, logits and the example's id. A model of your own needs only that signature:
 # `ofb_tf.serving.export_recording_model` writes it.
 
@@ -148,7 +146,7 @@ SETTINGS = {
 
 def trainer(name, examples, split, **more):
     return tfx.components.Trainer(
-        run_fn="tfx_components.trainer_module.run_fn",
+        run_fn="tfx_components.pipelines.trainer.run_fn",
         examples=examples,
         schema=schema,
         train_args=tfx.proto.TrainArgs(splits=[split]),
@@ -217,7 +215,7 @@ sampler = OFBSampler(
 )
 context.run(sampler)
 
-_, splits = statistics.read(sampler.outputs["sampling_statistics"].get()[0].uri)
+_, splits = artifacts.read_statistics(sampler.outputs["sampling_statistics"].get()[0].uri)
 total = splits["train"].total
 print(f"examples               {total.num_examples:,}")
 print(f"with a record          {total.coverage:.1%}")
@@ -271,7 +269,7 @@ plt.show()
 #
 # `SamplingValidator` compares the statistics with thresholds, and blesses the sample or says what
 # is wrong. In a pipeline the Trainer is put under `tfx.dsl.Cond` on the blessing; an
-# InteractiveContext has no conditions, so we look ourselves. It also writes this page.
+# InteractiveContext has no conditions, so we look ourselves.
 
 # %%
 validator = SamplingValidator(
@@ -280,8 +278,6 @@ validator = SamplingValidator(
 context.run(validator)
 blessing = validator.outputs["blessing"].get()[0]
 print("blessed:", bool(blessing.get_int_custom_property(artifacts.BLESSED)))
-page = html.escape((pathlib.Path(blessing.uri) / "report.html").read_text())
-display(HTML(f'<iframe srcdoc="{page}" width="100%" height="640" style="border: 0"></iframe>'))
 
 # %% [markdown]
 # A threshold that the sample does not meet gives no blessing, and a reason. Here it is one that no

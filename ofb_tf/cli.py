@@ -368,14 +368,12 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
 
 
 def _import(patterns: list[str], values: argparse.Namespace) -> int:
-    from ofb_tf.records import imports as importers
-    from ofb_tf.records.prediction_log import PredictFields
-    from ofb_tf.records.text_rows import RowFields
+    from ofb_tf.records import importers
 
     if values.format == "prediction_log":
-        fields: Any = PredictFields(values.id_output or None, values.logits_output)
+        fields: Any = importers.PredictFields(values.id_output or None, values.logits_output)
     else:
-        fields = RowFields(
+        fields = importers.RowFields(
             example_id=values.id_field,
             logits=tuple(filter(None, values.logits_fields)),
             loss=values.loss_field,

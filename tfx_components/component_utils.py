@@ -1,21 +1,26 @@
-"""What the components share: checks at construction, errors that name the component."""
+"""What more than one component needs: checks, errors, files of a split, ids of examples."""
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from ofb_tf import hashing
+from ofb_tf.records.files import compression_of
+
+TEMPORARY_PREFIX = ".tmp-"
 _PLAIN = (bool, int, float, str, list, type(None))
 
 
-def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable[[Any], Any]:
+def checked_at_construction(check: Callable[..., Any]) -> Callable[[Any], Any]:
     """Makes a component class check its parameters when a pipeline is put together.
 
     Args:
-      check: called with the parameters whose values are known then (a runtime parameter's is
-        not); raises ValueError for one out of range.
+      check: called with the parameters whose values are known then, by name (a runtime
+        parameter's is not); raises ValueError for one out of range.
 
     Returns:
       A decorator of component classes.
@@ -25,7 +30,7 @@ def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable
         def __init__(self: Any, **kwargs: Any) -> None:
             known = {name: value for name, value in kwargs.items() if isinstance(value, _PLAIN)}
             try:
-                check(known)
+                check(**known)
             except ValueError as error:
                 raise ValueError(f"{component.__name__}: {error}") from error
             component.__init__(self, **kwargs)
@@ -41,12 +46,12 @@ def checked_at_construction(check: Callable[[dict[str, Any]], None]) -> Callable
 
 
 @contextlib.contextmanager
-def naming_errors(name: str, uris: Sequence[str]) -> Iterator[None]:
-    """Names the component in what goes wrong, and leaves nothing half-written behind.
+def error_context(component: str, uris: Sequence[str]) -> Iterator[None]:
+    """Prefixes errors with the component's name and empties its outputs.
 
     Args:
-      name: the component's.
-      uris: directories of its outputs; emptied on an error.
+      component: the name.
+      uris: directories of the outputs.
 
     Raises:
       ValueError: whatever was raised, with the component's name before its message.
@@ -57,14 +62,53 @@ def naming_errors(name: str, uris: Sequence[str]) -> Iterator[None]:
         for uri in uris:
             with contextlib.suppress(tf.errors.OpError):
                 remove_children(uri)
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{component}: {error}") from error
 
 
 def remove_children(directory: str, prefix: str = "") -> None:
-    """Removes the files and directories in a directory whose names begin so."""
+    """Removes the files and directories in a directory whose names have a prefix."""
     for entry in tf.io.gfile.listdir(directory):
-        entry = entry.rstrip("/")  # object stores name directories so
+        entry = entry.rstrip("/")  # object stores end directory names with a slash
         if entry.startswith(prefix):
             path = os.path.join(directory, entry)
             remove = tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove
             remove(path)
+
+
+def list_files(directory: str) -> list[str]:
+    """The data files of a split, sorted.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+    names = sorted(name for name in names if not name.startswith((".", "_")))
+    if not names:
+        raise FileNotFoundError(f"{directory} holds no data files.")
+    return [os.path.join(directory, name) for name in names]
+
+
+def read_tfrecords(files: Sequence[str]) -> tf.data.Dataset:
+    """Serialized records of TFRecord files, file after file, each compressed in its own way."""
+    compressions = [compression_of(file) for file in files]
+    pairs = tf.data.Dataset.from_tensor_slices((list(files), compressions))
+    return pairs.flat_map(tf.data.TFRecordDataset)
+
+
+def example_fingerprints(serialized: Sequence[bytes]) -> np.ndarray:
+    """Ids for examples that have no id feature: fingerprints of their content.
+
+    The bytes of a tf.Example depend on who serialized it, as its features have no order; TFX's
+    BulkInferrer, for one, serializes again. So the example is serialized with its features sorted.
+
+    Args:
+      serialized: n tf.Examples.
+
+    Returns:
+      int64 `[n]`: `ofb_tf.hashing.fingerprint` of the sorted form.
+    """
+    canonical = [
+        tf.train.Example.FromString(example).SerializeToString(deterministic=True)
+        for example in serialized
+    ]
+    return hashing.fingerprint(tf.constant(canonical, tf.string)).numpy()

@@ -109,7 +109,7 @@ class PredictFields:
           UnusableError: they are missing, or their shapes do not match.
         """
         logits = self.logits(response)
-        ids = self._ids(request, response)
+        ids = self.ids(request, response)
         if not len(ids) or len(ids) != len(logits):
             raise UnusableError(
                 f"ids and logits must be of one batch. Received: {len(ids)} ids, logits "
@@ -133,7 +133,16 @@ class PredictFields:
             raise UnusableError(f"output {self.logits_output!r} must be [n, k]. Received: a scalar")
         return logits.reshape(len(logits), -1).astype(np.float32) if logits.size else logits
 
-    def _ids(self, request: Any, response: Any) -> np.ndarray:
+    def ids(self, request: Any, response: Any) -> np.ndarray:
+        """Ids of a call alone: `[n]`, integers or, where not yet hashed, text as bytes.
+
+        Args:
+          request: `PredictRequest`.
+          response: `PredictResponse`.
+
+        Raises:
+          UnusableError: they are not there, or are neither integers nor strings.
+        """
         if self.id_output is None:
             ids = _array(request.inputs, self.examples_input, "input").reshape(-1)
             if ids.dtype.kind == "O":

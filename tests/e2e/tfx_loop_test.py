@@ -11,9 +11,8 @@ import pytest
 import tensorflow as tf
 from ml_metadata.proto import metadata_store_pb2
 
-from tfx_components import statistics, trainer_module
-from tfx_components.manifest import Manifest
-from tfx_components.pipelines import local
+from tfx_components.artifacts import Manifest, read_statistics
+from tfx_components.pipelines import local, trainer
 from tfx_components.pipelines.graph import TRAIN, LoopConfig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.tfx]
@@ -103,7 +102,7 @@ def test_every_node_ran_once_and_the_model_is_served(root):
 
 def test_records_cover_the_training_split_and_weights_reach_the_trainer(root):
     manifest = Manifest.read(local.latest_output(root, "ForwardRecordGen", "forward_records"))
-    _, splits = statistics.read(local.latest_output(root, "OFBSampler", "sampling_statistics"))
+    _, splits = read_statistics(local.latest_output(root, "OFBSampler", "sampling_statistics"))
     total = splits[TRAIN].total
     assert total.coverage == 1.0
     assert manifest.num_records == total.num_examples
@@ -141,7 +140,7 @@ def test_second_span_runs_anew(root):
     local.run(_config(root), str(root))
     for node, states in _executions(root).items():
         assert states[-1] == "COMPLETE", node
-    _, splits = statistics.read(local.latest_output(root, "OFBSampler", "sampling_statistics"))
+    _, splits = read_statistics(local.latest_output(root, "OFBSampler", "sampling_statistics"))
     assert splits[TRAIN].total.num_examples < 1100
     assert len(list((root / "serving").iterdir())) == 2
 
@@ -161,18 +160,17 @@ def test_a_sample_that_is_not_blessed_is_not_trained_on(root):
 
 def test_training_goes_on_from_the_served_model(root):
     (version, *_) = sorted((root / "serving").iterdir())
-    model = trainer_module.load_keras_model(str(version))
+    model = trainer.load_keras_model(str(version))
     serve = tf.saved_model.load(str(version)).signatures["serving_default"]
     example = tf.train.Example()
     example.features.feature["amount"].float_list.value.append(12.0)
     example.features.feature["kind"].bytes_list.value.append(b"b")
     serialized = tf.constant([example.SerializeToString()])
-    schema = trainer_module.read_schema(
+    schema = trainer.read_schema(
         str(pathlib.Path(local.latest_output(root, "SchemaGen", "schema")) / "schema.pbtxt")
     )
-    spec = trainer_module.tabular_spec(
-        trainer_module.training_config(_config(root).training), schema
-    )
+    config = trainer.TrainingConfig.from_custom_config(_config(root).training)
+    spec = trainer.tabular_spec(config, schema)
     inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
     np.testing.assert_allclose(
         model(inputs, training=False), serve(examples=serialized)["logits"], rtol=1e-5

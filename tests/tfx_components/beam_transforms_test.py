@@ -9,11 +9,11 @@ from tfx_testing import probabilities, read_tfrecords, write_tfrecords
 
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
-from tfx_components import manifest, record_sources
-from tfx_components.beam_transforms import CopyFiles, SampleSplit
-from tfx_components.example_files import KeySpec
-from tfx_components.record_transforms import WritePartitions
-from tfx_components.sampler_config import SamplerConfig
+from tfx_components.artifacts import Manifest
+from tfx_components.forward_record_gen import sources
+from tfx_components.forward_record_gen.transforms import WritePartitions
+from tfx_components.ofb_sampler.examples import KeySpec
+from tfx_components.ofb_sampler.transforms import CopyFiles, SamplerConfig, SampleSplit
 
 _SPEC = KeySpec("id", "label", ("city",), {"id": "int64", "label": "int64", "city": "string"})
 
@@ -44,9 +44,8 @@ def test_sample_split(data, as_examples, as_records, tmp_path):
             raise BeamAssertException(f"slices {split.slices}")
 
     with TestPipeline() as pipeline:
-        output = pipeline | SampleSplit(
-            config, _SPEC, files, records.uri, manifest.Manifest.read(records.uri)
-        )
+        manifest = Manifest.read(records.uri)
+        output = pipeline | SampleSplit(config, _SPEC, files, records.uri, manifest)
         assert_that(output, check)
 
 
@@ -58,13 +57,13 @@ def test_write_partitions(data, tmp_path):
     files = [str(path) for path in (tmp_path / "in").iterdir()]
     counts = np.bincount(partition_of(data.ids, 4), minlength=4).tolist()
     n = len(data.ids)
-    expected = manifest.Manifest(4, 1, n, 0, n, counts, {"3": n}, 5, 5)
+    expected = Manifest(4, 1, n, 0, n, counts, {"3": n}, 5, 5)
     with TestPipeline() as pipeline:
         output = pipeline | WritePartitions(
-            record_sources.read_record_file, files, str(tmp_path / "out"), 4
+            sources.read_record_file, files, str(tmp_path / "out"), 4
         )
         assert_that(output, equal_to([expected]))
-    assert manifest.Manifest.read(str(tmp_path / "out")) == expected
+    assert Manifest.read(str(tmp_path / "out")) == expected
 
 
 def test_copy_files(tmp_path):

@@ -17,8 +17,8 @@ from tfx_testing import Data, read_tfrecords
 
 import ofb_tf
 from ofb_tf.serving import export_recording_model
-from tfx_components import artifacts, statistics
-from tfx_components.example_files import fingerprints
+from tfx_components import artifacts
+from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
 
 _SPEC = {
@@ -78,13 +78,13 @@ def test_its_logs_become_records_that_the_sampler_finds(
     loaded = ofb_tf.ForwardRecords.load(records.uri)
     files = sorted((pathlib.Path(examples.uri) / "Split-train").iterdir())
     serialized = [record for path in files for record in read_tfrecords(path)]
-    ids = data.ids if id_feature else fingerprints(serialized)
+    ids = data.ids if id_feature else example_fingerprints(serialized)
     order = np.argsort(ids)
     np.testing.assert_array_equal(loaded.example_ids, ids[order])
     expected = model(data.logits[order, None]).numpy()
     np.testing.assert_allclose(loaded.logits, expected, rtol=1e-5, atol=1e-6)
 
     _, found = sample(examples, records, id_feature=id_feature)
-    total = statistics.read(found.uri)[1]["train"].total
+    total = artifacts.read_statistics(found.uri)[1]["train"].total
     assert (total.num_examples, total.num_scored) == (500, 500)
     assert json.loads((pathlib.Path(records.uri) / "manifest.json").read_text())["num_read"] == 500

@@ -13,10 +13,11 @@ from tfx_testing import serialize, write_tfrecords
 import ofb_tf
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
+from ofb_tf.records.partitioned import partition_path
 from tfx_components import artifacts
-from tfx_components.example_files import fingerprints
+from tfx_components.artifacts import Manifest
+from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
-from tfx_components.manifest import Manifest, partition_path
 
 
 def _generate(tmp_path, **kwargs):
@@ -106,7 +107,7 @@ def test_prediction_logs_of_bulk_inferrer(tmp_path):
     write_tfrecords(tmp_path / "logs" / "prediction_logs-00000-of-00001.gz", logs)
     inference = standard_artifacts.InferenceResult()
     inference.uri = str(tmp_path / "logs")
-    for id_feature, ids in (("id", np.arange(7, 27)), ("", fingerprints(examples))):
+    for id_feature, ids in (("id", np.arange(7, 27)), ("", example_fingerprints(examples))):
         artifact = _generate(
             tmp_path,
             inference_result=inference,
@@ -129,7 +130,7 @@ def test_fingerprint_does_not_depend_on_who_serialized():
     parts = [serialize({f"feature-{k}": k}) for k in range(60)]
     orders = [np.arange(60), np.random.default_rng(0).permutation(60)]
     # A concatenation of messages is their merge: the same example in other bytes.
-    first, second = fingerprints([b"".join(parts[k] for k in order) for order in orders])
+    first, second = example_fingerprints([b"".join(parts[k] for k in order) for order in orders])
     assert first == second
 
 
@@ -165,7 +166,7 @@ def test_fingerprints_that_a_model_says_are_of_the_bytes_and_do_not_win(tmp_path
     parts = [serialize({"id": k + 7}) + serialize({"x": float(k)}) for k in range(20)]
     examples = [tf.train.Example.FromString(part).SerializeToString() for part in parts]
     echo = hashing.fingerprint(tf.constant(parts)).numpy()
-    canonical = fingerprints(examples)
+    canonical = example_fingerprints(examples)
     assert (echo != canonical).any()
     logs = [_log([part], [[k]], echo=[echo[k]]) for k, part in enumerate(parts)]
     write_tfrecords(tmp_path / "logs" / "log", logs)
@@ -276,14 +277,14 @@ def _no_logs(tmp_path):
         (_two_widths, r"num_outputs \[1, 3\].*different models"),
         (_top_k, r"\.ofbr holds records in the top-k form.*Write every logit"),
         (_corrupt_records, r"\.ofbr"),
-        (_corrupt_logs, r"logs/log at byte \d+: the file ends inside.*write the file anew"),
+        (_corrupt_logs, r"logs/log at byte \d+: the file ends inside.*write the file again"),
         (_no_logits, "output 'logits' is missing.*'scores'.*set logits_output"),
         (_no_ids, r"\[1\].*serialized examples for \[2\].*recording signature"),
         (
             _no_id_feature,
             r"'id' must be one .*\['id', 'x'\]|'id' must be one .*'x'.*Set id_feature",
         ),
-        (_no_logs, "at byte 0: not a PredictionLog.*write the file anew"),
+        (_no_logs, "at byte 0: not a PredictionLog.*write the file again"),
     ],
 )
 def test_bad_input_names_component_and_remedy_and_leaves_nothing(tmp_path, make, message):

@@ -52,13 +52,9 @@ def test_selection_is_what_it_was(name, run):
 
 @pytest.mark.parametrize("with_losses", [False, True], ids=["logits", "logits_and_losses"])
 @pytest.mark.parametrize("name", _CASES)
-def test_tf_data_selects_the_same(name, with_losses, run, data, request):
+def test_tf_data_selects_the_same(name, with_losses, run, data):
     """One Poisson window over the whole stream, NaN logits and losses among the records."""
     case, losses = _CASES[name], None
-    if case["policy"] == "uniform" and case["missing"] in ("keep", "drop"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="OFBSampler looks at records"))
-    if with_losses and case["score"] != "loss" and case["missing"] != "error":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="OFBSampler: NaN loss usable"))
     if with_losses:
         losses = np.random.default_rng(6).exponential(size=len(data.ids)).astype(np.float32)
         if case["missing"] != "error":

@@ -7,112 +7,88 @@ from tfx_testing import serialize, write_tfrecords
 from tfx_components.ofb_sampler import OFBSampler
 
 
-def _no_manifest(data, as_examples, as_records, tmp_path):
-    records = as_records(data.ids, data.logits)
-    (tmp_path / "records" / "manifest.json").unlink()
-    return as_examples(data), records, {}
+def _train(root, number):
+    return root / "examples" / "Split-train" / f"data_tfrecord-{number:05d}-of-00003.gz"
 
 
-def _other_width(data, as_examples, as_records, tmp_path):
-    return as_examples(data), as_records(data.ids, np.zeros((3000, 3), np.float32)), {}
+def _no_manifest(root):
+    (root / "records" / "manifest.json").unlink()
 
 
-def _named_width(data, as_examples, as_records, tmp_path):
-    return as_examples(data), as_records(data.ids, data.logits), {"num_outputs": 2}
+def _corrupt_examples(root):
+    _train(root, 1).write_bytes(_train(root, 1).read_bytes()[:-500])
 
 
-def _corrupt_examples(data, as_examples, as_records, tmp_path):
-    path = tmp_path / "examples" / "Split-train" / "data_tfrecord-00001-of-00003.gz"
-    examples = as_examples(data)
+def _corrupt_records(root):
+    path = root / "records" / "partition-00002-of-00005.ofbr"
     path.write_bytes(path.read_bytes()[:-500])
-    return examples, as_records(data.ids, data.logits), {}
 
 
-def _corrupt_records(data, as_examples, as_records, tmp_path):
-    records = as_records(data.ids, data.logits)
-    path = tmp_path / "records" / "partition-00002-of-00005.ofbr"
-    path.write_bytes(path.read_bytes()[:-500])
-    return as_examples(data), records, {}
+def _empty_split(root):
+    for number in range(3):
+        write_tfrecords(_train(root, number), [])
 
 
-def _empty_split(data, as_examples, as_records, tmp_path):
-    examples = as_examples(data)
-    for path in (tmp_path / "examples" / "Split-train").iterdir():
-        write_tfrecords(path, [])
-    return examples, as_records(data.ids, data.logits), {}
+def _no_files(root):
+    for number in range(3):
+        _train(root, number).unlink()
 
 
-def _no_files(data, as_examples, as_records, tmp_path):
-    examples = as_examples(data)
-    for path in (tmp_path / "examples" / "Split-train").iterdir():
-        path.unlink()
-    return examples, as_records(data.ids, data.logits), {}
+def _some_without_label(root):
+    write_tfrecords(_train(root, 2), [serialize({"id": 1, "label": 0}), serialize({"id": 2})])
 
 
-def _no_label(data, as_examples, as_records, tmp_path):
-    return as_examples(data), as_records(data.ids, data.logits), {"label_feature": "tips"}
+def _other_schema(root):
+    write_tfrecords(_train(root, 2), [serialize({"id": 1, "label": 0.5})])
 
 
-def _some_without_label(data, as_examples, as_records, tmp_path):
-    examples = as_examples(data)
-    path = tmp_path / "examples" / "Split-train" / "data_tfrecord-00002-of-00003.gz"
-    write_tfrecords(path, [serialize({"id": 1, "label": 0}), serialize({"id": 2})])
-    return examples, as_records(data.ids, data.logits), {}
-
-
-def _other_schema(data, as_examples, as_records, tmp_path):
-    examples = as_examples(data)
-    path = tmp_path / "examples" / "Split-train" / "data_tfrecord-00002-of-00003.gz"
-    write_tfrecords(path, [serialize({"id": 1, "label": 0.5})])
-    return examples, as_records(data.ids, data.logits), {}
-
-
-def _unknown_split(data, as_examples, as_records, tmp_path):
-    return as_examples(data), as_records(data.ids, data.logits), {"splits": ["test"]}
-
-
-def _payload(data, as_examples, as_records, tmp_path):
-    examples = as_examples(data)
-    examples.set_string_custom_property("payload_format", "FORMAT_PARQUET")
-    return examples, as_records(data.ids, data.logits), {}
-
-
-def _sampled_already(data, as_examples, as_records, tmp_path):
-    return as_examples(data, importance_weight=1.0), as_records(data.ids, data.logits), {}
-
-
-def _missing_error(data, as_examples, as_records, tmp_path):
-    return as_examples(data), as_records(data.ids[1:], data.logits[1:]), {"missing": "error"}
+def _none(root):
+    pass
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("damage", "arguments", "message"),
     [
-        (_no_manifest, "is not an ofb.ForwardRecords artifact.*Make one with ForwardRecordGen"),
-        (_other_width, "1 output for task='binary', got 3.*model that serves"),
-        (_named_width, "num_outputs=2, got 1.*model that serves"),
-        (_corrupt_examples, "data_tfrecord-00001-of-00003.gz is damaged after.*Write it anew"),
-        (_corrupt_records, "partition-00002-of-00005.ofbr"),
-        (_empty_split, "split 'train'.*split is empty"),
-        (_no_files, "holds no data files"),
-        (_no_label, "split 'train'.*no label feature 'tips'.*'label'.*Set label_feature"),
-        (_some_without_label, "00002-of-00003.gz.*1 of 2 have no 'label'.*Fill the feature"),
-        (_other_schema, "00002-of-00003.gz.*do not have the types.*schema of all files the same"),
-        (_unknown_split, r"splits must be among \['train', 'eval'\]. Received: \['test'\]"),
-        (_payload, "FORMAT_TF_EXAMPLE. Received: FORMAT_PARQUET.*payload_format"),
-        (_sampled_already, "'importance_weight' already.*that ExampleGen made"),
-        (_missing_error, "1 of .* have no usable forward record.*Set missing='uniform'"),
+        (_no_manifest, {}, "is not an ofb.ForwardRecords artifact.*Make one with ForwardRecordGen"),
+        (_none, {"task": "multiclass"}, "at least 2 outputs for task='multiclass', got 1.*model"),
+        (_none, {"num_outputs": 2}, "num_outputs=2, got 1.*model that serves"),
+        (_corrupt_examples, {}, "tfrecord-00001-of-00003.gz is damaged after.*Write it again"),
+        (_corrupt_records, {}, "partition-00002-of-00005.ofbr"),
+        (_empty_split, {}, "split 'train'.*split is empty"),
+        (_no_files, {}, "holds no data files"),
+        (_none, {"label_feature": "tips"}, "split 'train'.*no label feature 'tips'.*Set label_fea"),
+        (_some_without_label, {}, "00002-of-00003.gz.*1 of 2 have no 'label'.*Fill the feature"),
+        (_other_schema, {}, "00002-of-00003.gz.*do not have the types.*schema of all files the"),
+        (_none, {"splits": ["test"]}, r"splits must be among \['train', 'eval'\]. .* \['test'\]"),
+        (_none, {"missing": "error"}, "1 of .* have no usable forward record.*Set missing='unif"),
     ],
 )
 def test_bad_input_names_component_and_remedy_and_leaves_nothing(
-    data, as_examples, as_records, sample, tmp_path, make, message
+    data, as_examples, as_records, sample, tmp_path, damage, arguments, message
 ):
-    examples, records, kwargs = make(data, as_examples, as_records, tmp_path)
+    examples, records = as_examples(data), as_records(data.ids[1:], data.logits[1:])
+    damage(tmp_path)
     with pytest.raises(ValueError, match=f"(?s)^OFBSampler: .*{message}"):
-        sample(examples, records, **kwargs)
+        sample(examples, records, **arguments)
     for name in ("sampled", "sampled-statistics"):
         directory = tmp_path / name
         assert not directory.exists() or not list(directory.iterdir())
+
+
+def test_records_of_another_width(data, as_examples, as_records, sample):
+    records = as_records(data.ids, np.zeros((3000, 3), np.float32))
+    with pytest.raises(ValueError, match="1 output for task='binary', got 3.*model that serves"):
+        sample(as_examples(data), records)
+
+
+def test_examples_that_are_not_raw_tf_examples(data, as_examples, as_records, sample):
+    records = as_records(data.ids, data.logits)
+    with pytest.raises(ValueError, match="'importance_weight' already.*that ExampleGen made"):
+        sample(as_examples(data, importance_weight=1.0, name="sampled-before"), records)
+    examples = as_examples(data)
+    examples.set_string_custom_property("payload_format", "FORMAT_PARQUET")
+    with pytest.raises(ValueError, match="TF_EXAMPLE. Received: FORMAT_PARQUET.*payload_format"):
+        sample(examples, records)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """OFBSampler by its own function, against an independent numpy reference."""
 
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -12,8 +13,12 @@ import tensorflow as tf
 from tfx_testing import probabilities, read_tfrecords, selected
 
 from ofb_tf import hashing
-from tfx_components import beam_transforms, example_files, record_transforms, statistics
-from tfx_components.example_files import fingerprints
+from ofb_tf.records.files import compression_of
+from tfx_components.artifacts import read_statistics
+from tfx_components.component_utils import example_fingerprints
+from tfx_components.forward_record_gen import transforms as record_transforms
+from tfx_components.ofb_sampler import examples as example_files
+from tfx_components.ofb_sampler import transforms
 
 
 def _draws(ids, seed=3, epoch=0):
@@ -21,7 +26,7 @@ def _draws(ids, seed=3, epoch=0):
 
 
 def _total(artifact, split="train"):
-    return statistics.read(artifact.uri)[1][split].total
+    return read_statistics(artifact.uri)[1][split].total
 
 
 def test_selection_and_weights_are_the_references(data, as_examples, as_records, sample):
@@ -46,6 +51,43 @@ def test_uniform_has_weights_of_exactly_one(data, as_examples, as_records, sampl
     assert set(found) == set(data.ids[_draws(data.ids) < 0.1].tolist())
     assert set(found.values()) == {1.0}
     assert _total(artifact).effective_sample_size == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("missing", ["keep", "drop", "error"])
+def test_uniform_does_not_select_by_records(data, as_examples, as_records, sample, missing):
+    """As `ofb_tf.Uniform`; the statistics still say how many examples have a usable record."""
+    data.logits[1] = np.nan
+    records = as_records(data.ids[:-100], data.logits[:-100])
+    sampled, artifact = sample(as_examples(data), records, policy="uniform", missing=missing)
+    assert selected(sampled) == dict.fromkeys(data.ids[_draws(data.ids) < 0.1].tolist(), 1.0)
+    total = _total(artifact)
+    assert (total.num_scored, total.num_no_record, total.num_unusable) == (2899, 100, 1)
+    assert (total.expected_selected, total.unreachable) == (pytest.approx(300.0), 0)
+
+
+def test_a_loss_that_is_not_finite_makes_a_record_unusable(data, as_examples, as_records, sample):
+    losses = np.where(np.arange(3000) < 40, np.nan, 1.0).astype(np.float32)
+    records = as_records(data.ids, data.logits, loss=losses)
+    _, artifact = sample(as_examples(data), records)
+    assert _total(artifact).num_unusable == 40
+
+
+def test_compression_is_read_from_the_files_not_from_their_names(
+    data, as_examples, as_records, sample, tmp_path
+):
+    examples, records = as_examples(data), as_records(data.ids, data.logits)
+    first = selected(sample(examples, records)[0])
+    directory = tmp_path / "examples" / "Split-train"
+    for number, path in enumerate(sorted(directory.iterdir())):
+        content = path.read_bytes() if number else gzip.decompress(path.read_bytes())
+        path.unlink()
+        (directory / f"part-{number}").write_bytes(content)
+    sampled, _ = sample(examples, records, name="again")
+    found = sorted((tmp_path / "again" / "Split-train").iterdir())
+    assert [compression_of(str(path)) for path in found] == ["", "GZIP", "GZIP"]
+    for path in found[1:]:
+        path.rename(path.with_suffix(".gz"))
+    assert selected(sampled) == first
 
 
 def test_rate_one_keeps_everything(data, as_examples, as_records, sample):
@@ -84,7 +126,7 @@ def test_files_larger_than_a_chunk(data, as_examples, as_records, sample, monkey
     """Readers pass on what they have gathered before a file ends."""
     first = selected(sample(as_examples(data), as_records(data.ids, data.logits))[0])
     monkeypatch.setattr(example_files, "_BATCH", 100)
-    monkeypatch.setattr(beam_transforms, "_CHUNK", 250)
+    monkeypatch.setattr(transforms, "_CHUNK", 250)
     monkeypatch.setattr(record_transforms, "_CHUNK", 250)
     examples = as_examples(data, num_files=2, name="two")
     records = as_records(data.ids, data.logits, name="more")
@@ -142,7 +184,7 @@ def test_fingerprints_are_the_ids_where_there_is_no_id_feature(
 ):
     examples = as_examples(data)
     files = sorted((pathlib.Path(examples.uri) / "Split-train").iterdir())
-    ids = fingerprints([record for path in files for record in read_tfrecords(path)])
+    ids = example_fingerprints([record for path in files for record in read_tfrecords(path)])
     assert len(set(ids)) == len(ids)
     sampled, artifact = sample(examples, as_records(ids, data.logits), id_feature="")
     assert _total(artifact).coverage == 1.0
@@ -167,7 +209,7 @@ def test_statistics_count_what_happened(data, as_examples, as_records, sample):
     sampled, artifact = sample(
         as_examples(data), records, max_age=50.0, slice_features=["city"], missing="uniform"
     )
-    config, splits = statistics.read(artifact.uri)
+    config, splits = read_statistics(artifact.uri)
     assert config["rate"] == 0.1 and config["seed"] == 3
     total = splits["train"].total
     assert (total.num_examples, total.num_scored) == (n, n - 290)

@@ -17,7 +17,7 @@ import ofb_tf
 from tfx_components import artifacts
 from tfx_components.forward_record_gen import ForwardRecordGen
 
-_TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
+_RUNNERS = pathlib.Path(__file__).resolve().parents[1] / "runners"
 
 
 def _digest(directory: pathlib.Path) -> dict[str, str]:
@@ -102,24 +102,24 @@ def _portable(job_endpoint: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Prism is built with Go")
 def test_prism_equals_in_memory(run, in_memory):
-    """A portable runner in a process of its own: the API that Flink and Dataflow are driven by."""
+    """A portable runner in another process, by the API that also drives Flink and Dataflow."""
     port = _free_ports(1)
-    subprocess.run([_TOOLS / "prism.sh", "up", str(port)], check=True)
+    subprocess.run([_RUNNERS / "prism.sh", "up", str(port)], check=True)
     try:
         _check_equal(run("prism", _portable(f"localhost:{port}")), in_memory)
     finally:
-        subprocess.run([_TOOLS / "prism.sh", "down"], check=True)
+        subprocess.run([_RUNNERS / "prism.sh", "down"], check=True)
 
 
 @pytest.fixture
 def flink():
-    """A Flink cluster of its own: the port of its REST API; Beam's job server is two behind."""
+    """A new Flink cluster: the port of its REST API; that of Beam's job server is two higher."""
     port = _free_ports(5)
     try:
-        subprocess.run([_TOOLS / "flink.sh", "up", str(port)], check=True)
+        subprocess.run([_RUNNERS / "flink.sh", "up", str(port)], check=True)
         yield port
     finally:
-        subprocess.run([_TOOLS / "flink.sh", "down", str(port)], check=True)
+        subprocess.run([_RUNNERS / "flink.sh", "down", str(port)], check=True)
 
 
 def _ask(port: int, path: str) -> dict:

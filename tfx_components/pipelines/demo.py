@@ -1,10 +1,11 @@
-"""The taxi loop from nothing, and then what sampling costs: a table over seeds of the trainer.
+"""The taxi loop from nothing, then what sampling costs and gains: a table over seeds.
 
 ```
 python -m tfx_components.pipelines.demo --csv=trips.csv --output_dir=out/tfx-demo
 ```
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -13,43 +14,25 @@ import time
 
 import apache_beam as beam
 import numpy as np
-from absl import app, flags
-from tfx import v1 as tfx
+from tfx.types.standard_artifacts import Examples
 from tfx.utils import path_utils
 
-from tfx_components import artifacts, statistics, trainer_module
-from tfx_components.example_files import list_files
-from tfx_components.model_comparison import evaluate
+from ofb_tf.experiments.summary import gap_closure, standard_error
+from ofb_tf.tables import format_table
+from tfx_components.artifacts import (
+    ForwardRecords,
+    SamplingStatistics,
+    WeightStats,
+    read_statistics,
+)
+from tfx_components.component_utils import list_files
 from tfx_components.ofb_sampler import OFBSampler
-from tfx_components.pipelines import local, taxi
+from tfx_components.ofb_sampler.transforms import IMPORTANCE, UNIFORM
+from tfx_components.pipelines import local, taxi, trainer
+from tfx_components.pipelines.comparison import evaluate
 from tfx_components.pipelines.graph import BASE, EVAL, TRAIN, LoopConfig
 
-_CSV = flags.DEFINE_string("csv", None, "Chicago taxi trips, with header.", required=True)
-_OUTPUT = flags.DEFINE_string("output_dir", "out/tfx-demo", "Where everything goes; made anew.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of sampler and trainer.", lower_bound=2)
-_RATE = flags.DEFINE_float("rate", 0.1, "The fraction that is trained on.", 0.0, 1.0)
-
-_BASE_EPOCHS = 8
-
-
-def taxi_loop(csv_path: str, root: str, rate: float = 0.1) -> LoopConfig:
-    """The loop on the trips; prepares the first span.
-
-    Args:
-      csv_path: the trips.
-      root: directory of everything.
-      rate: of the sampler.
-    """
-    taxi.prepare_csv(csv_path, os.path.join(root, "csv", "span-1"))
-    return LoopConfig(
-        csv_directory=os.path.join(root, "csv"),
-        serving_directory=os.path.join(root, "serving"),
-        training=taxi.training_settings(),
-        base_training={"epochs": _BASE_EPOCHS},
-        task="binary",
-        label_feature=taxi.LABEL,
-        sampling={"rate": rate, "seed": 17, "slice_features": ["payment_type"]},
-    )
+EVERYTHING = "everything"
 
 
 def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
@@ -58,63 +41,60 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
     Args:
       config: a loop that `local.run` ran in `root`.
       root: directory.
-      seeds: how many; each draws the sample and shuffles the training anew.
+      seeds: how many; each draws another sample and shuffles differently.
 
     Returns:
-      By row of the table: `losses` (one a seed), `calibration` (mean), `examples` and `bytes` that
-      the trainer reads in a pass (mean).
+      For each row of the table: `losses` (one per seed), `calibration` (mean), and `examples` and
+      `bytes` that the trainer reads per epoch (mean).
     """
-    schema = trainer_module.read_schema(
+    schema = trainer.read_schema(
         os.path.join(local.latest_output(root, "SchemaGen", "schema"), "schema.pbtxt")
     )
     base = path_utils.serving_model_path(local.latest_output(root, "BaseTrainer", "model"))
-    examples = tfx.types.standard_artifacts.Examples()
+    examples, records = Examples(), ForwardRecords()
     examples.uri = local.latest_output(root, "CsvExampleGen", "examples")
     examples.split_names = json.dumps([BASE, TRAIN, EVAL])
-    records = artifacts.ForwardRecords()
     records.uri = local.latest_output(root, "ForwardRecordGen", "forward_records")
     eval_files = list_files(examples.path(split=EVAL))
 
-    def figures(directory: str) -> dict[str, float]:
+    def metrics(directory: str) -> dict[str, float]:
         return evaluate(directory, eval_files, config.task, config.label_feature)
 
     def trained(files: list[str], seed: int) -> dict[str, float]:
-        settings = trainer_module.training_config(config.training | {"seed": seed})
-        model = trainer_module.train(settings, schema, train_files=files, base_model=base)
+        settings = trainer.TrainingConfig.from_custom_config(config.training | {"seed": seed})
+        model = trainer.train(settings, schema, train_files=files, base_model=base)
         directory = os.path.join(root, "compared")
         shutil.rmtree(directory, ignore_errors=True)
-        trainer_module.export(model, settings, schema, directory)
-        return figures(directory)
+        trainer.export(model, settings, schema, directory)
+        return metrics(directory)
 
-    rows = {"base": _row([figures(base)], 0, 0)}
-    for policy in ("uniform", "importance"):
+    rows = {BASE: _row([metrics(base)], 0, 0)}
+    for policy in (UNIFORM, IMPORTANCE):
         results, counts = [], []
         for seed in range(seeds):
-            sample, tally = _sample(config, examples, records, root, policy, seed)
-            results.append(trained(list_files(sample.path(split=TRAIN)), seed))
-            counts.append((tally.num_selected, tally.bytes_written))
+            directory = os.path.join(root, "samples", f"{policy}-{seed}")
+            files, stats = _sample(config, examples, records, directory, policy, seed)
+            results.append(trained(files, seed))
+            counts.append((stats.num_selected, stats.bytes_written))
         rows[policy] = _row(results, *np.mean(counts, axis=0))
     files = list_files(examples.path(split=TRAIN))
-    rows["everything"] = _row(
-        [trained(files, seed) for seed in range(seeds)],
-        tally.num_examples,
-        tally.bytes_read,
-    )
+    results = [trained(files, seed) for seed in range(seeds)]
+    rows[EVERYTHING] = _row(results, stats.num_examples, stats.bytes_read)
     return rows
 
 
 def _sample(
     config: LoopConfig,
-    examples: tfx.types.standard_artifacts.Examples,
-    records: artifacts.ForwardRecords,
-    root: str,
+    examples: Examples,
+    records: ForwardRecords,
+    directory: str,
     policy: str,
     seed: int,
-) -> tuple[tfx.types.standard_artifacts.Examples, statistics.Tally]:
-    """One sample by the component's own function."""
-    sample, sampling = tfx.types.standard_artifacts.Examples(), artifacts.SamplingStatistics()
-    sample.uri = os.path.join(root, "samples", f"{policy}-{seed}", "examples")
-    sampling.uri = os.path.join(root, "samples", f"{policy}-{seed}", "statistics")
+) -> tuple[list[str], WeightStats]:
+    """The files and the statistics of one sample, by the component's own function."""
+    sample, sampling = Examples(), SamplingStatistics()
+    sample.uri = os.path.join(directory, "examples")
+    sampling.uri = os.path.join(directory, "statistics")
     OFBSampler.test_call(
         examples=examples,
         forward_records=records,
@@ -127,7 +107,7 @@ def _sample(
         beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
         **config.sampling | {"seed": seed},
     )
-    return sample, statistics.read(sampling.uri)[1][TRAIN].total
+    return list_files(sample.path(split=TRAIN)), read_statistics(sampling.uri)[1][TRAIN].total
 
 
 def _row(results: list[dict[str, float]], examples: float, num_bytes: float) -> dict:
@@ -141,49 +121,67 @@ def _row(results: list[dict[str, float]], examples: float, num_bytes: float) -> 
 
 def table(rows: dict[str, dict], rate: float) -> str:
     """The rows as text, with standard errors over the seeds."""
-    everything = rows["everything"]
-    gap = np.mean(rows["uniform"]["losses"]) - np.mean(everything["losses"])
-    lines = [
-        f"{'trained on':<18}{'eval loss':>20}{'gap closure':>13}{'calibration':>13}"
-        f"{'examples':>11}{'bytes':>9}"
-    ]
+    mean = {name: float(np.mean(row["losses"])) for name, row in rows.items()}
+    lines = [["trained on", "eval loss", "gap closure", "calibration", "examples", "bytes"]]
     for name, row in rows.items():
-        losses = np.array(row["losses"])
-        error = f" ± {losses.std(ddof=1) / len(losses) ** 0.5:.4f}" if len(losses) > 1 else ""
-        closure = (np.mean(rows["uniform"]["losses"]) - losses.mean()) / gap
-        title = f"{name} {rate:.0%}" if name in ("uniform", "importance") else name
+        error = standard_error(row["losses"])
+        closure = None
+        if name != BASE:
+            closure = gap_closure(mean[UNIFORM], mean[name], mean[EVERYTHING])
         lines.append(
-            f"{title:<18}{f'{losses.mean():.4f}{error}':>20}"
-            f"{f'{closure:.2f}' if name != 'base' else '':>13}{row['calibration']:>13.2f}"
-            f"{row['examples']:>11,.0f}{row['bytes'] / everything['bytes']:>9.1%}"
+            [
+                f"{name} {rate:.0%}" if name in (UNIFORM, IMPORTANCE) else name,
+                f"{mean[name]:.4f}" + ("" if error is None else f" ± {error:.4f}"),
+                "–" if closure is None else f"{closure:.2f}",
+                f"{row['calibration']:.2f}",
+                f"{row['examples']:,.0f}",
+                f"{row['bytes'] / rows[EVERYTHING]['bytes']:.1%}",
+            ]
         )
-    return "\n".join(lines)
+    return format_table(lines)
 
 
-def main(argv: list[str]) -> None:
-    """Runs the loop and prints the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    root = os.path.abspath(_OUTPUT.value)
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the loop and prints the table; `--help` lists the arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--csv", required=True, help="Chicago taxi trips, with header")
+    parser.add_argument(
+        "--output_dir", default="out/tfx-demo", help="where everything goes; emptied first"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="of sampler and trainer, at least 2")
+    parser.add_argument("--rate", type=float, default=0.1, help="fraction that is trained on")
+    flags = parser.parse_args(arguments)
+    if flags.seeds < 2:
+        parser.error(f"--seeds must be at least 2. Received: {flags.seeds}")
+    if not 0.0 < flags.rate <= 1.0:
+        parser.error(f"--rate must be in (0, 1]. Received: {flags.rate}")
+    root = os.path.abspath(flags.output_dir)
     shutil.rmtree(root, ignore_errors=True)
     start = time.monotonic()
-    config = taxi_loop(_CSV.value, root, _RATE.value)
+    csv_directory = os.path.join(root, "csv")
+    taxi.prepare_csv(flags.csv, os.path.join(csv_directory, "span-1"))
+    serving_directory = os.path.join(root, "serving")
+    sampling = {"rate": flags.rate, "seed": 17, "slice_features": ["payment_type"]}
+    config = taxi.loop_config(csv_directory, serving_directory, **sampling)
     local.run(config, root)
     loop_seconds = time.monotonic() - start
-    rows = compare(config, root, _SEEDS.value)
+    rows = compare(config, root, flags.seeds)
     with open(os.path.join(root, "comparison.json"), "w") as file:
         json.dump({"config": dataclasses.asdict(config), "rows": rows}, file, indent=1)
-    text = table(rows, _RATE.value)
+    text = table(rows, flags.rate)
     with open(os.path.join(root, "table.txt"), "w") as file:
         file.write(text + "\n")
     print(
         f"\nChicago taxi trips: was the tip more than a fifth of the fare? Loss on the untouched "
-        f"eval split,\n{_SEEDS.value} seeds of sampler and trainer, mean ± standard error. The "
-        f"loop took {loop_seconds:.0f} s, all of it {time.monotonic() - start:.0f} s.\n\n{text}\n"
-        f"\nsampling report: {local.latest_output(root, 'SamplingValidator', 'blessing')}"
-        f"/report.html\nserved model: {config.serving_directory}"
+        f"eval split,\n{flags.seeds} seeds of sampler and trainer, mean ± standard error. The "
+        f"loop took {loop_seconds:.0f} s of {time.monotonic() - start:.0f} s in all.\n\n{text}\n"
+        f"\nsampling statistics: "
+        f"{local.latest_output(root, 'OFBSampler', 'sampling_statistics')}/statistics.json"
+        f"\nserved model: {config.serving_directory}"
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -8,12 +8,12 @@ from tfx.dsl.components.base import base_node
 
 from tfx_components import artifacts
 from tfx_components.forward_record_gen import ForwardRecordGen
-from tfx_components.model_comparison import ModelComparison
 from tfx_components.ofb_sampler import OFBSampler
+from tfx_components.pipelines.comparison import ModelComparison
 from tfx_components.sampling_validator import SamplingValidator
 
 BASE, TRAIN, EVAL = "base", "train", "eval"
-_RUN_FN = "tfx_components.trainer_module.run_fn"
+_RUN_FN = "tfx_components.pipelines.trainer.run_fn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +21,14 @@ class LoopConfig:
     """One loop: what serves now → what is trained next.
 
     Attributes:
-      csv_directory: with `span-1/*.csv` and so on; the latest span is read.
+      csv_directory: holds `span-1/*.csv` and so on; the latest span is read.
       serving_directory: where Pusher puts the model.
-      training: Trainer's `custom_config`, see `trainer_module.TrainingConfig`.
-      base_training: settings of the first model that differ.
+      training: Trainer's `custom_config`, see `trainer.TrainingConfig`.
+      base_training: settings that differ for the first model.
       task: "multiclass", "binary" or "regression".
       label_feature: a CSV column.
       splits: hash buckets of the splits base, train and eval.
-      sampling: arguments of `OFBSampler` beyond these.
+      sampling: further arguments of `OFBSampler`.
       validation: thresholds of `SamplingValidator`.
       num_partitions: of the forward records.
     """

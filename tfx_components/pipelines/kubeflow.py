@@ -8,28 +8,20 @@ python -m tfx_components.pipelines.kubeflow --output=out/kubeflow/ofb-loop.json 
 The image must have `ofb-tf[tfx]` installed. Submit the file with kfp's client or Vertex AI.
 """
 
+import argparse
 import json
 import os
-import sys
 
 import yaml
-from absl import app, flags
 from tfx import v1 as tfx
 
 from tfx_components.pipelines import taxi
 from tfx_components.pipelines.graph import LoopConfig, create_components
-
-NAME = "ofb-loop"
-
-_OUTPUT = flags.DEFINE_string("output", "out/kubeflow/ofb-loop.json", "The file to write.")
-_ROOT = flags.DEFINE_string("pipeline_root", "gs://BUCKET/ofb", "Where artifacts go.")
-_CSV = flags.DEFINE_string("csv_directory", "gs://BUCKET/trips", "With span-1/*.csv and so on.")
-_SERVING = flags.DEFINE_string("serving_directory", "gs://BUCKET/serving", "Pusher's target.")
-_IMAGE = flags.DEFINE_string("image", "ofb-tf:latest", "Container image with ofb-tf[tfx].")
+from tfx_components.pipelines.local import NAME
 
 
 def compile_pipeline(config: LoopConfig, pipeline_root: str, image: str, output: str) -> None:
-    """Writes the pipeline job (JSON), and beside it its spec alone (`.yaml`), which kfp loads.
+    """Writes the pipeline job (JSON) and, next to it, only its spec (`.yaml`), which kfp loads.
 
     Args:
       config: the loop; its directories must be readable from the cluster.
@@ -58,21 +50,27 @@ def compile_pipeline(config: LoopConfig, pipeline_root: str, image: str, output:
         yaml.safe_dump(job["pipelineSpec"], file, sort_keys=False)
 
 
-def main(argv: list[str]) -> None:
-    """Compiles the taxi loop."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    config = LoopConfig(
-        csv_directory=_CSV.value,
-        serving_directory=_SERVING.value,
-        training=taxi.training_settings(),
-        base_training={"epochs": 8},
-        task="binary",
-        label_feature=taxi.LABEL,
+def main(arguments: list[str] | None = None) -> None:
+    """Compiles the taxi loop; `--help` lists the arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    compile_pipeline(config, _ROOT.value, _IMAGE.value, _OUTPUT.value)
-    print(f"wrote {_OUTPUT.value}")
+    parser.add_argument("--output", default=f"out/kubeflow/{NAME}.json", help="file to write")
+    parser.add_argument("--pipeline_root", default="gs://BUCKET/ofb", help="where artifacts go")
+    parser.add_argument(
+        "--csv_directory", default="gs://BUCKET/trips", help="holds span-1/*.csv and so on"
+    )
+    parser.add_argument(
+        "--serving_directory", default="gs://BUCKET/serving", help="where Pusher puts the model"
+    )
+    parser.add_argument(
+        "--image", default="ofb-tf:latest", help="container image with ofb-tf[tfx] installed"
+    )
+    flags = parser.parse_args(arguments)
+    config = taxi.loop_config(flags.csv_directory, flags.serving_directory)
+    compile_pipeline(config, flags.pipeline_root, flags.image, flags.output)
+    print(f"wrote {flags.output}")
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    main()

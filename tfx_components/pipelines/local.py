@@ -18,7 +18,7 @@ def create_pipeline(
     Args:
       config: the loop.
       root: directory.
-      enable_cache: whether a node whose inputs are unchanged is taken from an earlier run.
+      enable_cache: whether to reuse the outputs of nodes whose inputs are unchanged.
       beam_args: for every Beam component; by default one process in memory.
 
     Returns:
@@ -43,7 +43,7 @@ def run(config: LoopConfig, root: str, **kwargs: Any) -> None:
     Args:
       config: the loop.
       root: directory of artifacts and metadata; made if missing.
-      **kwargs: as of `create_pipeline`.
+      **kwargs: of `create_pipeline`.
     """
     os.makedirs(root, exist_ok=True)
     tfx.orchestration.LocalDagRunner().run(create_pipeline(config, root, **kwargs))
@@ -53,7 +53,7 @@ def latest_output(root: str, node: str, key: str) -> str:
     """The directory that a node wrote last.
 
     Args:
-      root: as of `run`.
+      root: the directory given to `run`.
       node: id of the node.
       key: name of its output.
 

@@ -4,7 +4,9 @@ import csv
 import os
 from typing import Any
 
-from tfx_components.trainer_module import TrainingConfig
+from ofb_tf import constants
+from tfx_components.pipelines.graph import LoopConfig
+from tfx_components.pipelines.trainer import TrainingConfig
 
 LABEL = "tipped"
 _TIPS, _FARE = "tips", "fare"
@@ -15,7 +17,7 @@ def prepare_csv(source: str, directory: str) -> str:
 
     Args:
       source: CSV file with the columns `tips` and `fare`.
-      directory: where `data.csv` goes; made where missing.
+      directory: where `data.csv` goes; made if missing.
 
     Returns:
       The directory.
@@ -46,7 +48,7 @@ def training_settings(**overrides: object) -> dict[str, object]:
     """Trainer's `custom_config` for this task; `TrainingConfig` says what each means."""
     settings: dict[str, Any] = {
         "label_feature": LABEL,
-        "task": "binary",
+        "task": constants.BINARY,
         # Constant but for one trip, and a clock that no later trip repeats.
         "exclude": ["pickup_census_tract", "trip_start_timestamp"],
         "categorical": [
@@ -60,3 +62,22 @@ def training_settings(**overrides: object) -> dict[str, object]:
     } | overrides
     TrainingConfig(**settings)  # a wrong setting fails here and not in the Trainer
     return settings
+
+
+def loop_config(csv_directory: str, serving_directory: str, **sampling: Any) -> LoopConfig:
+    """The loop on the trips.
+
+    Args:
+      csv_directory: as of `LoopConfig`.
+      serving_directory: as of `LoopConfig`.
+      **sampling: arguments of `OFBSampler`.
+    """
+    return LoopConfig(
+        csv_directory=csv_directory,
+        serving_directory=serving_directory,
+        training=training_settings(),
+        base_training={"epochs": 8},
+        task=constants.BINARY,
+        label_feature=LABEL,
+        sampling=sampling,
+    )

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Beam's portable runner Prism, a process of its own that speaks the API which Flink's and
-# Dataflow's runners speak. Built once into .cache/prism from the Go module, whose checksum is
-# pinned here. Usage: tools/prism.sh build | up PORT | down
+# Beam's portable runner Prism, driven in a separate process by the API of Flink's and Dataflow's
+# runners. Built once into .cache/prism from the Go module, whose checksum is
+# pinned here. Usage: tests/runners/prism.sh build | up PORT | down
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 VERSION=v2.77.0
 SUM=h1:RsC61pHEvtySEHAURQyP/+CVOJm/hy5hewuG9JF0+Ow=
@@ -37,7 +37,7 @@ case "${1:-}" in
     fi
     ;;
   *)
-    echo "usage: tools/prism.sh build | up PORT | down" >&2
+    echo "usage: tests/runners/prism.sh build | up PORT | down" >&2
     exit 2
     ;;
 esac

@@ -14,22 +14,22 @@ from tfx.proto import example_gen_pb2, range_config_pb2
 
 from ofb_tf import constants
 from ofb_tf.records import files as record_files
-from tfx_components import artifacts, record_sources
+from tfx_components.artifacts import ForwardRecords, Manifest
 from tfx_components.component_utils import (
+    TEMPORARY_PREFIX,
     checked_at_construction,
-    naming_errors,
+    error_context,
     remove_children,
 )
-from tfx_components.manifest import Manifest
-from tfx_components.record_transforms import WritePartitions
+from tfx_components.forward_record_gen import sources
+from tfx_components.forward_record_gen.transforms import WritePartitions
 
 _NAME = "ForwardRecordGen"
 _LATEST = -1
 _SPAN = re.compile(r"\{(SPAN|VERSION|YYYY|MM|DD)(:\d+)?\}")
 
 
-def _check_parameters(parameters: dict[str, Any]) -> None:
-    num_partitions, span = parameters.get("num_partitions", 1), parameters.get("span", _LATEST)
+def _check_parameters(num_partitions: int = 1, span: int = _LATEST, **_: Any) -> None:
     if num_partitions < 1:
         raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
     if span < _LATEST:
@@ -39,7 +39,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
 @checked_at_construction(_check_parameters)
 @tfx.dsl.components.component(use_beam=True)
 def ForwardRecordGen(
-    forward_records: tfx.dsl.components.OutputArtifact[artifacts.ForwardRecords],
+    forward_records: tfx.dsl.components.OutputArtifact[ForwardRecords],
     inference_result: tfx.dsl.components.InputArtifact[
         tfx.types.standard_artifacts.InferenceResult
     ] = None,
@@ -60,64 +60,56 @@ def ForwardRecordGen(
     run without cache.
 
     Args:
-      forward_records: the artifact that it writes.
+      forward_records: output: the artifact.
       inference_result: BulkInferrer's PredictionLogs.
       records_pattern: `*.ofbr` files that `ofb_tf.ForwardRecordWriter` wrote, with every logit or
         the loss and not in the top-k form; may hold `{SPAN}`.
       prediction_log_pattern: TFRecords of PredictionLogs; may hold `{SPAN}`.
-      span: which one of a pattern with `{SPAN}`; -1 for the latest.
+      span: which span of a pattern with `{SPAN}`; -1 for the latest.
       id_feature: of the requests' serialized examples, "" for their fingerprint; as in OFBSampler.
-        `record_sources` says what wins over what.
+        `forward_record_gen.sources` says which id is used when a log holds several.
       logits_output: name of the model's output with the logits.
-      model_version: of PredictionLogs that do not say.
-      timestamp: microseconds since 1970, of PredictionLogs that do not say; 0 for when the files
-        were written.
-      num_partitions: files of the artifact. A partition is joined in memory: about 100 bytes an
-        example and record, so a million of each a partition is a good size.
+      model_version: for PredictionLogs that do not name one.
+      timestamp: microseconds since 1970, for PredictionLogs that do not have one; 0 for the time
+        at which the files were written.
+      num_partitions: files of the artifact. A partition is joined in memory, at about 100 bytes
+        per example and record: a million of each per partition is a good size.
       beam_pipeline: set by TFX.
 
     Raises:
       ValueError: an argument is out of range, or the records do not fit together; names the
-        component and the remedy. Nothing is left in the artifact then.
+        component and the remedy. The artifact is left empty.
     """
-    with naming_errors(_NAME, [forward_records.uri]):
-        _check_parameters({"num_partitions": num_partitions, "span": span})
-        given = [
-            source
-            for source in (inference_result, records_pattern, prediction_log_pattern)
-            if source
-        ]
-        if len(given) != 1:
+    uri = forward_records.uri
+    with error_context(_NAME, [uri]):
+        _check_parameters(num_partitions, span)
+        given = sum(map(bool, (inference_result, records_pattern, prediction_log_pattern)))
+        if given != 1:
             raise ValueError(
                 "exactly one of inference_result, records_pattern and prediction_log_pattern "
-                f"must be given. Received: {len(given)}"
+                f"must be given. Received: {given}"
             )
-        selected_span = None
+        pattern, selected_span = _resolve_span(records_pattern or prediction_log_pattern, span)
         if records_pattern:
-            pattern, selected_span = _resolve_span(records_pattern, span)
             files = record_files.match_files(pattern)
-            read = record_sources.read_record_file
+            read = sources.read_record_file
         else:
-            if prediction_log_pattern:
-                pattern, selected_span = _resolve_span(prediction_log_pattern, span)
-            else:
-                pattern = os.path.join(inference_result.uri, "*")
+            pattern = pattern or os.path.join(inference_result.uri, "*")
             files = sorted(tf.io.gfile.glob(pattern))
             if not files:
                 raise FileNotFoundError(
                     f"no PredictionLog file matches {pattern}. Check that inference has run."
                 )
             newest = max(tf.io.gfile.stat(file).mtime_nsec for file in files) // 1000
-            spec = record_sources.PredictionLogSpec(
+            spec = sources.PredictionLogSpec(
                 id_feature, logits_output, model_version, timestamp or newest
             )
-            read = functools.partial(record_sources.read_prediction_logs, spec=spec)
-
-        uri = forward_records.uri
+            read = functools.partial(sources.read_prediction_logs, spec=spec)
         tf.io.gfile.makedirs(uri)
         with beam_pipeline as pipeline:
             _ = pipeline | WritePartitions(read, files, uri, num_partitions)
-        _finish(forward_records, uri, len(files), selected_span)
+        remove_children(uri, TEMPORARY_PREFIX)  # of workers that were retried
+        _publish(forward_records, len(files), selected_span)
 
 
 def _resolve_span(pattern: str, span: int) -> tuple[str, int | None]:
@@ -140,16 +132,13 @@ def _resolve_span(pattern: str, span: int) -> tuple[str, int | None]:
     return os.path.join(base, split.pattern), selected
 
 
-def _finish(artifact: tfx.dsl.Artifact, uri: str, num_files: int, span: int | None) -> None:
-    """Removes what retries left and copies the counts into the metadata."""
-    remove_children(uri, prefix=".tmp-")
-    written = Manifest.read(uri)
+def _publish(artifact: ForwardRecords, num_files: int, span: int | None) -> None:
+    """Copies the counts into the metadata."""
+    manifest = Manifest.read(artifact.uri)
     artifact.set_int_custom_property("num_files", num_files)
-    artifact.set_int_custom_property("num_records", written.num_records)
-    artifact.set_int_custom_property("num_duplicates", written.num_duplicates)
-    artifact.set_int_custom_property("num_outputs", written.num_outputs)
-    artifact.set_int_custom_property("newest_timestamp", written.newest_timestamp)
+    for name in ("num_records", "num_duplicates", "num_outputs", "newest_timestamp"):
+        artifact.set_int_custom_property(name, getattr(manifest, name))
     if span is not None:
         artifact.set_int_custom_property("span", span)
-    for version, count in written.records_by_version.items():
+    for version, count in manifest.records_by_version.items():
         artifact.set_int_custom_property(f"records_of_version_{version}", count)

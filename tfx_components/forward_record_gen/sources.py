@@ -1,13 +1,13 @@
 """Where forward records come from: record files and PredictionLogs, as batches of columns.
 
-Ids of PredictionLogs, so that they meet OFBSampler's:
+How ids of PredictionLogs are found, so that they match OFBSampler's:
 
-* `id_feature=""`: the fingerprint of the request's example, serialized anew with its features
-  sorted (`example_files.fingerprints`). A model that `export_recording_model` wrote with
-  `id_key=None` says the fingerprint of the bytes that it got, and BulkInferrer and clients each
-  serialize in an order of their own; so what it says counts only where the log holds no request.
-* `id_feature="…"`: what the model says as `example_id`, unless that is the fingerprint of the
-  bytes; the request's feature then, and where the model says nothing.
+* `id_feature=""`: the fingerprint of the request's example (`component_utils.example_fingerprints`,
+  which does not depend on who serialized it). A model that `export_recording_model` wrote with
+  `id_key=None` returns the fingerprint of the bytes it received, which does; it counts only where
+  the log holds no request.
+* `id_feature="…"`: the model's output `example_id`, unless that is the fingerprint of the bytes or
+  there is none; then the feature of the request's example.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import importers, reader
-from tfx_components.example_files import fingerprints
+from tfx_components.component_utils import example_fingerprints
 
 _BATCH = 8192
 
@@ -34,8 +34,8 @@ class PredictionLogSpec:
       id_feature: feature of the request's serialized examples that holds the id, "" for their
         fingerprint.
       logits_output: name of the response's output with the logits.
-      model_version: for responses that do not say.
-      timestamp: microseconds since 1970, for logs that do not say.
+      model_version: for responses that do not name one.
+      timestamp: microseconds since 1970, for logs that do not have one.
     """
 
     id_feature: str
@@ -77,7 +77,7 @@ def read_prediction_logs(path: str, spec: PredictionLogSpec) -> Iterator[Columns
         if log is None:
             raise ValueError(
                 f"{path} at byte {offset}: {reason}. Every TFRecord must be a PredictionLog of a "
-                "Predict call: write the file anew."
+                "Predict call: write the file again."
             )
         try:
             output = fields.logits(log.predict_log.response)
@@ -101,7 +101,7 @@ def _columns(logs: list, logits: list[np.ndarray], spec: PredictionLogSpec, wher
     if len(widths) > 1:
         raise ValueError(
             f"{where}: outputs {spec.logits_output!r} have widths {widths}: they come from "
-            "different models. Generate records from each on its own."
+            "different models. Generate records from each separately."
         )
     sizes = [len(output) for output in logits]
     calls = [log.predict_log for log in logs]
@@ -116,53 +116,58 @@ def _columns(logs: list, logits: list[np.ndarray], spec: PredictionLogSpec, wher
 
 
 def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> np.ndarray:
+    if not sum(sizes):
+        return np.zeros(0, np.int64)
     requests = [
         [text for tensor in call.request.inputs.values() for text in tensor.string_val]
         for call in calls
     ]
     whole = [len(request) for request in requests] == sizes
-    examples = [example for request in requests for example in request] if whole else None
+    examples = [example for request in requests for example in request] if whole else []
     if examples and not spec.id_feature:
-        return fingerprints(examples)
-    echoed = _echoed(calls)
-    if echoed is None and examples is None:
+        return example_fingerprints(examples)
+    echoed = _echoed(calls, where)
+    if examples and (echoed is None or _are_fingerprints(echoed, examples)):
+        return hashing.to_int64([_id(example, spec, where) for example in examples])
+    if echoed is None:
         raise ValueError(
             f"{where}: requests hold {[len(request) for request in requests[:3]]}... serialized "
             f"examples for {sizes[:3]}... rows of logits, and no output {constants.EXAMPLE_ID!r} "
             "echoes the ids. Serve by the recording signature."
         )
-    if echoed is not None and len(echoed) != sum(sizes):
+    if len(echoed) != sum(sizes):
         raise ValueError(
             f"{where}: the output {constants.EXAMPLE_ID!r} has {len(echoed)} ids for {sum(sizes)} "
             "rows of logits. Serve by the recording signature."
         )
-    if examples and (echoed is None or _are_of_bytes(echoed, examples)):
-        return hashing.to_int64(
-            tf.constant([_id(tf.train.Example.FromString(e), spec, where) for e in examples])
-        ).numpy()
-    return np.zeros(0, np.int64) if echoed is None else echoed
+    return echoed
 
 
-def _echoed(calls: list) -> np.ndarray | None:
-    """The ids that the responses say, int64 `[n]`; None unless all do."""
+def _echoed(calls: list, where: str) -> np.ndarray | None:
+    """The ids that the responses hold, int64 `[n]`; None unless all do."""
+    fields = importers.PredictFields(id_output=constants.EXAMPLE_ID)
     if not all(constants.EXAMPLE_ID in call.response.outputs for call in calls):
         return None
-    ids = [tf.make_ndarray(call.response.outputs[constants.EXAMPLE_ID]).ravel() for call in calls]
-    return hashing.to_int64(tf.constant(np.concatenate(ids))).numpy()
+    try:
+        return np.concatenate([fields.ids(call.request, call.response) for call in calls])
+    except importers.UnusableError as error:
+        raise ValueError(f"{where}: {error}. Serve by the recording signature.") from error
 
 
-def _are_of_bytes(echoed: np.ndarray, examples: list[bytes]) -> bool:
-    """Whether the model has no id feature, and said the fingerprints of the bytes that it got."""
-    return np.array_equal(echoed, hashing.fingerprint(tf.constant(examples, tf.string)).numpy())
+def _are_fingerprints(echoed: np.ndarray, examples: list[bytes]) -> bool:
+    """Whether the model has no id feature, and returned fingerprints of the bytes it received."""
+    return np.array_equal(echoed, hashing.fingerprint(tf.constant(examples, tf.string)))
 
 
-def _id(example: tf.train.Example, spec: PredictionLogSpec, where: str) -> int | bytes:
-    feature = example.features.feature[spec.id_feature]
-    values = feature.int64_list.value or feature.bytes_list.value
+def _id(serialized: bytes, spec: PredictionLogSpec, where: str) -> int | bytes:
+    features = tf.train.Example.FromString(serialized).features.feature
+    values = features[spec.id_feature].int64_list.value or (
+        features[spec.id_feature].bytes_list.value
+    )
     if len(values) != 1:
         raise ValueError(
             f"{where}: id feature {spec.id_feature!r} must be one int64 or bytes value in every "
-            f"example. Received: {len(values)} values; the features are "
-            f"{sorted(example.features.feature)}. Set id_feature."
+            f"example. Received: {len(values)} values; the features are {sorted(features)}. Set "
+            "id_feature."
         )
     return values[0]

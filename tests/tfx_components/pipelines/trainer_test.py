@@ -9,10 +9,11 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx_testing import serialize, write_tfrecords
 
 from ofb_tf import constants
-from tfx_components import tabular, trainer_module
-from tfx_components.model_comparison import evaluate
+from tfx_components.pipelines import features, trainer
+from tfx_components.pipelines.comparison import evaluate
+from tfx_components.pipelines.trainer import TrainingConfig
 
-_CONFIG = trainer_module.TrainingConfig(
+_CONFIG = TrainingConfig(
     label_feature="label", task="binary", id_feature="id", epochs=3, batch_size=32
 )
 
@@ -45,8 +46,8 @@ def test_a_weight_of_zero_is_an_example_left_out(tmp_path, schema):
     rows = _rows(600, weight=lambda row: 0.0 if row["label"] else 1.0)
     files = _files(tmp_path / "weighted.gz", rows)
     config = dataclasses.replace(_CONFIG, epochs=20)
-    model = trainer_module.train(config, schema, train_files=files)
-    trainer_module.export(model, config, schema, str(tmp_path / "model"))
+    model = trainer.train(config, schema, train_files=files)
+    trainer.export(model, config, schema, str(tmp_path / "model"))
     figures = evaluate(str(tmp_path / "model"), files, "binary", "label")
     assert figures["calibration"] < 0.2
 
@@ -56,7 +57,7 @@ def test_same_seed_same_model_other_seed_another(tmp_path, schema):
     weights = []
     for seed in (1, 1, 2):
         config = dataclasses.replace(_CONFIG, seed=seed)
-        model = trainer_module.train(config, schema, train_files=files)
+        model = trainer.train(config, schema, train_files=files)
         weights.append(np.concatenate([w.numpy().ravel() for w in model.trainable_variables]))
     np.testing.assert_array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
@@ -64,22 +65,18 @@ def test_same_seed_same_model_other_seed_another(tmp_path, schema):
 
 def test_training_goes_on_from_the_served_model(tmp_path, schema):
     files = _files(tmp_path / "data", _rows(200))
-    model = trainer_module.train(_CONFIG, schema, train_files=files)
-    trainer_module.export(model, _CONFIG, schema, str(tmp_path / "model"))
+    model = trainer.train(_CONFIG, schema, train_files=files)
+    trainer.export(model, _CONFIG, schema, str(tmp_path / "model"))
     config = dataclasses.replace(_CONFIG, learning_rate=1e-12)
-    again = trainer_module.train(
-        config, schema, train_files=files, base_model=str(tmp_path / "model")
-    )
+    again = trainer.train(config, schema, train_files=files, base_model=str(tmp_path / "model"))
     for before, after in zip(model.trainable_variables, again.trainable_variables, strict=True):
         np.testing.assert_allclose(before.numpy(), after.numpy(), atol=1e-6)
 
 
 def test_the_signature_echoes_ids_and_logits(tmp_path, schema):
     rows = list(_rows(50))
-    model = trainer_module.train(
-        _CONFIG, schema, train_files=_files(tmp_path / "data", rows), steps=2
-    )
-    trainer_module.export(model, _CONFIG, schema, str(tmp_path / "model"))
+    model = trainer.train(_CONFIG, schema, train_files=_files(tmp_path / "data", rows), steps=2)
+    trainer.export(model, _CONFIG, schema, str(tmp_path / "model"))
     serve = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
     # A feature may be absent in what is served.
     examples = [serialize(row) for row in rows] + [serialize({"id": 99})]
@@ -90,16 +87,16 @@ def test_the_signature_echoes_ids_and_logits(tmp_path, schema):
 
 
 def test_inputs_of_examples(schema):
-    spec = tabular.TabularSpec.from_schema(
+    spec = features.TabularSpec.from_schema(
         schema, exclude=("id", "label"), categorical=("hour",), num_buckets=8
     )
     assert (spec.numeric, spec.categorical) == (("x",), ("city", "hour"))
     serialized = [serialize({"x": -3.0, "city": b"a", "hour": 5}), serialize({"city": b"a"})]
     inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
     np.testing.assert_allclose(
-        inputs[tabular.NUMBERS], [[-np.log(4.0), 0.0], [0.0, 1.0]], rtol=1e-6
+        inputs[features.NUMBERS], [[-np.log(4.0), 0.0], [0.0, 1.0]], rtol=1e-6
     )
-    buckets = inputs[tabular.BUCKETS].numpy()
+    buckets = inputs[features.BUCKETS].numpy()
     assert buckets.shape == (2, 2) and buckets[0, 0] == buckets[1, 0]
     assert ((buckets >= 0) & (buckets < 8)).all()
 
@@ -114,28 +111,28 @@ def test_inputs_of_examples(schema):
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
-        trainer_module.training_config({"label_feature": "y", "task": "binary"} | settings)
+        TrainingConfig.from_custom_config({"label_feature": "y", "task": "binary"} | settings)
 
 
 def test_settings_of_tfx_are_passed_over():
-    config = trainer_module.training_config(
+    config = TrainingConfig.from_custom_config(
         {"label_feature": "y", "task": "binary", "exclude": ["a"], "labels": {"tfx": "own"}}
     )
     assert config.exclude == ("a",)
 
 
 def test_errors_say_what_is_missing(tmp_path, schema):
-    with pytest.raises(FileNotFoundError, match="^Trainer: .*cannot go on from"):
-        trainer_module.load_keras_model(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="^Trainer: .*cannot continue from"):
+        trainer.load_keras_model(str(tmp_path))
     with pytest.raises(ValueError, match=r"features \['tips'\] are not in the schema"):
-        trainer_module.tabular_spec(dataclasses.replace(_CONFIG, label_feature="tips"), schema)
+        trainer.tabular_spec(dataclasses.replace(_CONFIG, label_feature="tips"), schema)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
 def test_other_tasks_train_and_export(tmp_path, schema, task):
     files = _files(tmp_path / "data", _rows(100))
     config = dataclasses.replace(_CONFIG, task=task, num_classes=2, epochs=1)
-    model = trainer_module.train(config, schema, train_files=files)
-    trainer_module.export(model, config, schema, str(tmp_path / "model"))
+    model = trainer.train(config, schema, train_files=files)
+    trainer.export(model, config, schema, str(tmp_path / "model"))
     figures = evaluate(str(tmp_path / "model"), files, task, "label")
     assert figures["num_examples"] == 100 and 0.0 < figures["loss"] < 3.0

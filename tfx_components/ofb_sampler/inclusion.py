@@ -1,16 +1,20 @@
-"""The first pass over a split: scores in constant memory, and the probabilities they lead to.
+"""Inclusion probabilities of a whole split, from a summary of its scores in constant memory.
 
 A summary counts float32 scores by their exponent and the top 10 bits of their significand, as HDR
-histograms do, and keeps each bin's exact sum. All of it is integers, so merging is associative
-and commutative to the last bit: runners, workers and retries get the same probabilities.
+histograms do, and keeps each bin's exact sum: at most 24 bytes for each of 261,120 bins. All of
+it is integers, so merging is associative and commutative to the last bit: runners, workers and
+retries get the same probabilities.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-_LOW_BITS = 13  # of the 23 of a float32 significand: 1024 bins an octave, 0.1% wide
+from ofb_tf.selection import window
+
+_LOW_BITS = 13  # of the 23 of a float32 significand: 1024 bins per octave, 0.1% wide
 _LOW_MASK = (1 << _LOW_BITS) - 1
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
 _STEP = 1e300  # a slope that lifts any normal float32 above 1 and leaves 0 at 0
@@ -33,13 +37,7 @@ class ScoreSummary:
     num_missing: int = 0
 
     @classmethod
-    def empty(cls) -> "ScoreSummary":
-        """A summary of no example."""
-        zero = np.zeros(0, np.int64)
-        return cls(zero, zero, zero)
-
-    @classmethod
-    def of(cls, scores: np.ndarray, num_missing: int = 0) -> "ScoreSummary":
+    def of(cls, scores: Sequence[float] | np.ndarray, num_missing: int = 0) -> "ScoreSummary":
         """Summarises one batch.
 
         Args:
@@ -52,7 +50,7 @@ class ScoreSummary:
         scores = np.asarray(scores, np.float32)
         if not (np.isfinite(scores).all() and (scores >= 0.0).all()):
             raise ValueError("scores must be finite and at least 0; count others as missing.")
-        # Subnormal numbers would make wider bins, and -0.0 one of its own.
+        # Subnormal numbers would make wider bins, and -0.0 a separate one.
         scores = np.where(scores < _SMALLEST_NORMAL, np.float32(0.0), scores)
         bits = scores.view(np.uint32).astype(np.int64)
         bins, inverse, counts = np.unique(
@@ -63,9 +61,9 @@ class ScoreSummary:
         return cls(bins, counts.astype(np.int64), low_sums, num_missing)
 
     @classmethod
-    def merge(cls, summaries: "list[ScoreSummary]") -> "ScoreSummary":
+    def merge(cls, summaries: "Iterable[ScoreSummary]") -> "ScoreSummary":
         """The summary of all examples of several."""
-        summaries = list(summaries) or [cls.empty()]
+        summaries = list(summaries) or [cls.of([])]
         bins, inverse = np.unique(np.concatenate([s.bins for s in summaries]), return_inverse=True)
         counts, low_sums = np.zeros((2, len(bins)), np.int64)
         np.add.at(counts, inverse, np.concatenate([s.counts for s in summaries]))
@@ -76,11 +74,6 @@ class ScoreSummary:
     def num_scored(self) -> int:
         """Examples with a score."""
         return int(self.counts.sum())
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the columns; at most 24 bytes for each of 261,120 bins."""
-        return self.bins.nbytes + self.counts.nbytes + self.low_sums.nbytes
 
     def sums(self) -> np.ndarray:
         """Each bin's sum of scores: float64 `[m]`, each rounded once from the exact sum."""
@@ -100,7 +93,7 @@ class ScoreSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inclusion:
+class SplitInclusion:
     """Probabilities of a split: `min(1, slope * score + offset)`; METHOD's capped PPS.
 
     Attributes:
@@ -129,10 +122,9 @@ class Inclusion:
         return ratio.astype(np.float32)
 
 
-KEEP_FLOOR = 0.2  # share of its rate that a scored example keeps under missing="keep"
-
-
-def solve(summary: ScoreSummary, *, rate: float, uniform_mix: float, missing: str) -> Inclusion:
+def solve(
+    summary: ScoreSummary, *, rate: float, uniform_mix: float, missing: str
+) -> SplitInclusion:
     """The probabilities whose sum over the split is the budget.
 
     A size is `(1 - uniform_mix) * s / sum(s) + uniform_mix / n`; the constant c of
@@ -148,19 +140,19 @@ def solve(summary: ScoreSummary, *, rate: float, uniform_mix: float, missing: st
       missing: "uniform", "keep", "drop" or "error", as in `ofb_tf.ofb_sample`.
 
     Returns:
-      The `Inclusion`.
+      The `SplitInclusion`.
 
     Reference: Tillé, "Sampling Algorithms", 2006, section 2.10 (the capped probabilities).
     """
-    n, num_missing = summary.num_scored, summary.num_missing
-    budget, missing_probability = rate * n, {"uniform": rate, "keep": 1.0}.get(missing, 0.0)
-    if missing == "keep":
-        budget = max(rate * (n + num_missing) - num_missing, KEEP_FLOOR * rate * n)
+    n = summary.num_scored
+    budget = window.budget(rate, missing, n + summary.num_missing, n, uniform_mix)
+    missing_probability = window.missing_probability(rate, missing)
     sums = summary.sums()
     total = math.fsum(sums)
     if n == 0 or total == 0.0 or uniform_mix == 1.0 or budget >= n:
         share = min(1.0, budget / n) if n else 0.0
-        return Inclusion(0.0, share, missing_probability, rate)
+        return SplitInclusion(0.0, share, missing_probability, rate)
+    uniform_mix *= max(1.0, rate * n / budget)  # as in `Importance`, for missing="keep"
     slope, offset = (1.0 - uniform_mix) / total, uniform_mix / n
     counts = summary.counts[::-1].astype(np.float64)
     sizes = slope * sums[::-1] + offset * counts  # of whole bins, largest scores first
@@ -172,6 +164,6 @@ def solve(summary: ScoreSummary, *, rate: float, uniform_mix: float, missing: st
         # uniform_mix 0 and fewer positive scores than the budget: the zeros share evenly.
         num_zero = n - capped[num_capped] if num_capped < len(counts) else 0.0
         share = (budget - (n - num_zero)) / num_zero if num_zero else 1.0
-        return Inclusion(_STEP, share, missing_probability, rate)
+        return SplitInclusion(_STEP, share, missing_probability, rate)
     scale = (budget - capped[num_capped]) / rest[num_capped]
-    return Inclusion(slope * scale, offset * scale, missing_probability, rate)
+    return SplitInclusion(slope * scale, offset * scale, missing_probability, rate)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tfx_testing import probabilities
 
 from ofb_tf.selection import designs
-from tfx_components.score_summary import ScoreSummary, solve
+from tfx_components.ofb_sampler.inclusion import ScoreSummary, solve
 
 _RNG = np.random.default_rng(11)
 _SCORES = {
@@ -84,7 +84,8 @@ def test_memory_is_bounded_over_the_whole_range_of_floats():
     summary = _summary(2.0**exponents)
     assert summary.num_scored == 2_000_000
     assert len(summary.bins) <= 261_120
-    assert summary.num_bytes <= 24 * 261_120
+    columns = (summary.bins, summary.counts, summary.low_sums)
+    assert sum(column.nbytes for column in columns) <= 24 * 261_120
 
 
 def test_scores_all_zero_mean_uniform():
@@ -122,7 +123,7 @@ def test_keep_takes_its_part_of_the_budget():
 
 
 def test_no_example_at_all():
-    inclusion = solve(ScoreSummary.empty(), rate=0.1, uniform_mix=0.2, missing="uniform")
+    inclusion = solve(ScoreSummary.of([]), rate=0.1, uniform_mix=0.2, missing="uniform")
     assert inclusion.probabilities(np.zeros(0), np.zeros(0, bool)).shape == (0,)
 
 

@@ -7,10 +7,11 @@ import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from ofb_tf import constants
-from tfx_components.example_files import compression_of
+from tfx_components.component_utils import read_tfrecords
 
 NUMBERS = "numbers"
 BUCKETS = "buckets"
+DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,8 @@ class TabularSpec:
 
     Attributes:
       numeric: FLOAT and INT features: signed log, with an indicator where the value is missing.
-      categorical: BYTES features, and those INT features that are names of something: hashed.
-      dtypes: feature → dtype name.
+      categorical: BYTES features, and INT features that are codes, such as an hour: hashed.
+      dtypes: feature → name of its dtype.
       num_buckets: of the hash.
     """
 
@@ -42,19 +43,14 @@ class TabularSpec:
 
         Args:
           schema: from SchemaGen.
-          exclude: label, id and what else the model must not see.
+          exclude: label, id and whatever else the model must not see.
           categorical: INT features to hash.
           num_buckets: of the hash, at least 2.
 
         Raises:
           ValueError: no feature is left, or a named one is not in the schema.
         """
-        kinds = {
-            schema_pb2.FLOAT: "float32",
-            schema_pb2.INT: "int64",
-            schema_pb2.BYTES: "string",
-        }
-        dtypes = {f.name: kinds[f.type] for f in schema.feature if f.type in kinds}
+        dtypes = {f.name: DTYPES[f.type] for f in schema.feature if f.type in DTYPES}
         unknown = [name for name in (*exclude, *categorical) if name not in dtypes]
         if unknown:
             raise ValueError(
@@ -104,14 +100,14 @@ def dataset(
     """Batches of `(inputs, label, importance_weight)`; the weight is 1 where there is none.
 
     Args:
-      files: TFRecord files; `*.gz` are compressed.
+      files: TFRecord files.
       spec: the inputs.
-      label_feature: one number an example.
+      label_feature: one number per example.
       label_dtype: "int64" or "float32".
       batch_size: at least 1; the last batch may be smaller.
-      shuffle_seed: a shuffle of up to 100,000 examples, anew each pass; None for file order.
+      shuffle_seed: of a buffer of 100,000 examples, reshuffled each epoch; None for file order.
     """
-    records = tf.data.TFRecordDataset(sorted(files), compression_of(files[0]))
+    records = read_tfrecords(sorted(files))
     if shuffle_seed is not None:
         records = records.shuffle(100_000, seed=shuffle_seed)
     fields = spec.feature_spec() | {

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # A Flink cluster on the loopback interface, one job manager and two task managers, with Beam's
-# job server in front of it. Usage: tools/flink.sh up [PORT] | down [PORT] | pin
-# PORT (8081) is of Flink's REST API; the next four are the job manager's, the job server's, its
-# artifacts' and its expansion service's. The jars come from Maven Central by tools/flink-pom.xml,
-# are cached in .cache/flink and checked against tools/flink.sha256, which `pin` writes anew.
+# job server in front of it. Usage: tests/runners/flink.sh up [PORT] | down [PORT] | pin
+# PORT (8081) is that of Flink's REST API; the next four are those of the job manager, the job
+# server, its artifacts and its expansion service. The jars of flink-pom.xml come from Maven
+# Central, are cached in .cache/flink and checked against flink.sha256, which `pin` rewrites.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 PORT=${2:-8081}
 CACHE="$PWD/.cache/flink"
-# The job server uploads its class path with every job, but for what lies under such a name; the
-# task managers have these jars already.
+# The job server uploads its class path with every job, except jars under a path of this name,
+# which the task managers have already.
 JARS="$CACHE/gradle/wrapper"
 RUN="$CACHE/run-$PORT"
-SUMS="$PWD/tools/flink.sha256"
+SUMS="$PWD/tests/runners/flink.sha256"
 OPENS=(java.base/java.{lang,lang.reflect,lang.invoke,net,io,nio,text,time,util}=ALL-UNNAMED
   java.base/java.util.{concurrent,concurrent.atomic,concurrent.locks}=ALL-UNNAMED
   java.base/sun.net.util=ALL-UNNAMED java.base/sun.nio.ch=ALL-UNNAMED)
@@ -24,7 +24,7 @@ download() {
   command -v mvn >/dev/null || fail "Maven is needed (Debian: maven openjdk-17-jre-headless)"
   rm -rf "$JARS"
   mkdir -p "$JARS"
-  mvn -q -B -f tools/flink-pom.xml \
+  mvn -q -B -f tests/runners/flink-pom.xml \
     org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
     -DincludeScope=runtime -DoutputDirectory="$JARS" >"$CACHE/mvn.log" 2>&1 ||
     fail "the jars cannot be had from Maven; see $CACHE/mvn.log"
@@ -38,7 +38,7 @@ checked() {  # the jars are those of the list, and no others
 fetch() {
   checked && return
   download
-  checked || fail "the jars in $JARS are not those of tools/flink.sha256"
+  checked || fail "the jars in $JARS are not those of tests/runners/flink.sha256"
 }
 
 start() {  # name, megabytes of heap, class, then its arguments
@@ -74,7 +74,7 @@ job_server_listens() { (: >"/dev/tcp/127.0.0.1/$((PORT + 2))") 2>/dev/null; }
 up() {
   rm -rf "$RUN/conf" "$RUN/tmp"
   mkdir -p "$RUN/conf" "$RUN/tmp"
-  ! compgen -G "$RUN/*.pid" >/dev/null || fail "it is up on port $PORT already; tools/flink.sh down"
+  ! compgen -G "$RUN/*.pid" >/dev/null || fail "it is up on port $PORT already; tests/runners/flink.sh down"
   ! (: >"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null || fail "port $PORT is in use; name another"
   cat >"$RUN/conf/config.yaml" <<CONFIG
 jobmanager.rpc.address: 127.0.0.1
@@ -145,7 +145,7 @@ case "${1:-}" in
     echo "flink.sh: $(wc -l <"$SUMS") jars, $(du -sh "$JARS" | cut -f1)"
     ;;
   *)
-    echo "usage: tools/flink.sh up [PORT] | down [PORT] | pin" >&2
+    echo "usage: tests/runners/flink.sh up [PORT] | down [PORT] | pin" >&2
     exit 2
     ;;
 esac

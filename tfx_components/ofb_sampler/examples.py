@@ -1,28 +1,33 @@
 """TFRecord files of tf.Examples: key columns read in batches, selected examples written."""
 
-import dataclasses
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.records.files import compression_of
+from tfx_components.component_utils import (
+    TEMPORARY_PREFIX,
+    example_fingerprints,
+    read_tfrecords,
+)
 
 _BATCH = 4096
 _KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.string}
 
 
-@dataclasses.dataclass(frozen=True)
-class KeySpec:
-    """Which features of an example the sampler looks at, and their types.
+class KeySpec(NamedTuple):
+    """Which features of an example the sampler reads, and their types.
 
     Attributes:
-      id_feature: "" for `fingerprints`.
-      label_feature: one number an example.
-      slice_features: one value an example, or none.
-      dtypes: feature → int64, float32 or string, as name of the dtype.
+      id_feature: "" for `example_fingerprints`.
+      label_feature: holds one number per example.
+      slice_features: hold one value per example, or none.
+      dtypes: feature → "int64", "float32" or "string".
     """
 
     id_feature: str
@@ -31,8 +36,7 @@ class KeySpec:
     dtypes: dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Keys:
+class Keys(NamedTuple):
     """Key columns of n consecutive examples of a file.
 
     Attributes:
@@ -45,27 +49,6 @@ class Keys:
     labels: np.ndarray
     slices: dict[str, np.ndarray]
 
-    def __len__(self) -> int:
-        return len(self.example_ids)
-
-
-def compression_of(path: str) -> str:
-    """The compression that TFX means by a file's name: "GZIP" for `*.gz`, else ""."""
-    return "GZIP" if path.endswith(".gz") else ""
-
-
-def list_files(directory: str) -> list[str]:
-    """The data files of a split, sorted.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-    names = sorted(name for name in names if not name.startswith((".", "_")))
-    if not names:
-        raise FileNotFoundError(f"{directory} holds no data files.")
-    return [os.path.join(directory, name) for name in names]
-
 
 def probe(
     paths: Sequence[str], id_feature: str, label_feature: str, slice_features: Sequence[str]
@@ -75,9 +58,8 @@ def probe(
     Raises:
       ValueError: there is no example, or its id or label are missing or of no usable type.
     """
-    serialized = next(
-        (record for path in paths for record in _dataset(path).take(1).as_numpy_iterator()), None
-    )
+    first = (next(read_tfrecords([path]).as_numpy_iterator(), None) for path in paths)
+    serialized = next((example for example in first if example is not None), None)
     if serialized is None:
         raise ValueError(f"the split is empty: no example in {len(paths)} files.")
     try:
@@ -125,13 +107,13 @@ def read_keys(path: str, spec: KeySpec) -> Iterator[Keys]:
         names.append(spec.id_feature)
     parsing = {name: tf.io.VarLenFeature(tf.dtypes.as_dtype(spec.dtypes[name])) for name in names}
     position = 0
-    batches = iter(_dataset(path).batch(_BATCH))
+    batches = iter(read_tfrecords([path]).batch(_BATCH))
     while True:
         try:
             serialized = next(batches, None)
         except tf.errors.OpError as error:
             raise ValueError(
-                f"{path} is damaged after example {position}: {error.message}. Write it anew."
+                f"{path} is damaged after example {position}: {error.message}. Write it again."
             ) from error
         if serialized is None:
             return
@@ -148,7 +130,7 @@ def read_keys(path: str, spec: KeySpec) -> Iterator[Keys]:
             ids = _one_each(columns[spec.id_feature], spec.id_feature, len(serialized), where)
             ids = hashing.to_int64(ids).numpy()
         else:
-            ids = fingerprints(serialized.numpy())
+            ids = example_fingerprints(serialized.numpy())
         labels = _one_each(columns[spec.label_feature], spec.label_feature, len(serialized), where)
         yield Keys(
             example_ids=ids,
@@ -169,53 +151,30 @@ def write_selected(
 
     Args:
       source: TFRecords of tf.Examples.
-      destination: path to write, compressed as its name says.
+      destination: path to write, compressed as the source is.
       positions: int64 `[m]`, ascending.
       weights: float32 `[m]`.
     """
-    temporary = f"{os.path.dirname(destination)}/.tmp-{uuid.uuid4().hex}"
-    selected = iter(zip(positions.tolist(), weights.tolist(), strict=True))
-    next_position, weight = next(selected, (-1, 0.0))
-    with tf.io.TFRecordWriter(temporary, compression_of(destination)) as writer:
-        position = 0
-        for batch in _dataset(source).batch(_BATCH).as_numpy_iterator():
-            while 0 <= next_position < position + len(batch):
-                writer.write(with_weight(batch[next_position - position], weight))
-                next_position, weight = next(selected, (-1, 0.0))
-            if next_position < 0:
+    temporary = f"{os.path.dirname(destination)}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    with tf.io.TFRecordWriter(temporary, compression_of(source)) as writer:
+        start = 0
+        for batch in read_tfrecords([source]).batch(_BATCH).as_numpy_iterator():
+            first, end = np.searchsorted(positions, [start, start + len(batch)])
+            for position, weight in zip(
+                positions[first:end].tolist(), weights[first:end].tolist(), strict=True
+            ):
+                writer.write(_with_weight(batch[position - start], weight))
+            if end == len(positions):
                 break
-            position += len(batch)
+            start += len(batch)
     tf.io.gfile.rename(temporary, destination, overwrite=True)
 
 
-def fingerprints(serialized: Sequence[bytes]) -> np.ndarray:
-    """Ids from the examples themselves, for those that have none.
-
-    The bytes of a tf.Example depend on who serialized it, as its features have no order; TFX's
-    BulkInferrer for one serializes anew. So the example is serialized with its features sorted.
-
-    Args:
-      serialized: n tf.Examples.
-
-    Returns:
-      int64 `[n]`: `ofb_tf.hashing.fingerprint` of that.
-    """
-    canonical = [
-        tf.train.Example.FromString(example).SerializeToString(deterministic=True)
-        for example in serialized
-    ]
-    return hashing.fingerprint(tf.constant(canonical, tf.string)).numpy()
-
-
-def with_weight(serialized: bytes, weight: float) -> bytes:
+def _with_weight(serialized: bytes, weight: float) -> bytes:
     """The example with the feature `importance_weight` (one float)."""
     example = tf.train.Example.FromString(serialized)
     example.features.feature[constants.IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
     return example.SerializeToString(deterministic=True)
-
-
-def _dataset(path: str) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(path, compression_of(path), buffer_size=1 << 20)
 
 
 def _one_each(values: tf.SparseTensor, name: str, n: int, where: str) -> tf.Tensor:

@@ -1,0 +1,240 @@
+"""The OFBSampler component: examples and forward records → one example in ten, with weights."""
+
+import dataclasses
+import os
+from typing import Any, List  # noqa: UP035 - TFX reads these type hints
+
+import apache_beam as beam
+import tensorflow as tf
+from tfx import v1 as tfx
+from tfx.components.util import examples_utils
+from tfx.dsl.component.experimental.annotations import BeamComponentParameter
+from tfx.proto import example_gen_pb2
+from tfx.types.standard_artifacts import Examples
+
+from ofb_tf import constants
+from ofb_tf.selection.policy import GRADIENT_NORM_BOUND
+from tfx_components.artifacts import (
+    ForwardRecords,
+    Manifest,
+    SamplingStatistics,
+    SplitStatistics,
+    read_statistics,
+    write_statistics,
+)
+from tfx_components.component_utils import (
+    TEMPORARY_PREFIX,
+    checked_at_construction,
+    error_context,
+    list_files,
+    remove_children,
+)
+from tfx_components.ofb_sampler.examples import KeySpec, probe
+from tfx_components.ofb_sampler.transforms import (
+    IMPORTANCE,
+    CopyFiles,
+    SamplerConfig,
+    SampleSplit,
+)
+
+_NAME = "OFBSampler"
+_KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
+_SETTINGS = {field.name for field in dataclasses.fields(SamplerConfig)}
+
+
+def _check_parameters(**known: Any) -> None:
+    settings = {name: value for name, value in known.items() if name in _SETTINGS}
+    SamplerConfig(**{"task": constants.BINARY} | settings)
+
+
+@checked_at_construction(_check_parameters)
+@tfx.dsl.components.component(use_beam=True)
+def OFBSampler(
+    examples: tfx.dsl.components.InputArtifact[Examples],
+    forward_records: tfx.dsl.components.InputArtifact[ForwardRecords],
+    sampled_examples: tfx.dsl.components.OutputArtifact[Examples],
+    sampling_statistics: tfx.dsl.components.OutputArtifact[SamplingStatistics],
+    task: tfx.dsl.components.Parameter[str],
+    label_feature: tfx.dsl.components.Parameter[str] = constants.LABEL,
+    id_feature: tfx.dsl.components.Parameter[str] = "",
+    splits: tfx.dsl.components.Parameter[List[str]] = None,  # noqa: UP006
+    slice_features: tfx.dsl.components.Parameter[List[str]] = None,  # noqa: UP006
+    rate: tfx.dsl.components.Parameter[float] = 0.1,
+    policy: tfx.dsl.components.Parameter[str] = IMPORTANCE,
+    uniform_mix: tfx.dsl.components.Parameter[float] = 0.2,
+    score: tfx.dsl.components.Parameter[str] = GRADIENT_NORM_BOUND,
+    missing: tfx.dsl.components.Parameter[str] = constants.MISSING_UNIFORM,
+    max_age: tfx.dsl.components.Parameter[float] = 0.0,
+    as_of: tfx.dsl.components.Parameter[int] = 0,
+    num_outputs: tfx.dsl.components.Parameter[int] = 0,
+    seed: tfx.dsl.components.Parameter[int] = 0,
+    epoch: tfx.dsl.components.Parameter[int] = 0,
+    beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
+) -> None:
+    """Samples splits by forward records; the other splits pass through byte for byte.
+
+    The selected examples get a float feature `importance_weight`; their weighted mean loss, and
+    its gradient, estimate those of the whole split without bias. Draws are keyed by `seed`,
+    `epoch` and the example's id.
+
+    Args:
+      examples: TFRecords of tf.Examples.
+      forward_records: from ForwardRecordGen.
+      sampled_examples: output: the same splits, span, version, payload format and compression.
+      sampling_statistics: output: see `tfx_components.artifacts.SplitStatistics`.
+      task: "multiclass", "binary" or "regression".
+      label_feature: one number per example: class id, 0 / 1, or target.
+      id_feature: one int64 or bytes value per example; "" for the fingerprint of the example
+        (`component_utils.example_fingerprints`), as in ForwardRecordGen with `id_feature=""`.
+      splits: splits to sample; None for `["train"]`.
+      slice_features: statistics are also kept for each of their values.
+      rate: in (0, 1].
+      policy: "importance", or "uniform": every example alike, with a weight of exactly 1; records
+        then count only for the coverage in the statistics.
+      uniform_mix: in [0, 1]: weights are at most 1 / uniform_mix.
+      score: "gradient_norm_bound" or "loss".
+      missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
+        `ofb_tf.ofb_sample`.
+      max_age: seconds after which a record counts as missing; 0 for no limit.
+      as_of: microseconds since 1970: later records are left out, ages count from here; 0 for the
+        newest record's timestamp.
+      num_outputs: how many logits a record must have; 0 for one (binary, regression) or at
+        least two (multiclass).
+      seed: fixes the selection.
+      epoch: another value makes other draws from the same seed.
+      beam_pipeline: set by TFX.
+
+    Raises:
+      ValueError: an argument is out of range, or the inputs do not fit; names the component and
+        the remedy. The outputs are left empty.
+    """
+    with error_context(_NAME, [sampled_examples.uri, sampling_statistics.uri]):
+        config = SamplerConfig(
+            task=task,
+            label_feature=label_feature,
+            id_feature=id_feature,
+            splits=["train"] if splits is None else splits,
+            slice_features=slice_features or [],
+            rate=rate,
+            policy=policy,
+            uniform_mix=uniform_mix,
+            score=score,
+            missing=missing,
+            max_age=max_age,
+            as_of=as_of,
+            num_outputs=num_outputs,
+            seed=seed,
+            epoch=epoch,
+        )
+        _check_examples(examples, config)
+        manifest = Manifest.read(forward_records.uri)
+        if policy == IMPORTANCE:
+            _check_width(manifest.num_outputs, config)
+        samples, copies = {}, []
+        for split in examples.splits:
+            files = _files(examples, sampled_examples, split)
+            if split in config.splits:
+                spec = _probe(split, files, config)
+                samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
+            else:
+                copies += files
+        settings = dataclasses.asdict(config) | {"num_records": manifest.num_records}
+        with beam_pipeline as pipeline:
+            if copies:
+                _ = pipeline | "CopyOtherSplits" >> CopyFiles(copies)
+            named = [
+                pipeline | f"Sample_{split}" >> sample | f"Name_{split}" >> beam.Map(_named, split)
+                for split, sample in samples.items()
+            ]
+            _ = (
+                named
+                | "AllSplits" >> beam.Flatten()
+                | "BySplit" >> beam.combiners.ToDict()
+                | "WriteStatistics" >> beam.Map(_write, sampling_statistics.uri, settings)
+            )
+        for split in config.splits:  # of workers that were retried
+            remove_children(_directory(sampled_examples, split), TEMPORARY_PREFIX)
+        _publish(examples, sampled_examples, sampling_statistics)
+
+
+def _check_examples(examples: Examples, config: SamplerConfig) -> None:
+    unknown = [split for split in config.splits or () if split not in examples.splits]
+    if unknown:
+        raise ValueError(f"splits must be among {list(examples.splits)}. Received: {unknown}")
+    payload = examples_utils.get_payload_format(examples)
+    if payload != example_gen_pb2.PayloadFormat.FORMAT_TF_EXAMPLE:
+        raise ValueError(
+            "examples must have the payload format FORMAT_TF_EXAMPLE. Received: "
+            f"{example_gen_pb2.PayloadFormat.Name(payload)}. Set ExampleGen's payload_format."
+        )
+    file_format = examples_utils.get_file_format(examples)
+    if file_format not in ("", "tfrecords_gzip", "tfrecord"):
+        raise ValueError(f"examples must be TFRecord files. Received: {file_format}")
+
+
+def _check_width(width: int, config: SamplerConfig) -> None:
+    """Checks the records' number of logits; 0 means records that hold only losses."""
+    if config.num_outputs and width != config.num_outputs:
+        raise ValueError(
+            f"forward records must have num_outputs={config.num_outputs}, got {width}. Generate "
+            "records from the model that serves these examples."
+        )
+    multiclass = config.task == constants.MULTICLASS
+    if width and multiclass != (width > 1):
+        expected = "at least 2 outputs" if multiclass else "1 output"
+        raise ValueError(
+            f"forward records must have {expected} for task={config.task!r}, got {width}. Generate "
+            "records from the model that serves these examples, or set task."
+        )
+
+
+def _files(source: Examples, destination: Examples, split: str) -> list[tuple[str, str]]:
+    """(from, to) of each file of a split; makes the directory."""
+    directory = _directory(destination, split)
+    tf.io.gfile.makedirs(directory)
+    files = list_files(_directory(source, split))
+    return [(file, os.path.join(directory, os.path.basename(file))) for file in files]
+
+
+def _directory(artifact: Examples, split: str) -> str:
+    return os.path.join(artifact.uri, f"Split-{split}")
+
+
+def _probe(split: str, files: list[tuple[str, str]], config: SamplerConfig) -> KeySpec:
+    sources = [source for source, _ in files]
+    try:
+        return probe(sources, config.id_feature, config.label_feature, config.slice_features or ())
+    except ValueError as error:
+        raise ValueError(f"split {split!r}: {error}") from error
+
+
+def _named(statistics: SplitStatistics, split: str) -> tuple[str, SplitStatistics]:
+    return split, statistics
+
+
+def _write(splits: dict[str, SplitStatistics], uri: str, settings: dict[str, Any]) -> None:
+    write_statistics(uri, settings, dict(sorted(splits.items())))
+
+
+def _publish(
+    examples: Examples, sampled_examples: Examples, sampling_statistics: SamplingStatistics
+) -> None:
+    """Copies what describes the examples, and the main statistics, into the metadata."""
+    sampled_examples.split_names = examples.split_names
+    sampled_examples.span = examples.span
+    sampled_examples.version = examples.version
+    for name in _KEPT_PROPERTIES:
+        if not examples.has_custom_property(name):
+            continue
+        value = examples.mlmd_artifact.custom_properties[name]
+        if value.WhichOneof("value") == "int_value":
+            sampled_examples.set_int_custom_property(name, value.int_value)
+        else:
+            sampled_examples.set_string_custom_property(name, value.string_value)
+    _, splits = read_statistics(sampling_statistics.uri)
+    for split, content in splits.items():
+        total = content.total
+        for name in ("num_examples", "num_scored", "num_selected"):
+            sampling_statistics.set_int_custom_property(f"{split}/{name}", getattr(total, name))
+        for name in ("coverage", "realized_rate", "effective_sample_size", "max_weight"):
+            sampling_statistics.set_float_custom_property(f"{split}/{name}", getattr(total, name))

@@ -1,0 +1,388 @@
+"""The sampler as Beam transforms. Nothing of TFX: paths in, files and statistics out.
+
+Examples are never shuffled. A first read takes ids and labels, about 25 bytes per example, to the
+partition of their records; the probabilities are normalised over the split; a second read of the
+files writes the selected examples. Partitions are sorted by id before anything is computed on
+them, and what is combined across them is integers, so the same examples leave with the same
+weights whatever the runner, the workers and the retries.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import constants, hashing
+from ofb_tf.records import ForwardRecords
+from ofb_tf.records.partitioned import partition_path
+from ofb_tf.selection import Importance, Policy, Uniform, window
+from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
+from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats
+from tfx_components.ofb_sampler import examples
+from tfx_components.ofb_sampler.inclusion import ScoreSummary, SplitInclusion, solve
+
+IMPORTANCE, UNIFORM = "importance", "uniform"
+
+_CHUNK = 1 << 18  # examples that a reader gathers before it deals them to partitions
+_SUMMARY, _STATISTICS = "summary", "statistics"
+# Columns of examples, besides the fields of `constants`.
+_FILE, _FIRST, _POSITION, _SLICES = "file", "first", "position", "slices"
+_SCORE, _HAS_SCORE = "score", "has_score"
+_FOUND, _AGE = "found", "age"
+
+Columns = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How splits are sampled: the parameters of `OFBSampler`, which documents them.
+
+    Raises:
+      ValueError: a parameter is out of range.
+    """
+
+    task: str
+    label_feature: str = constants.LABEL
+    id_feature: str = ""
+    splits: Sequence[str] | None = None
+    slice_features: Sequence[str] | None = None
+    rate: float = 0.1
+    policy: str = IMPORTANCE
+    uniform_mix: float = 0.2
+    score: str = GRADIENT_NORM_BOUND
+    missing: str = constants.MISSING_UNIFORM
+    max_age: float = 0.0
+    as_of: int = 0
+    num_outputs: int = 0
+    seed: int = 0
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate <= 1.0:
+            raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
+        if not 0.0 <= self.uniform_mix <= 1.0:
+            raise ValueError(f"uniform_mix must be in [0, 1]. Received: {self.uniform_mix!r}")
+        if not self.max_age >= 0.0:
+            raise ValueError(f"max_age must be seconds, 0 for no limit. Received: {self.max_age!r}")
+        if self.as_of < 0:
+            raise ValueError(f"as_of must be microseconds since 1970. Received: {self.as_of!r}")
+        if self.num_outputs < 0:
+            raise ValueError(f"num_outputs must be at least 0. Received: {self.num_outputs!r}")
+        if self.splits is not None and not self.splits:
+            raise ValueError(f"splits must name at least one split. Received: {self.splits!r}")
+        for name, allowed in (
+            ("policy", (IMPORTANCE, UNIFORM)),
+            ("score", (GRADIENT_NORM_BOUND, LOSS)),
+            ("task", constants.TASKS),
+            ("missing", constants.MISSING),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {allowed}. Received: {getattr(self, name)!r}"
+                )
+
+    def make_policy(self) -> Policy:
+        """The policy of `ofb_tf` that samples alike, by independent draws."""
+        if self.policy == UNIFORM:
+            return Uniform(design=POISSON)
+        return Importance(uniform_mix=self.uniform_mix, score=self.score, design=POISSON)
+
+
+@beam.ptransform_fn
+def SampleSplit(
+    pipeline: beam.Pipeline,
+    config: SamplerConfig,
+    spec: examples.KeySpec,
+    files: Sequence[tuple[str, str]],
+    records_uri: str,
+    manifest: Manifest,
+) -> beam.PCollection:
+    """Samples the files of one split.
+
+    Args:
+      pipeline: set by Beam.
+      config: how to sample.
+      spec: the examples' key features.
+      files: (source, destination) of each file.
+      records_uri: directory of an `ofb.ForwardRecords` artifact.
+      manifest: of that artifact.
+
+    Returns:
+      One `SplitStatistics`, once the files are written.
+    """
+    paths = pipeline | "Files" >> beam.Create(list(enumerate(files)))
+    joined = (
+        paths
+        | "Spread" >> beam.Reshuffle()
+        | "ReadKeys" >> beam.FlatMap(_read_keys, spec, manifest.num_partitions)
+        | "ByPartition" >> beam.GroupByKey()
+        | "Join"
+        >> beam.ParDo(_Join(config, records_uri, manifest)).with_outputs(
+            _SUMMARY, _STATISTICS, main="rows"
+        )
+    )
+    inclusion = (
+        joined[_SUMMARY]
+        | "Summarize" >> beam.CombineGlobally(_merge_summaries)
+        | "Solve" >> beam.Map(_solve, config)
+    )
+    selected = joined["rows"] | "Select" >> beam.ParDo(
+        _Select(config), beam.pvalue.AsSingleton(inclusion)
+    ).with_outputs(_STATISTICS, main="selected")
+    written = (
+        {"paths": paths, "selected": selected["selected"]}
+        | "ByFile" >> beam.CoGroupByKey()
+        | "WriteSelected" >> beam.Map(_write_file)
+    )
+    return (
+        (joined[_STATISTICS], selected[_STATISTICS], written)
+        | "AllStatistics" >> beam.Flatten()
+        | "MergeStatistics" >> beam.CombineGlobally(_merge_statistics)
+    )
+
+
+@beam.ptransform_fn
+def CopyFiles(pipeline: beam.Pipeline, files: Sequence[tuple[str, str]]) -> beam.PCollection:
+    """Copies files, (source, destination) each, byte for byte; returns the destinations."""
+    return (
+        pipeline
+        | "Files" >> beam.Create(list(files))
+        | "Spread" >> beam.Reshuffle()
+        | "Copy" >> beam.MapTuple(_copy)
+    )
+
+
+def _read_keys(
+    element: tuple[int, tuple[str, str]], spec: examples.KeySpec, num_partitions: int
+) -> Iterator[tuple[int, Columns]]:
+    """(file index, paths) → (partition, columns of the examples that belong there)."""
+    file, (source, _) = element
+    batches: list[examples.Keys] = []
+    first, count = 0, 0
+    for keys in examples.read_keys(source, spec):
+        batches.append(keys)
+        count += len(keys.example_ids)
+        if count - first >= _CHUNK:
+            yield from _deal(file, first, batches, num_partitions)
+            batches, first = [], count
+    if batches:
+        yield from _deal(file, first, batches, num_partitions)
+
+
+def _deal(
+    file: int, first: int, batches: list[examples.Keys], num_partitions: int
+) -> Iterator[tuple[int, Columns]]:
+    ids = np.concatenate([keys.example_ids for keys in batches])
+    labels = np.concatenate([keys.labels for keys in batches])
+    slices = {
+        name: np.concatenate([keys.slices[name] for keys in batches]) for name in batches[0].slices
+    }
+    for partition, rows in hashing.rows_by_partition(ids, num_partitions):
+        coded = {}
+        for name, values in slices.items():
+            vocabulary, codes = np.unique(values[rows], return_inverse=True)
+            coded[name] = (vocabulary.tolist(), codes.astype(np.uint32))
+        yield (
+            partition,
+            {
+                _FILE: file,
+                _FIRST: first,
+                _POSITION: rows.astype(np.uint32),
+                constants.EXAMPLE_ID: ids[rows],
+                constants.LABEL: labels[rows],
+                _SLICES: coded,
+            },
+        )
+
+
+def concatenate(chunks: list[Columns]) -> Columns:
+    """One partition's chunks as columns sorted by id, file and position."""
+    sizes = [len(chunk[constants.EXAMPLE_ID]) for chunk in chunks]
+    ids = np.concatenate([chunk[constants.EXAMPLE_ID] for chunk in chunks])
+    files = np.repeat(np.array([chunk[_FILE] for chunk in chunks], np.int32), sizes)
+    positions = np.concatenate(
+        [chunk[_FIRST] + chunk[_POSITION].astype(np.int64) for chunk in chunks]
+    )
+    order = np.lexsort((positions, files, ids))
+    slices = {}
+    for name in chunks[0][_SLICES]:
+        coded = [chunk[_SLICES][name] for chunk in chunks]
+        vocabulary = sorted({value for values, _ in coded for value in values})
+        place = {value: code for code, value in enumerate(vocabulary)}
+        codes = np.concatenate([np.array([place[v] for v in values])[c] for values, c in coded])
+        keys = [f"{name}={value.decode('utf-8', 'replace')}" for value in vocabulary]
+        slices[name] = (keys, codes[order].astype(np.int32))
+    return {
+        constants.EXAMPLE_ID: ids[order],
+        constants.LABEL: np.concatenate([chunk[constants.LABEL] for chunk in chunks])[order],
+        _FILE: files[order],
+        _POSITION: positions[order],
+        _SLICES: slices,
+    }
+
+
+class _Join(beam.DoFn):
+    """(partition, columns of its examples) → scored rows, a score summary, statistics."""
+
+    def __init__(self, config: SamplerConfig, records_uri: str, manifest: Manifest) -> None:
+        self._config = config
+        self._uri = records_uri
+        self._manifest = manifest
+
+    def process(self, element: tuple[int, Iterable[Columns]]) -> Iterator[Any]:
+        partition, chunks = element
+        config = self._config
+        rows = concatenate(list(chunks))
+        ids, labels = rows[constants.EXAMPLE_ID], rows.pop(constants.LABEL)
+        record = self._record(partition, ids)
+        policy = config.make_policy()
+        scores, has_score = _score(policy, config.task, labels, record)
+        usable = has_score
+        if not policy.needs_records:  # it selects without them, but the coverage is still counted
+            usable = _score(Importance(score=config.score), config.task, labels, record)[1]
+        if config.missing == constants.MISSING_ERROR and not has_score.all():
+            raise ValueError(
+                f"{int((~usable).sum())} of {len(ids)} examples of partition {partition} have no "
+                f"usable forward record, such as id {ids[~usable][0]}. Set missing='uniform', "
+                "'keep' or 'drop', or widen max_age."
+            )
+        yield rows | {_SCORE: scores, _HAS_SCORE: has_score}
+        summary = ScoreSummary.of(scores[has_score], int((~has_score).sum()))
+        yield beam.pvalue.TaggedOutput(_SUMMARY, summary)
+        yield beam.pvalue.TaggedOutput(_STATISTICS, _coverage(rows, record, usable))
+
+    def _record(self, partition: int, example_ids: np.ndarray) -> Columns:
+        """The record of each example, by the field names of `ofb_tf.constants`.
+
+        Also `found`, whether there is one whatever its age, and where the partition has records
+        `age`, in seconds. Fields are those of any record where `found` is False.
+        """
+        nowhere = np.zeros(len(example_ids), bool)
+        nothing = {_FOUND: nowhere, constants.HAS_RECORD: nowhere}
+        nothing[constants.LOSS] = np.full(len(example_ids), np.nan, np.float32)
+        manifest = self._manifest
+        if not manifest.records_by_partition[partition]:
+            return nothing
+        as_of = self._config.as_of or manifest.newest_timestamp
+        path = partition_path(self._uri, partition, manifest.num_partitions)
+        loaded = ForwardRecords.load(path, as_of=as_of)
+        if not len(loaded):
+            return nothing
+        known = loaded.example_ids.numpy()
+        row = np.minimum(np.searchsorted(known, example_ids), len(known) - 1)
+        found = known[row] == example_ids
+        record = {
+            name: column.numpy()[row]
+            for name, column in (
+                (constants.LOGITS, loaded.logits),
+                (constants.LOSS, loaded.losses),
+                (constants.MODEL_VERSION, loaded.model_versions),
+                (constants.TIMESTAMP, loaded.timestamps),
+            )
+            if column is not None
+        }
+        age = (as_of - record[constants.TIMESTAMP]) / constants.MICROSECONDS
+        limit = self._config.max_age or np.inf
+        return record | {_FOUND: found, _AGE: age, constants.HAS_RECORD: found & (age <= limit)}
+
+
+def _score(
+    policy: Policy, task: str, labels: np.ndarray, record: Columns
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, float32 `[n]`, 0 where unusable, and bool `[n]`: where usable."""
+    fields = {name: tf.constant(record[name]) for name in constants.RECORD_FIELDS if name in record}
+    _, scores, usable = window.score(policy, task, tf.constant(labels), fields)
+    return np.where(usable, scores, np.float32(0.0)), usable.numpy()
+
+
+def _coverage(rows: Columns, record: Columns, usable: np.ndarray) -> SplitStatistics:
+    ids, found, joined = rows[constants.EXAMPLE_ID], record[_FOUND], record[constants.HAS_RECORD]
+    columns = {
+        "num_examples": np.ones(len(ids)),
+        "num_scored": usable,
+        "num_no_record": ~found,
+        "num_stale": found & ~joined,
+        "num_unusable": joined & ~usable,
+        "num_repeated_ids": np.append(False, ids[1:] == ids[:-1]),
+    }
+    versions: dict[str, int] = {}
+    if found.any():
+        age = np.where(found, record[_AGE], np.nan)
+        columns |= {"sum_age": age, "max_age": age}
+        table, counts = np.unique(record[constants.MODEL_VERSION][found], return_counts=True)
+        versions = dict(zip(map(str, table.tolist()), counts.tolist(), strict=True))
+    return _split_statistics(rows, columns, versions)
+
+
+class _Select(beam.DoFn):
+    """Scored rows and the split's `SplitInclusion` → (file index, (positions, weights))."""
+
+    def __init__(self, config: SamplerConfig) -> None:
+        self._key = hashing.fold_in_numpy(np.int64(config.seed), np.int64(config.epoch))
+
+    def process(self, rows: Columns, inclusion: SplitInclusion) -> Iterator[Any]:
+        p = inclusion.probabilities(rows[_SCORE], rows[_HAS_SCORE])
+        weights = inclusion.weights(p)
+        selected = hashing.hash01_numpy(rows[constants.EXAMPLE_ID], self._key) < p
+        files = rows[_FILE][selected]
+        for file in np.unique(files).tolist():
+            mine = files == file
+            yield file, (rows[_POSITION][selected][mine], weights[selected][mine])
+        reachable = p > 0.0
+        weight = np.where(selected, weights, np.nan).astype(np.float64)
+        columns = {
+            "num_selected": selected,
+            "expected_selected": p,
+            "variance_selected": p * (1.0 - p),
+            "variance_inverse": np.divide(1.0 - p, p, out=np.zeros_like(p), where=reachable),
+            "unreachable": ~reachable,
+            "sum_weights": weight,
+            "sum_squared_weights": weight**2,
+            "min_weight": weight,
+            "max_weight": weight,
+        }
+        yield beam.pvalue.TaggedOutput(_STATISTICS, _split_statistics(rows, columns))
+
+
+def _split_statistics(
+    rows: Columns, columns: dict[str, np.ndarray], versions: dict[str, int] | None = None
+) -> SplitStatistics:
+    whole = np.zeros(len(rows[constants.EXAMPLE_ID]), np.int64)
+    slices: dict[str, WeightStats] = {}
+    for keys, codes in rows[_SLICES].values():
+        slices |= dict(zip(keys, WeightStats.by_group(codes, len(keys), columns), strict=True))
+    return SplitStatistics(WeightStats.by_group(whole, 1, columns)[0], slices, versions or {})
+
+
+def _write_file(element: tuple[int, dict[str, Iterable]]) -> SplitStatistics:
+    _, group = element
+    ((source, destination),) = group["paths"]
+    parts = list(group["selected"])
+    positions = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
+    weights = np.concatenate([np.zeros(0, np.float32), *(part[1] for part in parts)])
+    order = np.argsort(positions, kind="stable")
+    examples.write_selected(source, destination, positions[order], weights[order])
+    read, written = (tf.io.gfile.stat(path).length for path in (source, destination))
+    return SplitStatistics(WeightStats(bytes_read=read, bytes_written=written))
+
+
+# Functions of a module are pickled by name.
+def _merge_summaries(parts: Iterable[ScoreSummary]) -> ScoreSummary:
+    return ScoreSummary.merge(parts)
+
+
+def _merge_statistics(parts: Iterable[SplitStatistics]) -> SplitStatistics:
+    return SplitStatistics.merge(parts)
+
+
+def _solve(summary: ScoreSummary, config: SamplerConfig) -> SplitInclusion:
+    mix, missing = config.uniform_mix, config.missing
+    return solve(summary, rate=config.rate, uniform_mix=mix, missing=missing)
+
+
+def _copy(source: str, destination: str) -> str:
+    tf.io.gfile.copy(source, destination, overwrite=True)
+    return destination

@@ -1,0 +1,110 @@
+"""The ModelComparison component: candidate against baseline, on a split that nobody trained on."""
+
+import json
+
+import numpy as np
+import tensorflow as tf
+from tfx import v1 as tfx
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
+from tfx.utils import path_utils
+
+from ofb_tf import constants
+from ofb_tf.selection import scores
+from tfx_components.artifacts import write_blessing, write_text
+from tfx_components.component_utils import error_context, list_files, read_tfrecords
+
+_BATCH = 1024
+
+
+@tfx.dsl.components.component
+def ModelComparison(
+    examples: tfx.dsl.components.InputArtifact[Examples],
+    model: tfx.dsl.components.InputArtifact[Model],
+    baseline: tfx.dsl.components.InputArtifact[Model],
+    evaluation: tfx.dsl.components.OutputArtifact[ModelEvaluation],
+    blessing: tfx.dsl.components.OutputArtifact[ModelBlessing],
+    task: tfx.dsl.components.Parameter[str],
+    label_feature: tfx.dsl.components.Parameter[str] = constants.LABEL,
+    split: tfx.dsl.components.Parameter[str] = "eval",
+    max_loss_increase: tfx.dsl.components.Parameter[float] = 0.0,
+) -> None:
+    """Runs both models' served signatures over a split and blesses the candidate for Pusher.
+
+    Use it in place of an Evaluator where TensorFlow Model Analysis cannot load the model: it takes
+    any SavedModel with the recording signature.
+
+    Args:
+      examples: with an untouched split.
+      model: the candidate.
+      baseline: what serves now.
+      evaluation: output: `{uri}/comparison.json`, per model the metrics of `evaluate`.
+      blessing: output: for Pusher.
+      task: "multiclass", "binary" or "regression".
+      label_feature: one number per example.
+      split: the split to evaluate on.
+      max_loss_increase: by how much the candidate's mean loss may exceed the baseline's.
+
+    Raises:
+      ValueError: the split or the signature is missing; names the component.
+    """
+    with error_context("ModelComparison", [evaluation.uri, blessing.uri]):
+        if split not in examples.splits:
+            raise ValueError(f"split must be among {list(examples.splits)}. Received: {split!r}")
+        files = list_files(examples.path(split=split))
+        metrics = {
+            name: evaluate(path_utils.serving_model_path(artifact.uri), files, task, label_feature)
+            for name, artifact in (("candidate", model), ("baseline", baseline))
+        }
+        write_text(evaluation.uri, "comparison.json", json.dumps(metrics, indent=1))
+        increase = metrics["candidate"]["loss"] - metrics["baseline"]["loss"]
+        write_blessing(blessing, increase <= max_loss_increase)
+
+
+def evaluate(
+    model_directory: str, files: list[str], task: str, label_feature: str
+) -> dict[str, float]:
+    """Metrics of a served model over files of tf.Examples.
+
+    Args:
+      model_directory: a SavedModel whose `serving_default` maps `examples` to `logits`.
+      files: TFRecords.
+      task: "multiclass", "binary" or "regression".
+      label_feature: one int64 or float value per example.
+
+    Returns:
+      `num_examples`; `loss`, the mean; and for a binary task `calibration`, the sum of the
+      predictions over the sum of the labels.
+    """
+    serve = tf.saved_model.load(model_directory).signatures["serving_default"]
+    losses, labels, predictions = [], [], []
+    for batch in read_tfrecords(files).batch(_BATCH):
+        logits = serve(examples=batch)[constants.LOGITS]
+        label = tf.constant(_labels(batch, label_feature))
+        if task == constants.MULTICLASS:
+            label = tf.cast(label, tf.int64)
+        losses.append(scores.example_loss(logits, label, task).numpy())
+        if task == constants.BINARY:
+            predictions.append(tf.sigmoid(logits[:, 0]).numpy())
+            labels.append(label.numpy())
+    every = np.concatenate(losses).astype(np.float64)
+    metrics = {"num_examples": len(every), "loss": float(every.mean())}
+    if task == constants.BINARY:
+        total = np.concatenate(labels).sum(dtype=np.float64)
+        predicted = np.concatenate(predictions).sum(dtype=np.float64)
+        metrics["calibration"] = float(predicted / total) if total else float("nan")
+    return metrics
+
+
+def _labels(batch: tf.Tensor, label_feature: str) -> np.ndarray:
+    """The label of each example: float32 `[n]`."""
+    values = []
+    for serialized in batch.numpy():
+        feature = tf.train.Example.FromString(serialized).features.feature[label_feature]
+        numbers = feature.int64_list.value or feature.float_list.value
+        if len(numbers) != 1:
+            raise ValueError(
+                f"an example of the split has {len(numbers)} values of {label_feature!r}, not "
+                "one. Set label_feature."
+            )
+        values.append(numbers[0])
+    return np.array(values, np.float32)

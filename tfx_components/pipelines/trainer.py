@@ -1,0 +1,280 @@
+"""`run_fn` for TFX's Trainer: an `OFBModel` on weighted examples, exported so that it records.
+
+Settings come from Trainer's `custom_config`, by the names of `TrainingConfig`. The served
+signature takes serialized tf.Examples and returns `predictions`, `logits` and `example_id`: what
+BulkInferrer or TF Serving logs of it is what ForwardRecordGen reads, which closes the loop.
+"""
+
+import dataclasses
+import os
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.utils import io_utils
+
+import ofb_tf
+from ofb_tf import constants, serving
+from tfx_components.pipelines import features
+
+_KERAS_FILE = "assets.extra/model.keras"  # in the directory of a SavedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What is trained, and how.
+
+    Attributes:
+      label_feature: one number per example.
+      id_feature: "" where the examples have none.
+      task: "multiclass", "binary" or "regression".
+      num_classes: for a multiclass task.
+      exclude: further features that the model must not see.
+      categorical: INT features that are codes, such as an hour.
+      hidden_units: of the dense layers.
+      embedding_size: for each categorical feature.
+      epochs: over the training split.
+      batch_size: at least 1.
+      learning_rate: of Adam.
+      seed: of initialisation and shuffling.
+
+    Raises:
+      ValueError: a setting is out of range.
+    """
+
+    label_feature: str
+    task: str
+    id_feature: str = ""
+    num_classes: int = 2
+    exclude: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    hidden_units: tuple[int, ...] = (64, 32)
+    embedding_size: int = 8
+    epochs: int = 4
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in constants.TASKS:
+            raise ValueError(f"task must be one of {constants.TASKS}. Received: {self.task!r}")
+        for name in ("num_classes", "embedding_size", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
+
+    @classmethod
+    def from_custom_config(cls, settings: dict[str, Any]) -> "TrainingConfig":
+        """The config from Trainer's `custom_config`, to which TFX adds entries.
+
+        Args:
+          settings: by field name; lists become tuples, other names are left out.
+
+        Raises:
+          ValueError: a setting is out of range.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if name in names
+        }
+        return cls(**given)
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains and exports; called by TFX.
+
+    Args:
+      fn_args: `tfx.components.FnArgs`. With `base_model`, training continues from it.
+
+    Raises:
+      ValueError: a setting is out of range, or the files do not fit the schema.
+    """
+    config = TrainingConfig.from_custom_config(fn_args.custom_config or {})
+    schema = read_schema(fn_args.schema_path)
+    model = train(
+        config,
+        schema,
+        train_files=_glob(fn_args.train_files),
+        base_model=getattr(fn_args, "base_model", None),
+        steps=fn_args.train_steps,
+        log_dir=fn_args.model_run_dir,
+    )
+    export(model, config, schema, fn_args.serving_model_dir)
+
+
+def read_schema(path: str) -> schema_pb2.Schema:
+    """SchemaGen's `schema.pbtxt` at a path."""
+    return io_utils.parse_pbtxt_file(path, schema_pb2.Schema())
+
+
+def train(
+    config: TrainingConfig,
+    schema: schema_pb2.Schema,
+    *,
+    train_files: list[str],
+    base_model: str | None = None,
+    steps: int | None = None,
+    log_dir: str | None = None,
+) -> keras.Model:
+    """Trains a model, new or continued.
+
+    Args:
+      config: the settings.
+      schema: of the examples, before sampling.
+      train_files: TFRecords; `importance_weight` is applied where the examples have it.
+      base_model: directory of a served model that `export` wrote, to continue from.
+      steps: at most so many batches; None for whole epochs.
+      log_dir: for TensorBoard; None for none.
+
+    Returns:
+      The trained model, an `OFBModel`, whose outputs are logits (regression: predictions).
+
+    Raises:
+      ValueError: the files do not fit the schema.
+      FileNotFoundError: `base_model` holds no Keras model to continue from.
+    """
+    keras.utils.set_random_seed(config.seed)
+    spec = tabular_spec(config, schema)
+    data = features.dataset(
+        train_files,
+        spec,
+        label_feature=config.label_feature,
+        label_dtype=_dtype(schema, config.label_feature),
+        batch_size=config.batch_size,
+        shuffle_seed=config.seed,
+    )
+    model = load_keras_model(base_model) if base_model else _build(config, spec, data)
+    loss = {
+        constants.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        constants.BINARY: keras.losses.BinaryCrossentropy(from_logits=True),
+        constants.REGRESSION: keras.losses.MeanSquaredError(),
+    }[config.task]
+    model.compile(optimizer=keras.optimizers.Adam(config.learning_rate), loss=loss)
+    data = data.repeat(config.epochs)
+    if steps:
+        data = data.take(steps)
+    callbacks = [keras.callbacks.TensorBoard(log_dir)] if log_dir else []
+    model.fit(data, verbose=2 if log_dir else 0, callbacks=callbacks)
+    return model
+
+
+def export(
+    model: keras.Model, config: TrainingConfig, schema: schema_pb2.Schema, directory: str
+) -> None:
+    """Writes the SavedModel, and in it the Keras model that training can continue from.
+
+    The signature `serving_default` is `ofb_tf.serving.export_recording_model`'s: from `examples`,
+    string `[n]`, to `predictions` and `logits`, float32 `[n, k]`, and `example_id`, int64 `[n]`.
+
+    Args:
+      model: from `train`.
+      config: the settings that it was trained with.
+      schema: of the examples.
+      directory: of the SavedModel; the Keras model goes to `assets.extra/`.
+
+    Raises:
+      ValueError: a feature is not in the schema.
+    """
+    spec = tabular_spec(config, schema)
+    feature_spec = spec.feature_spec()
+    if config.id_feature:
+        dtype = tf.dtypes.as_dtype(_dtype(schema, config.id_feature))
+        feature_spec[config.id_feature] = tf.io.FixedLenFeature([], dtype)
+    serving.export_recording_model(
+        model,
+        directory,
+        feature_spec,
+        id_key=config.id_feature or None,
+        task=config.task,
+        preprocess=spec.inputs,
+    )
+    path = os.path.join(directory, _KERAS_FILE)
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tempfile.TemporaryDirectory() as local:  # Keras writes local files only
+        model.save(os.path.join(local, "model.keras"))
+        tf.io.gfile.copy(os.path.join(local, "model.keras"), path, overwrite=True)
+
+
+def load_keras_model(directory: str) -> keras.Model:
+    """The compiled Keras model in a SavedModel that `export` wrote.
+
+    Args:
+      directory: of the SavedModel.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = os.path.join(directory, _KERAS_FILE)
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(
+            f"Trainer: {path} does not exist, so training cannot continue from {directory}. Pass a "
+            f"base_model that {__name__} exported."
+        )
+    with tempfile.TemporaryDirectory() as local:
+        tf.io.gfile.copy(path, os.path.join(local, "model.keras"))
+        return keras.models.load_model(os.path.join(local, "model.keras"))
+
+
+def tabular_spec(config: TrainingConfig, schema: schema_pb2.Schema) -> features.TabularSpec:
+    """The features that the model reads: all of the schema but label, id and `exclude`."""
+    exclude = [config.label_feature, *config.exclude]
+    if config.id_feature:
+        exclude.append(config.id_feature)
+    return features.TabularSpec.from_schema(
+        schema, exclude=tuple(exclude), categorical=config.categorical
+    )
+
+
+def _build(
+    config: TrainingConfig, spec: features.TabularSpec, data: tf.data.Dataset
+) -> keras.Model:
+    inputs, parts = {}, []
+    if spec.numeric:
+        inputs[features.NUMBERS] = keras.Input((2 * len(spec.numeric),), name=features.NUMBERS)
+        scale = keras.layers.Normalization()
+        scale.adapt(data.map(lambda x, y, w: x[features.NUMBERS]))
+        parts.append(scale(inputs[features.NUMBERS]))
+    if spec.categorical:
+        shape = (len(spec.categorical),)
+        inputs[features.BUCKETS] = keras.Input(shape, dtype="int64", name=features.BUCKETS)
+        # One table, in which each feature has its own rows.
+        offsets = np.arange(len(spec.categorical), dtype=np.int64) * spec.num_buckets
+        rows = keras.layers.Lambda(
+            _add_offsets, output_shape=shape, arguments={"offsets": offsets.tolist()}
+        )(inputs[features.BUCKETS])
+        table = keras.layers.Embedding(
+            spec.num_buckets * len(spec.categorical), config.embedding_size
+        )
+        parts.append(keras.layers.Flatten()(table(rows)))
+    x = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
+    for units in config.hidden_units:
+        x = keras.layers.Dense(units, activation="relu")(x)
+    num_outputs = config.num_classes if config.task == constants.MULTICLASS else 1
+    outputs = keras.layers.Dense(num_outputs, name=constants.LOGITS)(x)
+    return ofb_tf.OFBModel(inputs, outputs)
+
+
+@keras.saving.register_keras_serializable(package="tfx_components")
+def _add_offsets(buckets: tf.Tensor, offsets: list[int]) -> tf.Tensor:
+    return buckets + tf.constant(offsets, tf.int64)
+
+
+def _dtype(schema: schema_pb2.Schema, name: str) -> str:
+    for feature in schema.feature:
+        if feature.name == name:
+            return features.DTYPES[feature.type]
+    names = sorted(feature.name for feature in schema.feature)
+    raise ValueError(f"Trainer: feature {name!r} is not in the schema, which has {names}.")
+
+
+def _glob(patterns: list[str]) -> list[str]:
+    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+    if not files:
+        raise ValueError(f"Trainer: no file matches {patterns}. Check the split's name.")
+    return files
