@@ -162,9 +162,9 @@ display(Markdown(f"### {table}"))
 #    their errors, stop here: a uniform sample is good enough, and there is nothing to gain.
 # 2. **Gap closure**: 0 for `uniform`, 1 for `everything`. Below 0, a policy is worse than uniform
 #    sampling.
-# 3. **Calibration**: mean confidence over accuracy; predictions that feed an auction need it near
-#    1. `top_loss` and `selective_backprop` have no importance weights: they train on far more fraud
-#    than there is, and the model's confidence is much too low.
+# 3. **Calibration**: mean confidence over accuracy, which should be near 1 if predictions feed an
+#    auction. `top_loss` and `selective_backprop` have no importance weights: they train on far more
+#    fraud than there is, and the model's confidence is much too low.
 # 4. **ESS**: effective sample size of the weights, as a fraction of the selected examples.
 # 5. **Backward**: number of examples in the backward pass, the cost of the policy.
 #
