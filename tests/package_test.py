@@ -62,6 +62,7 @@ def test_archives_hold_what_is_tracked():
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert not {n for n in tracked if not n.startswith((".ci/", ".github/"))} - in_sdist
+    lacking = {n for n in tracked if not n.startswith((".ci/", ".github/"))} - in_sdist
+    assert not lacking
     assert in_wheel == {name for name in tracked if name.startswith(PACKAGES)}
     assert "ofb_tf/py.typed" in in_wheel
