@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A stage imports only from itself and from the lines above its own, so `selection`, for one,
 # imports constants and hashing alone. `import ofb_tf` is for the stages below training.
 ORDER = (
-    {"constants", "version"},
+    {"constants", "version", "tables"},
     {"hashing"},
     {"records", "selection", "datasets", "testing"},
     {"transforms", "serving"},
