@@ -18,8 +18,8 @@ setup(
     name="ofb-tf",
     version=VERSION["__version__"],
     description=(
-        "Train on one example in ten, chosen by what serving's forward pass already "
-        "computed, with importance weights that keep the gradient unbiased."
+        "Train TensorFlow models on one in ten examples, selected by what the serving-time "
+        "forward pass computed, with importance weights that keep the gradient unbiased."
     ),
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",

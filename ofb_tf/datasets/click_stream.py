@@ -1,6 +1,7 @@
-"""A stream of clicks, generated in the graph; each example is a function of seed and id."""
+"""An endless stream of clicks, generated in the graph, each example a function of seed and id."""
 
 import dataclasses
+import itertools
 import math
 import os
 
@@ -18,12 +19,10 @@ from ofb_tf.datasets.click_function import (
 )
 from ofb_tf.datasets.click_tfrecords import CATEGORICAL, CLICK_PROBABILITY, DENSE
 
-# Elementwise kernels use other instructions for the last few elements of a tensor, which differ in
-# the last bit. Windows padded to whole vectors give an example the same bits in any window.
+# Elementwise kernels compute the last few elements of a tensor by other instructions, which differ
+# in the last bit. Windows padded to whole vectors give an example the same bits in any window.
 _ROW_MULTIPLE = 16
-# Draws per example, in order: radii and angles of the normals, categorical values, the label.
-_NUM_PAIRS = (NUM_DENSE + 1) // 2  # of normals by the Box-Muller transform
-_HASH_COLUMNS = (2 * _NUM_PAIRS + NUM_CATEGORICAL + 1 + 1) // 2  # two 23-bit draws each
+_HASH_COLUMNS = 21  # two 23-bit draws each: 14 for the normals, 26 for the values, 1 for the label
 _CALIBRATION_IDS = np.arange(0, 2**20, 8, dtype=np.int64)
 _DENSE_SCALES = np.linspace(0.3, 1.0, NUM_DENSE, dtype=np.float32)
 _LOG_SIZES = np.log1p(np.array(VOCABULARY_SIZES)).astype(np.float32)
@@ -34,20 +33,20 @@ _MAX_VALUES = np.array(VOCABULARY_SIZES, np.int64) - 1
 class ClickStream:
     """A stream of 13 dense and 26 categorical features, a rare click, and its true probability.
 
-    An example depends only on `seed`, `positive_rate`, `drift` and its id, so any part, any length
-    and any worker gives the same examples, without a download. The id is the time.
+    An example depends on `seed`, `positive_rate`, `drift` and its id alone, so any part, any length
+    and any worker gives the same examples, at once and offline. The id is the time.
 
     - `dense`: log-normal, skewed; their logarithms act on the logit, linearly and squared.
     - `categorical`: Zipf with exponent 1 over `VOCABULARY_SIZES`; every value has its own effect.
-    - Some products of columns have an effect too.
-    - All linear effects turn with time, `drift` times per million examples: what was learnt
-      becomes stale, while the click rate stays the same.
+    - Some products of columns act too.
+    - All linear effects turn with time, `drift` times in a million examples: what was learnt
+      grows stale, while the rate of clicks stays the same.
 
     Attributes:
       num_examples: length of the whole stream.
       positive_rate: mean click probability, in (0, 1).
       drift: turns of the hidden function in a million examples; 0 for a stationary stream.
-      seed: int64; another seed gives another function and other examples.
+      seed: int64; another seed is another function and other examples.
 
     Raises:
       ValueError: an attribute is out of range.
@@ -73,10 +72,10 @@ class ClickStream:
         object.__setattr__(self, "_intercept", self._calibrate())
 
     def generate(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The examples with the given ids, by tensor operations only.
+        """The examples of some ids, by tensor operations alone.
 
         Args:
-          example_ids: int64 `[n]`, not negative; in any order, possibly beyond `num_examples`.
+          example_ids: int64 `[n]`, not negative; in any order, also beyond `num_examples`.
 
         Returns:
           A dict of `example_id` int64 `[n]`, `label` int64 `[n]` in {0, 1}, `dense` float32
@@ -110,8 +109,8 @@ class ClickStream:
 
         Args:
           start: first id, in `[0, num_examples]`.
-          count: number of examples; by default all that follow.
-          window_size: examples generated at once; it only changes the speed.
+          count: number of examples; all that follow by default.
+          window_size: examples generated at once; it changes the speed alone.
           batched: yields the windows of `generate` (the last may be short), not single examples.
 
         Returns:
@@ -154,11 +153,13 @@ class ClickStream:
     ) -> list[str]:
         """Writes sharded TFRecord files of tf.Examples; `parse_fn` reads them.
 
+        Each shard holds a contiguous part of the stream.
+
         Args:
           directory: output directory; made if missing.
-          num_shards: number of files, at least 1.
+          num_shards: number of files, at least 1; their lengths differ by one example at most.
           start: first id.
-          count: number of examples; by default all that follow.
+          count: number of examples; by default all from `start`.
           compression: None or "GZIP".
 
         Returns:
@@ -168,19 +169,20 @@ class ClickStream:
           ValueError: an argument is out of range.
           FileExistsError: the directory already holds shards of a click stream.
         """
-        return click_tfrecords.write_tfrecords(
-            self,
-            directory,
-            num_shards=num_shards,
-            start=start,
-            count=count,
-            compression=compression,
-        )
+        if num_shards < 1:
+            raise ValueError(f"num_shards must be at least 1. Received: {num_shards}")
+        count = self.num_examples - start if count is None else count
+        bounds = [start + count * shard // num_shards for shard in range(num_shards + 1)]
+        shards = [
+            self.dataset(start=first, count=last - first, batched=True)
+            for first, last in itertools.pairwise(bounds)
+        ]
+        return click_tfrecords.write_shards(shards, directory, compression)
 
     feature_spec = staticmethod(click_tfrecords.feature_spec)
-    """Features of the files for `tf.io.parse_example`: scalars by name; takes no argument."""
+    """What `tf.io.parse_example` needs for the files: scalars by name; takes no argument."""
     parse_fn = staticmethod(click_tfrecords.parse_fn)
-    """Parses serialized examples, string `[n]`, to a dict as of `generate`: for `ofb_sample`."""
+    """From serialized examples, string `[n]`, to a dict as of `generate`: for `ofb_sample`."""
 
     def _draw(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Label draws `[n]`, log-dense `[n, 13]`, categorical `[n, 26]`, logits `[n]` of ids."""
@@ -188,13 +190,10 @@ class ClickStream:
         columns = tf.range(_HASH_COLUMNS, dtype=tf.int64)
         bits = tf.bitcast(hashing.fold_in(key[:, None], columns), tf.uint32)  # [n, columns, 2]
         uniforms = _unit_interval(tf.reshape(bits, [-1, 2 * _HASH_COLUMNS]))
-        radii_draws, angle_draws, value_draws, _ = tf.split(
-            uniforms, [_NUM_PAIRS, _NUM_PAIRS, NUM_CATEGORICAL, -1], axis=1
-        )
-        radii = tf.sqrt(-2.0 * tf.math.log(1.0 - radii_draws))
-        angles = angle_draws * (2 * math.pi)
+        radii = tf.sqrt(-2.0 * tf.math.log(1.0 - uniforms[:, :7]))
+        angles = uniforms[:, 7:14] * (2 * math.pi)
         log_dense = tf.concat([radii * tf.cos(angles), radii * tf.sin(angles)], 1)[:, :NUM_DENSE]
-        powers = tf.exp(value_draws * _LOG_SIZES)
+        powers = tf.exp(uniforms[:, 14 : 14 + NUM_CATEGORICAL] * _LOG_SIZES)
         categorical = tf.clip_by_value(tf.cast(powers, tf.int64) - 1, 0, _MAX_VALUES)
         logits = self._function.logits(ids, log_dense, categorical)
         return uniforms[:, -1], log_dense, categorical, logits
@@ -222,6 +221,6 @@ def _unit_interval(bits: tf.Tensor) -> tf.Tensor:
 
 
 def _first(padded: tf.Tensor, example_ids: tf.Tensor) -> tf.Tensor:
-    """The rows that have an id, with the ids' static shape."""
+    """The rows that belong to an id, with the ids' static shape."""
     rows = padded[: tf.size(example_ids)]
     return tf.ensure_shape(rows, example_ids.shape[:1].concatenate(padded.shape[1:]))
