@@ -24,9 +24,8 @@ def _slices(count: int) -> tf.data.Dataset:
 
 def _probability(example: dict[str, tf.Tensor]) -> tf.Tensor:
     """An inclusion probability from the example's score alone, without a window to normalise by."""
-    score = scores.gradient_norm_bound(
-        example[constants.LOGITS][None], example[constants.LABEL][None], constants.BINARY
-    )[0]
+    record = {constants.LOGITS: example[constants.LOGITS][None]}
+    score = scores.gradient_norm_bound(record, example[constants.LABEL][None], constants.BINARY)[0]
     return tf.clip_by_value(0.02 + 4.0 * score, 0.0, 1.0)
 
 

@@ -293,9 +293,9 @@ def _records(values: argparse.Namespace) -> int:
 
 
 def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
-    from ofb_tf.records import inspection
+    from ofb_tf.records import maintenance
 
-    found = inspection.inspect(patterns)
+    found = maintenance.inspect(patterns)
     if values.json:
         return _print_json(dataclasses.asdict(found))
     top_k = f" (the {found.top_k} largest kept)" if found.top_k else ""
@@ -318,9 +318,9 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
 
 
 def _verify(patterns: list[str], values: argparse.Namespace) -> int:
-    from ofb_tf.records import inspection
+    from ofb_tf.records import maintenance
 
-    reports = inspection.verify(patterns)
+    reports = maintenance.verify(patterns)
     if values.json:
         _print_json([dataclasses.asdict(report) for report in reports])
     else:

@@ -139,7 +139,7 @@ class WeightStats:
         merged = {
             name: _ufunc(name)(value, getattr(other, name)) for name, value in vars(self).items()
         }
-        return WeightStats(**{name: _as_field(name, value) for name, value in merged.items()})
+        return WeightStats(**{name: _as_field(name, value) for name, value in merged.items()})  # type: ignore[arg-type]
 
     @property
     def coverage(self) -> float:

@@ -151,9 +151,7 @@ class ThroughFiles(RecordPath):
         labelled = {name: examples[name] for name in (constants.EXAMPLE_ID, constants.LABEL)}
         stream = tf.data.Dataset.from_tensor_slices(labelled)
         fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
-        losses = scores.example_loss(
-            fields[constants.LOGITS], fields[constants.LABEL], self.workload.task
-        )
+        losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
         batches = self._selected(interval, examples)
         selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in batches])
         return losses.numpy(), np.isin(ids, selected)
@@ -210,7 +208,9 @@ class InMemory(RecordPath):
 
     def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """See `RecordPath.inspect`."""
-        losses = scores.example_loss(self._records, examples[constants.LABEL], self.workload.task)
+        losses = scores.example_loss(
+            {constants.LOGITS: self._records}, examples[constants.LABEL], self.workload.task
+        )
         is_selected = np.zeros(len(losses), bool)
         is_selected[self._selected(interval, examples)[0]] = True
         return losses.numpy(), is_selected
@@ -265,11 +265,11 @@ def _traced_selection(
         ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
-        sample = window.sample_window(
-            policy=chosen,
+        sample = window.select(
+            chosen,
             rate=config.rate,
             task=task,
-            missing=window.UNIFORM,
+            missing=constants.MISSING_UNIFORM,
             example_ids=ids,
             labels=labels,
             record=record if chosen.needs_records else {},

@@ -10,7 +10,7 @@ from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import paths
 from ofb_tf.experiments.corruption import Corruption
 from ofb_tf.experiments.workloads import Workload, get_workload
-from ofb_tf.selection import window
+from ofb_tf.transforms import statistics
 
 _CURVE_POINTS = 10
 _HISTOGRAM_POINTS = 500
@@ -126,11 +126,10 @@ def _stream(path: paths.RecordPath) -> TrialResult:
             measure()
     if uses_records and seed == _HISTOGRAM_SEED:
         result.histogram = _histogram(*path.inspect(interval, examples))
-    totals = dict(zip(("selected", "sum_weights", "sum_squared_weights"), sums, strict=True))
-    unused = dict.fromkeys(("examples", "without_record", "unusable"), 0)
-    summary = window.summarize({**totals, **unused, "max_weight": max_weight})
-    for name in ("mean_weight", "max_weight", "effective_sample_size"):
-        setattr(result, name, summary[name])
+    selected, sum_weights, _ = sums
+    result.mean_weight = statistics.ratio(sum_weights, selected)
+    result.effective_sample_size = statistics.effective_sample_size(*sums)
+    result.max_weight = max_weight if selected else float("nan")
     return result
 
 

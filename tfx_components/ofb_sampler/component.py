@@ -133,7 +133,7 @@ def OFBSampler(
         samples, copies = {}, []
         for split in examples.splits:
             files = _files(examples, sampled_examples, split)
-            if split in config.splits:
+            if split in (config.splits or ()):
                 spec = _probe(split, files, config)
                 samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
             else:
@@ -152,7 +152,7 @@ def OFBSampler(
                 | "BySplit" >> beam.combiners.ToDict()
                 | "WriteStatistics" >> beam.Map(_write, sampling_statistics.uri, settings)
             )
-        for split in config.splits:  # of workers that were retried
+        for split in config.splits or ():  # of workers that were retried
             remove_children(_directory(sampled_examples, split), TEMPORARY_PREFIX)
         _publish(examples, sampled_examples, sampling_statistics)
 
