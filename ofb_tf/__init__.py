@@ -7,33 +7,42 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ofb_tf.version import __version__
+from ofb_tf.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from ofb_tf import datasets, records, serving, testing
-    from ofb_tf.records import ForwardRecords, ForwardRecordWriter, PartitionedRecords
+if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
+    from ofb_tf import (
+        datasets as datasets,
+        records as records,
+        serving as serving,
+        testing as testing,
+    )
+    from ofb_tf.records import (
+        ForwardRecords as ForwardRecords,
+        ForwardRecordWriter as ForwardRecordWriter,
+        PartitionedRecords as PartitionedRecords,
+    )
     from ofb_tf.selection import (
-        BottomLoss,
-        Importance,
-        Inclusion,
-        InfoBatch,
-        LossMatching,
-        Policy,
-        SelectiveBackprop,
-        TopLoss,
-        Uniform,
-        Window,
+        BottomLoss as BottomLoss,
+        Importance as Importance,
+        Inclusion as Inclusion,
+        InfoBatch as InfoBatch,
+        LossMatching as LossMatching,
+        Policy as Policy,
+        SelectiveBackprop as SelectiveBackprop,
+        TopLoss as TopLoss,
+        Uniform as Uniform,
+        Window as Window,
     )
     from ofb_tf.training.callbacks import (
-        BackupIterator,
-        OFBTensorBoard,
-        RecordForwardPasses,
-        SelectionGuard,
+        BackupIterator as BackupIterator,
+        OFBTensorBoard as OFBTensorBoard,
+        RecordForwardPasses as RecordForwardPasses,
+        SelectionGuard as SelectionGuard,
     )
-    from ofb_tf.training.model import OFBModel
-    from ofb_tf.transforms.element_spec import DatasetTransform
-    from ofb_tf.transforms.join import join_forward_records
-    from ofb_tf.transforms.sample import OFBSampler, ofb_sample
+    from ofb_tf.training.model import OFBModel as OFBModel
+    from ofb_tf.transforms.element_spec import DatasetTransform as DatasetTransform
+    from ofb_tf.transforms.join import join_forward_records as join_forward_records
+    from ofb_tf.transforms.sample import OFBSampler as OFBSampler, ofb_sample as ofb_sample
 
 _MODULE_OF = {
     "BackupIterator": "training.callbacks",
@@ -63,19 +72,21 @@ _MODULE_OF = {
 __all__ = sorted([*_MODULE_OF, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name, or a module of the package, when it is first used (PEP 562)."""
-    if name in _MODULE_OF:
-        value = getattr(importlib.import_module(f"ofb_tf.{_MODULE_OF[name]}"), name)
-    else:
-        try:
-            value = importlib.import_module(f"ofb_tf.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"ofb_tf.{name}":
-                raise
-            raise AttributeError(f"module 'ofb_tf' has no attribute {name!r}") from None
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name, or a module of the package, when it is first used (PEP 562)."""
+        if name in _MODULE_OF:
+            value = getattr(importlib.import_module(f"ofb_tf.{_MODULE_OF[name]}"), name)
+        else:
+            try:
+                value = importlib.import_module(f"ofb_tf.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"ofb_tf.{name}":
+                    raise
+                raise AttributeError(f"module 'ofb_tf' has no attribute {name!r}") from None
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -16,8 +16,8 @@ ORDER = (
     {"transforms", "serving"},
     {"training"},
     {"ofb_tf"},
-    {"experiments", "tfx_components"},
-    {"cli"},
+    {"experiments"},
+    {"cli", "tfx_components"},
     {"benchmarks"},
 )
 LEVEL = {stage: level for level, stages in enumerate(ORDER) for stage in stages}
