@@ -105,7 +105,7 @@ def scattered_ids(count: int) -> np.ndarray:
 
 def scattered(numbers: np.ndarray) -> np.ndarray:
     """An id for each int64 number: a bijection."""
-    return hashing.mix64_numpy(numbers).view(np.int64)
+    return hashing.mix64(numbers).view(np.int64)
 
 
 def logits_of(ids: np.ndarray) -> np.ndarray:

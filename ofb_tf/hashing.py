@@ -32,96 +32,72 @@ class Stream(enum.IntEnum):
     STEP_START = 3
 
 
-def mix64(values: tf.Tensor) -> tf.Tensor:
-    """A bijection of 64-bit integers in which every input bit moves every output bit.
+def mix64(values: Any) -> Any:
+    """A bijection of 64-bit integers in which every input bit affects every output bit.
 
     Args:
-      values: int64 or uint64, any shape.
+      values: int64 or uint64, any shape; a tensor or a numpy array.
 
     Returns:
-      uint64 of the same shape. `mix64_numpy` gives the same bits.
+      uint64 of the same shape: a tensor for a tensor, otherwise a numpy array, of the same bits.
     """
-    x = tf.bitcast(values, tf.uint64) + tf.constant(_GOLDEN, tf.uint64)
-    x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(30, tf.uint64)))
-    x = x * tf.constant(_MIX_1, tf.uint64)
-    x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(27, tf.uint64)))
-    x = x * tf.constant(_MIX_2, tf.uint64)
-    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(31, tf.uint64)))
-
-
-def mix64_numpy(values: np.ndarray) -> np.ndarray:
-    """`mix64` for numpy.
-
-    Args:
-      values: int64 or uint64, any shape.
-
-    Returns:
-      uint64 of the same shape, the same bits as `mix64`.
-    """
+    x = _view(values, np.uint64)
     with np.errstate(over="ignore"):
-        x = np.asarray(values).view(np.uint64) + np.uint64(_GOLDEN)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
-        return x ^ (x >> np.uint64(31))
+        x = x + _uint64(_GOLDEN, x)
+        x = _xor_shift(x, 30) * _uint64(_MIX_1, x)
+        x = _xor_shift(x, 27) * _uint64(_MIX_2, x)
+        return _xor_shift(x, 31)
 
 
-def fold_in(key: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
+def fold_in(key: Any, data: Any) -> Any:
     """A new key from a key and integers.
 
     Args:
-      key: int64.
+      key: int64; a tensor, a numpy array or a number.
       data: int64, broadcast against `key`.
 
     Returns:
-      int64 of the broadcast shape.
+      int64 of the broadcast shape: a tensor if either is one, otherwise a numpy array.
     """
-    mixed = tf.bitwise.bitwise_xor(tf.bitcast(mix64(key), tf.int64), data)
-    return tf.bitcast(mix64(mixed), tf.int64)
+    mixed = _view(mix64(key), np.int64)
+    is_tensor = tf.is_tensor(mixed) or tf.is_tensor(data)
+    mixed = tf.bitwise.bitwise_xor(mixed, data) if is_tensor else mixed ^ np.asarray(data)
+    return _view(mix64(mixed), np.int64)
 
 
-def fold_in_numpy(key: np.ndarray | np.int64 | int, data: np.ndarray | np.int64) -> np.ndarray:
-    """`fold_in` for numpy.
-
-    Args:
-      key: int64.
-      data: int64, broadcast against `key`.
-
-    Returns:
-      int64 of the broadcast shape, the same bits as `fold_in`.
-    """
-    return mix64_numpy(mix64_numpy(np.asarray(key)).view(np.int64) ^ np.asarray(data)).view(
-        np.int64
-    )
-
-
-def hash01(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+def hash01(example_ids: Any, key: Any) -> Any:
     """One uniform draw per example, keyed by its id.
 
     Args:
-      example_ids: int64 `[n]`.
+      example_ids: int64 `[n]`, a tensor, or a numpy array for a Beam worker without a graph.
       key: int64 scalar, made from the seed and the epoch by `fold_in`.
 
     Returns:
-      float64 `[n]`, multiples of 2^-53 in [0, 1). `hash01_numpy` gives the same numbers.
+      float64 `[n]`, multiples of 2^-53 in [0, 1): a tensor or an array of the same numbers.
     """
-    bits = tf.bitwise.right_shift(
-        tf.bitcast(fold_in(key, example_ids), tf.uint64), tf.constant(11, tf.uint64)
-    )
-    return tf.cast(tf.bitcast(bits, tf.int64), tf.float64) * 2.0**-53
+    bits = _view(_shift(_view(fold_in(key, example_ids), np.uint64), 11), np.int64)
+    draws = tf.cast(bits, tf.float64) if tf.is_tensor(bits) else bits.astype(np.float64)
+    return draws * 2.0**-53
 
 
-def hash01_numpy(example_ids: np.ndarray, key: np.ndarray | np.int64 | int) -> np.ndarray:
-    """`hash01` for numpy: what a Beam worker computes without a graph.
+def _view(values: Any, dtype: type) -> Any:
+    if tf.is_tensor(values):
+        return tf.bitcast(values, dtype)
+    return np.asarray(values).view(dtype)
 
-    Args:
-      example_ids: int64 `[n]`.
-      key: int64 scalar.
 
-    Returns:
-      float64 `[n]`, the same numbers as `hash01`.
-    """
-    bits = fold_in_numpy(key, example_ids).view(np.uint64) >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53
+def _uint64(value: int, like: Any) -> Any:
+    return tf.constant(value, tf.uint64) if tf.is_tensor(like) else np.uint64(value)
+
+
+def _shift(x: Any, bits: int) -> Any:
+    right_shift = tf.bitwise.right_shift if tf.is_tensor(x) else np.right_shift
+    return right_shift(x, _uint64(bits, x))
+
+
+def _xor_shift(x: Any, bits: int) -> Any:
+    shifted = _shift(x, bits)
+    return tf.bitwise.bitwise_xor(x, shifted) if tf.is_tensor(x) else x ^ shifted
 
 
 def window_key(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
@@ -189,12 +165,13 @@ def to_int64(example_ids: Any) -> Any:
         if not example_ids.dtype.is_integer:
             raise _no_ids(example_ids.dtype.name)
         return tf.cast(example_ids, tf.int64)
-    array = np.asarray(example_ids)
-    if array.dtype.kind in "SUO" and not isinstance(example_ids, np.ndarray):
-        array = np.empty(array.shape, object)  # numpy's own strings drop trailing zero bytes
-        array[...] = example_ids
-    if array.dtype.kind in "SU":
-        array = array.astype(object)
+    if isinstance(example_ids, np.ndarray | np.generic):
+        array = np.asarray(example_ids)
+        array = array.astype(object) if array.dtype.kind in "SU" else array
+    else:
+        array = np.array(example_ids, object)  # numpy's own strings drop trailing zero bytes
+        if not any(isinstance(value, bytes | str) for value in array.flat):
+            array = np.asarray(example_ids)
     if array.dtype.kind == "O":
         kinds = sorted({type(value).__name__ for value in array.flat} - {"bytes_", "str_"})
         if not set(kinds) <= {"bytes", "str"}:
@@ -220,7 +197,7 @@ def partition_of(example_ids: Any, num_partitions: int) -> Any:
     """The partition that holds an id's record: a hash of the id modulo their number.
 
     Args:
-      example_ids: int64 `[n]`, a tensor or a numpy array.
+      example_ids: as for `to_int64`, `[n]`.
       num_partitions: at least 1.
 
     Returns:
@@ -231,11 +208,9 @@ def partition_of(example_ids: Any, num_partitions: int) -> Any:
     """
     if num_partitions < 1:
         raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
-    if isinstance(example_ids, np.ndarray):
-        mixed = mix64_numpy(example_ids.astype(np.int64, copy=False))
-        return (mixed % np.uint64(num_partitions)).astype(np.int64)
-    mixed = mix64(tf.cast(example_ids, tf.int64))
-    return tf.cast(mixed % tf.constant(num_partitions, tf.uint64), tf.int64)
+    mixed = mix64(to_int64(example_ids))
+    partition = mixed % _uint64(num_partitions, mixed)
+    return tf.cast(partition, tf.int64) if tf.is_tensor(partition) else partition.astype(np.int64)
 
 
 def rows_by_partition(

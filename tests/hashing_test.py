@@ -1,6 +1,7 @@
-"""Keyed hashes: known values, TensorFlow and numpy alike, uniform and independent draws."""
+"""Keyed hashes and ids: known values, the same in TensorFlow and numpy, uniform draws."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,24 +25,24 @@ def splitmix64(state: int) -> int:
 def test_mix64_is_splitmix64_in_tensorflow_and_numpy(values):
     expected = [splitmix64(int(value) % 2**64) for value in values]
     assert hashing.mix64(tf.constant(values)).numpy().tolist() == expected
-    assert hashing.mix64_numpy(values).tolist() == expected
+    assert hashing.mix64(values).tolist() == expected
 
 
 def test_the_first_output_of_splitmix64_with_seed_zero_is_the_published_one():
-    assert int(hashing.mix64_numpy(np.array([0]))[0]) == 0xE220A8397B1DCDAF
+    assert int(hashing.mix64(np.array([0]))[0]) == 0xE220A8397B1DCDAF
 
 
 @given(int64, st.integers(-(2**63), 2**63 - 1))
 def test_hash01_is_the_same_in_numpy(ids, key):
     got = hashing.hash01(tf.constant(ids), tf.constant(key, tf.int64)).numpy()
-    np.testing.assert_array_equal(got, hashing.hash01_numpy(ids, np.int64(key)))
+    np.testing.assert_array_equal(got, hashing.hash01(ids, np.int64(key)))
     assert ((got >= 0) & (got < 1)).all()
 
 
 def test_draws_of_consecutive_ids_and_keys_are_uniform_and_uncorrelated():
     n = 100_000
     ids = np.arange(n)
-    draws = [hashing.hash01_numpy(ids, np.int64(key)) for key in (0, 1)]
+    draws = [hashing.hash01(ids, np.int64(key)) for key in (0, 1)]
     for u in draws:
         counts = np.bincount((u * 20).astype(int), minlength=20)
         chi_square = ((counts - n / 20) ** 2 / (n / 20)).sum()
@@ -64,3 +65,49 @@ def test_string_ids_become_stable_int64():
     # FarmHash64 of "a" modulo 2^63 - 1: pinned, since records on disk depend on it.
     assert int(ids[0]) == int(tf.strings.to_hash_bucket_fast("a", 2**63 - 1))
     assert hashing.to_int64(tf.constant([1, 2], tf.int32)).dtype == tf.int64
+
+
+@given(st.lists(st.one_of(st.binary(max_size=6), st.text(max_size=6)), min_size=1, max_size=9))
+def test_text_is_fingerprinted_wherever_it_comes_from(texts):
+    as_bytes = [text if isinstance(text, bytes) else text.encode() for text in texts]
+    expected = [int(tf.strings.to_hash_bucket_fast(text, 2**63 - 1)) for text in as_bytes]
+    for values in (texts, np.array(texts, object), tf.constant(as_bytes)):
+        assert np.asarray(hashing.to_int64(values)).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["007", "7", "1_000", " 12", "١٢", b"id\0"])
+def test_text_that_looks_like_a_number_or_ends_in_zero_is_text(text):
+    expected = int(tf.strings.to_hash_bucket_fast(text, 2**63 - 1))
+    assert int(hashing.to_int64(text)) == expected
+    assert hashing.to_int64([text]).tolist() == [expected]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64, np.uint64])
+def test_integers_stay(dtype):
+    values = np.array([0, 3, 100], dtype)
+    assert hashing.to_int64(values).tolist() == [0, 3, 100]
+    assert hashing.to_int64(values).dtype == np.int64
+    assert hashing.to_int64(tf.constant(values)).numpy().tolist() == [0, 3, 100]
+
+
+@pytest.mark.parametrize(
+    ("values", "received"),
+    [
+        ([1.5], "float64"),
+        (tf.constant([1.5]), "float32"),
+        (np.array([2**63], np.uint64), "uint64 with 9223372036854775808"),
+        (np.array(["a", 1], object), "int and str"),
+        ([None], "NoneType"),
+    ],
+)
+def test_what_is_no_id_is_refused(values, received):
+    with pytest.raises(ValueError, match=f"must be integers .* or strings. Received: {received}"):
+        hashing.to_int64(values)
+
+
+def test_rows_by_partition_are_those_of_partition_of():
+    ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
+    dealt = dict(hashing.rows_by_partition(ids, 7))
+    for partition in range(7):
+        rows = np.flatnonzero(hashing.partition_of(ids, 7) == partition)
+        np.testing.assert_array_equal(dealt[partition], rows)

@@ -45,7 +45,7 @@ def value_probabilities(vocabulary_size: int) -> np.ndarray:
 
 def _normals(key: np.ndarray, count: int) -> np.ndarray:
     """Independent standard normals by the Box-Muller transform: float64 `[count]`."""
-    uniforms = hashing.hash01_numpy(np.arange(2 * count, dtype=np.int64), key).reshape(2, count)
+    uniforms = hashing.hash01(np.arange(2 * count, dtype=np.int64), key).reshape(2, count)
     return np.sqrt(-2 * np.log1p(-uniforms[0])) * np.cos(2 * math.pi * uniforms[1])
 
 
@@ -89,14 +89,12 @@ class ClickFunction:
     @classmethod
     def from_seed(cls, seed: int, drift: float) -> "ClickFunction":
         """The function that belongs to a seed."""
-        keys = iter(
-            hashing.fold_in_numpy(np.int64(seed), np.arange(1, 1 + _NUM_KEYS, dtype=np.int64))
-        )
+        keys = iter(hashing.fold_in(np.int64(seed), np.arange(1, 1 + _NUM_KEYS, dtype=np.int64)))
         dense, _ = np.linalg.qr(_normals(next(keys), 2 * NUM_DENSE).reshape(NUM_DENSE, 2))
         curvature = _unit(_normals(next(keys), NUM_DENSE)) * math.sqrt(_CURVATURE_VARIANCE / 2)
         interactions = _unit(_normals(next(keys), 2 * NUM_DENSE)) * math.sqrt(_INTERACTION_VARIANCE)
         # No column contributes less than a third of the mean, so that every vocabulary matters.
-        shares = 0.5 + hashing.hash01_numpy(np.arange(NUM_CATEGORICAL), next(keys))
+        shares = 0.5 + hashing.hash01(np.arange(NUM_CATEGORICAL), next(keys))
         scales = np.sqrt(_CATEGORICAL_VARIANCE * shares / shares.sum())
         effects = []
         for size, scale in zip(VOCABULARY_SIZES, scales, strict=True):

@@ -76,6 +76,6 @@ class Corruption:
         return drawn >= self._config.missing_records
 
     def _draw(self, example_ids: np.ndarray, purpose: int, interval: int = 0) -> np.ndarray:
-        key = hashing.fold_in_numpy(np.int64(self._seed), np.int64(purpose))
-        key = hashing.fold_in_numpy(key, np.int64(interval))
-        return hashing.hash01_numpy(example_ids, key)
+        key = hashing.fold_in(np.int64(self._seed), np.int64(purpose))
+        key = hashing.fold_in(key, np.int64(interval))
+        return hashing.hash01(example_ids, key)

@@ -247,7 +247,7 @@ def _sampling_key(seed: int) -> np.ndarray:
 
     That is the seed with epoch 0 folded in; tests/experiments/trial_test.py compares the two.
     """
-    return hashing.fold_in_numpy(np.int64(seed), np.int64(0))
+    return hashing.fold_in(np.int64(seed), np.int64(0))
 
 
 @functools.cache

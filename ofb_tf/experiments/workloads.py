@@ -322,7 +322,7 @@ def _load_arrays(
     if "test" in description.num_examples:
         test = _read(name, data_dir, "test")
     else:
-        is_test = hashing.hash01_numpy(train[constants.EXAMPLE_ID], _HOLDOUT_KEY) < TEST_FRACTION
+        is_test = hashing.hash01(train[constants.EXAMPLE_ID], _HOLDOUT_KEY) < TEST_FRACTION
         test = {name: values[is_test] for name, values in train.items()}
         train = {name: values[~is_test] for name, values in train.items()}
     train = {name: values[:num_examples] for name, values in train.items()}

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ofb_tf import cli
-from ofb_tf.records import ForwardRecords, ForwardRecordWriter
-from ofb_tf.records import imports as importers
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter, importers
 
 
 @pytest.fixture

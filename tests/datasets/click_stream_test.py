@@ -19,8 +19,8 @@ def _columns(dataset):
 
 def _draws(ids, seed):
     """Uniform draws, log-dense and categorical values in float64, from the definition."""
-    key = hashing.fold_in_numpy(np.int64(seed), ids)
-    bits = hashing.fold_in_numpy(key[:, None], np.arange(21, dtype=np.int64)).view(np.uint32)
+    key = hashing.fold_in(np.int64(seed), ids)
+    bits = hashing.fold_in(key[:, None], np.arange(21, dtype=np.int64)).view(np.uint32)
     uniforms = (bits >> 9) / 2.0**23
     radii = np.sqrt(-2 * np.log(1 - uniforms[:, :7]))
     angles = 2 * math.pi * uniforms[:, 7:14]

@@ -29,7 +29,7 @@ def test_sample_split(data, as_examples, as_records, tmp_path):
     records = as_records(data.ids, data.logits)
     files = _paths(tmp_path / "examples" / "Split-train", tmp_path, 3)
     config = SamplerConfig(task="binary", seed=8)
-    draws = hashing.hash01_numpy(data.ids, hashing.fold_in_numpy(np.int64(8), np.int64(0)))
+    draws = hashing.hash01(data.ids, hashing.fold_in(np.int64(8), np.int64(0)))
     p = probabilities(data.scores, 0.1)
 
     def check(actual):

@@ -22,7 +22,7 @@ from tfx_components.ofb_sampler import transforms
 
 
 def _draws(ids, seed=3, epoch=0):
-    return hashing.hash01_numpy(ids, hashing.fold_in_numpy(np.int64(seed), np.int64(epoch)))
+    return hashing.hash01(ids, hashing.fold_in(np.int64(seed), np.int64(epoch)))
 
 
 def _total(artifact, split="train"):

@@ -321,12 +321,12 @@ class _Select(beam.DoFn):
     """Scored rows and the split's `SplitInclusion` → (file index, (positions, weights))."""
 
     def __init__(self, config: SamplerConfig) -> None:
-        self._key = hashing.fold_in_numpy(np.int64(config.seed), np.int64(config.epoch))
+        self._key = hashing.fold_in(np.int64(config.seed), np.int64(config.epoch))
 
     def process(self, rows: Columns, inclusion: SplitInclusion) -> Iterator[Any]:
         p = inclusion.probabilities(rows[_SCORE], rows[_HAS_SCORE])
         weights = inclusion.weights(p)
-        selected = hashing.hash01_numpy(rows[constants.EXAMPLE_ID], self._key) < p
+        selected = hashing.hash01(rows[constants.EXAMPLE_ID], self._key) < p
         files = rows[_FILE][selected]
         for file in np.unique(files).tolist():
             mine = files == file
