@@ -286,13 +286,14 @@ def newest_order(example_ids: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
 
 def count_nonfinite(arrays: Iterable[np.ndarray]) -> int:
     """Rows with a NaN or infinite value in one of the float arrays, each `[n]` or `[n, k]`."""
-    bad: Any = False
+    bad = None
     for data in arrays:
         if data.dtype.kind == "f":
             finite = np.isfinite(data)
             if not finite.all():
-                bad = bad | ~(finite if data.ndim == 1 else finite.all(axis=1))
-    return int(np.sum(bad))
+                rows = ~(finite if data.ndim == 1 else finite.all(axis=1))
+                bad = rows if bad is None else bad | rows
+    return 0 if bad is None else int(bad.sum())
 
 
 def read_blocks(
