@@ -53,11 +53,6 @@ class ReadCounts:
         """Damaged files: reading stops at the first damage in each."""
         return len(self.damages)
 
-    def add(self, other: "ReadCounts") -> None:
-        """Adds the counts of other files."""
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
 
 @dataclasses.dataclass
 class Columns:
@@ -411,7 +406,9 @@ def read_columns(
     schema = _common_schema(paths, [part.schema for part in parts])
     if counts is not None:
         for part in parts:
-            counts.add(part.counts)
+            for field in dataclasses.fields(ReadCounts):
+                total = getattr(counts, field.name) + getattr(part.counts, field.name)
+                setattr(counts, field.name, total)
     return _concatenate(schema, parts)
 
 

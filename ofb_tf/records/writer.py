@@ -73,6 +73,7 @@ class ForwardRecordWriter:
     """
 
     _now: int
+    _expected: tuple[set[str], int]  # the columns of a batch, and its number of outputs
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class ForwardRecordWriter:
                     f"({MAX_BLOCK_BYTES} bytes). Set top_k."
                 )
             self._schema, self._block_records = schema, block_records
-            self._expected = (columns.keys() | (), num_outputs)
+            self._expected = (set(columns), num_outputs)
             self._num_outputs = num_outputs or self._num_outputs
             self._buffer = schema.empty(block_records)
             if num_outputs:
