@@ -159,7 +159,7 @@ def to_int64(example_ids: Any) -> Any:
       ValueError: ids are neither integers nor text, or a list holds both, or an integer does not
         fit into int64.
     """
-    if tf.is_tensor(example_ids):
+    if not isinstance(example_ids, np.ndarray) and tf.is_tensor(example_ids):  # it is slow
         if example_ids.dtype == tf.string:
             return fingerprint(example_ids)
         if not example_ids.dtype.is_integer:

@@ -115,6 +115,9 @@ class MaintenanceReport:
 def inspect(pattern: files.Pattern) -> RecordSummary:
     """Reads everything under a pattern and summarises it; damage is counted, not raised.
 
+    Args:
+      pattern: a file, a glob, a directory, or a list of them.
+
     Raises:
       FileNotFoundError: the pattern matches nothing.
       ValueError: the files hold different columns, or no record at all.
@@ -150,6 +153,12 @@ def inspect(pattern: files.Pattern) -> RecordSummary:
 
 def verify(pattern: files.Pattern) -> list[FileReport]:
     """Checks every checksum and every block of the files under a pattern.
+
+    Args:
+      pattern: a file, a glob, a directory, or a list of them.
+
+    Returns:
+      A report per file, in the order of their names.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.

@@ -53,11 +53,6 @@ class ReadCounts:
         """Damaged files: reading stops at the first damage in each."""
         return len(self.damages)
 
-    def add(self, other: "ReadCounts") -> None:
-        """Adds the counts of other files."""
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
 
 @dataclasses.dataclass
 class Columns:
@@ -286,13 +281,14 @@ def newest_order(example_ids: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
 
 def count_nonfinite(arrays: Iterable[np.ndarray]) -> int:
     """Rows with a NaN or infinite value in one of the float arrays, each `[n]` or `[n, k]`."""
-    bad: Any = False
+    bad = None
     for data in arrays:
         if data.dtype.kind == "f":
             finite = np.isfinite(data)
             if not finite.all():
-                bad = bad | ~(finite if data.ndim == 1 else finite.all(axis=1))
-    return int(np.sum(bad))
+                rows = ~(finite if data.ndim == 1 else finite.all(axis=1))
+                bad = rows if bad is None else bad | rows
+    return 0 if bad is None else int(bad.sum())
 
 
 def read_blocks(
@@ -410,7 +406,9 @@ def read_columns(
     schema = _common_schema(paths, [part.schema for part in parts])
     if counts is not None:
         for part in parts:
-            counts.add(part.counts)
+            for field in dataclasses.fields(ReadCounts):
+                total = getattr(counts, field.name) + getattr(part.counts, field.name)
+                setattr(counts, field.name, total)
     return _concatenate(schema, parts)
 
 

@@ -74,6 +74,7 @@ class ForwardRecordWriter:
     """
 
     _now: int
+    _expected: tuple[set[str], int]  # the columns of a batch, and its number of outputs
 
     def __init__(
         self,
@@ -263,6 +264,8 @@ class ForwardRecordWriter:
 
     def _set_schema(self, columns: dict[str, np.ndarray], num_outputs: int) -> None:
         """Takes the schema from the first batch, and checks that of the others."""
+        if self._schema is not None and (columns.keys(), num_outputs) == self._expected:
+            return
         names = (*columns, constants.MODEL_VERSION, constants.TIMESTAMP)
         schema = Schema.of(names, num_outputs, self._top_k if num_outputs else 0)
         if self._schema is None:
@@ -273,6 +276,7 @@ class ForwardRecordWriter:
                     f"({MAX_BLOCK_BYTES} bytes). Set top_k."
                 )
             self._schema, self._block_records = schema, block_records
+            self._expected = (set(columns), num_outputs)
             self._num_outputs = num_outputs or self._num_outputs
             self._buffer = schema.empty(block_records)
             if num_outputs:
@@ -289,9 +293,9 @@ class ForwardRecordWriter:
         start = 0
         while start < num_records:
             count = min(num_records - start, self._block_records - self._buffered)
-            for name, buffer in self._buffer.items():
-                data = columns[name]
-                with np.errstate(over="ignore"):  # float32 beyond float16's range becomes inf
+            with np.errstate(over="ignore"):  # float32 beyond float16's range becomes inf
+                for name, buffer in self._buffer.items():
+                    data = columns[name]
                     buffer[self._buffered : self._buffered + count] = (
                         data if isinstance(data, int) else data[start : start + count]
                     )
@@ -477,16 +481,18 @@ def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
 
 def _as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:
     """An int, or a copy as int64 `[n]`, or a ValueError."""
-    array = np.asarray(values)
-    fits = array.dtype.kind in "iu" and array.shape in ((), (num_records,))
-    if not fits and not isinstance(values, int):
+    array = values if isinstance(values, int) else np.asarray(values)
+    if isinstance(array, np.ndarray) and (
+        array.dtype.kind not in "iu" or array.shape not in ((), (num_records,))
+    ):
         raise ValueError(
             f"write: {name} must be int64, one or [{num_records}]. "
             f"Received: {array.dtype} {list(array.shape)}"
         )
-    if not fits or (array.dtype == np.uint64 and array.size and array.max() >= 2**63):
-        raise ValueError(f"write: {name} must fit into int64. Received: {values}")
-    return int(array) if array.ndim == 0 else np.array(array, np.int64)
+    largest = array.max(initial=0) if isinstance(array, np.ndarray) else array
+    if not -(2**63) <= largest < 2**63:
+        raise ValueError(f"write: {name} must fit into int64. Received: {largest}")
+    return np.array(array, np.int64) if np.ndim(array) else int(array)
 
 
 def _top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:
