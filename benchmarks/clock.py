@@ -13,7 +13,7 @@ def cpu_seconds() -> float:
 
 
 def timed(function: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """ "wall_seconds" and "cpu_seconds" of a call, and what it returned."""
+    """Calls a function; returns "wall_seconds" and "cpu_seconds", and the function's result."""
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = function()
     cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall

@@ -47,8 +47,8 @@ class PredictionRecorder:
     starts with the first response, looks at the queue every `poll_seconds` (so that no caller has
     to wake it), decodes and writes. When the queue is full, responses are dropped and counted.
 
-    A forked process, such as a worker of a pre-forking server, records through a thread, an empty
-    queue and counts of its own into files of its own; what waited at the fork is the parent's. A
+    In a forked process, such as a worker of a pre-forking server, the recorder starts over with
+    an empty queue, new counts and new files; what waited at the fork is written by the parent. A
     recorder that is still open when the interpreter exits is closed then.
 
     Attributes:
@@ -143,11 +143,12 @@ class PredictionRecorder:
     def close(self, timeout: float | None = 30.0) -> None:
         """Writes what waits, stops the thread and closes the writer.
 
-        What is not written in time, on a stalled disk, is counted in `num_abandoned` and logged,
-        and `last_error` becomes a TimeoutError; like every other loss it does not raise.
+        If the writer is not done in time, because the disk stalls, the loss is counted in
+        `num_abandoned` and logged, and `last_error` becomes a TimeoutError. Like every other loss,
+        it does not raise.
 
         Args:
-          timeout: seconds to wait at most; None: until all is written.
+          timeout: seconds to wait at most; None: no limit.
         """
         with self._lock:
             self._stop.set()
@@ -189,7 +190,7 @@ class PredictionRecorder:
         self._guard(self._writer.close)
 
     def _drain(self) -> None:
-        # One at a time, so that flush returns only when what another thread took is written too.
+        # One thread at a time, so that flush also waits for what another thread is writing.
         with self._drain_lock:
             while self._queue and not self._abandoned:
                 self._record(*self._queue[0])
