@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -199,7 +200,7 @@ def _ufunc(name: str) -> np.ufunc:
     return {"min_": np.minimum, "max_": np.maximum}.get(name[:4], np.add)
 
 
-def _as_field(name: str, value: float) -> int | float:
+def _as_field(name: str, value: float) -> Any:
     return type(getattr(WeightStats, name))(value)
 
 

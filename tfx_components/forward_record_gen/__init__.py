@@ -1,6 +1,9 @@
 """ForwardRecordGen: what serving left behind → an `ofb.ForwardRecords` artifact."""
 
-# Compiled Kubeflow specs name executor classes by this module.
-from tfx_components.forward_record_gen.component import ForwardRecordGen, ForwardRecordGen_Executor
+# TFX's decorator makes the executor; compiled Kubeflow specs name it by this module.
+from tfx_components.forward_record_gen.component import (  # type: ignore[attr-defined]
+    ForwardRecordGen,
+    ForwardRecordGen_Executor,
+)
 
 __all__ = ["ForwardRecordGen", "ForwardRecordGen_Executor"]

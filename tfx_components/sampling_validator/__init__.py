@@ -1,7 +1,7 @@
 """SamplingValidator: may this sample be trained on?"""
 
-# Compiled Kubeflow specs name executor classes by this module.
-from tfx_components.sampling_validator.component import (
+# TFX's decorator makes the executor; compiled Kubeflow specs name it by this module.
+from tfx_components.sampling_validator.component import (  # type: ignore[attr-defined]
     SamplingValidator,
     SamplingValidator_Executor,
 )
