@@ -130,7 +130,7 @@ def test_files_larger_than_a_chunk(data, as_examples, as_records, sample, monkey
     assert selected(sample(examples, records, name="again")[0]) == first
 
 
-def test_other_seed_and_other_epoch_draw_anew(data, as_examples, as_records, sample):
+def test_other_seed_and_other_epoch_draw_differently(data, as_examples, as_records, sample):
     examples, records = as_examples(data), as_records(data.ids, data.logits)
     runs = [
         frozenset(selected(sample(examples, records, name=f"run-{kwargs}", **kwargs)[0]))

@@ -89,8 +89,8 @@ def OFBSampler(
       splits: splits to sample; None for `["train"]`.
       slice_features: statistics are also kept for each of their values.
       rate: in (0, 1].
-      policy: "importance", or "uniform": every example alike, with a weight of exactly 1; records
-        then count only for the coverage in the statistics.
+      policy: "importance"; or "uniform", with the same probability for every example and weights
+        of exactly 1, whose records count only for the coverage in the statistics.
       uniform_mix: in [0, 1]: weights are at most 1 / uniform_mix.
       score: "gradient_norm_bound" or "loss".
       missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
