@@ -1,18 +1,31 @@
-# Every target sets up what it needs; a second run finds it there.
+# Every target builds the environment it needs and reuses it on the next run.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+VENV := .venv
+VENV_TFX := .venv-tfx
+VENV_DOCS := .venv-docs
+BIN := $(VENV)/bin
+BIN_TFX := $(VENV_TFX)/bin
+BIN_DOCS := $(VENV_DOCS)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+TAXI_CSV ?= ../shared/data/chicago_taxi.csv
+EXAMPLES ?= 1000000
+VERSION = $(shell sed -nE 's/^__version__ = "(.*)"$$/\1/p' ofb_tf/version.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-core test-slow test-core-tfx lint format demo bench lock clean
+.PHONY: help setup setup-tfx lint types format test test-core test-slow test-core-tfx test-tfx \
+	demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
+	package release release-check lock lock-tfx lock-docs clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# Environments
+
 setup: $(VENV)/.ready  ## build .venv from requirements/core.txt
+
+setup-tfx: $(VENV_TFX)/.ready  ## build .venv-tfx from requirements/tfx.txt
 
 $(VENV)/.ready: requirements/core.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -21,40 +34,135 @@ $(VENV)/.ready: requirements/core.txt setup.py
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
-lint: setup types  ## ruff: lint and format check; mypy: types
+# uv and not pip: tfx 1.16.0 declares Python < 3.11 but runs on it.
+$(VENV_TFX)/.ready: requirements/tfx.txt setup.py | $(VENV)/.ready
+	$(BIN)/uv venv --quiet --clear --seed --python $(abspath $(BIN)/python) $(VENV_TFX)
+	$(BIN)/uv pip install --quiet --python $(BIN_TFX)/python -r requirements/tfx.txt
+	$(BIN)/uv pip install --quiet --python $(BIN_TFX)/python --no-deps -e .
+	touch $@
+
+# Neither .venv nor TensorFlow: the API reference is read from the source.
+$(VENV_DOCS)/.ready: requirements/docs.txt
+	$(PYTHON) -m venv --clear $(VENV_DOCS)
+	$(BIN_DOCS)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	touch $@
+
+# Checks and tests
+
+lint: setup types  ## check lint, format and types (ruff, mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup  ## ruff: fix and format
+types: setup  ## check the packages' type annotations (mypy)
+	$(BIN)/python -m mypy
+
+format: setup  ## fix lint and format (ruff)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: test-core test-slow test-core-tfx test-tfx  ## lint and all tests, each stack in its own environment
+test: test-core test-slow test-core-tfx test-tfx  ## lint and run all tests, each stack in its own environment
 
-test-core: lint  ## lint and the core tests but for the slow ones
+test-core: lint  ## lint and run the fast core tests
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-test-slow: setup  ## the slow core tests: processes, kills, simulations, tutorials
+test-slow: setup  ## run the slow core tests: processes, kills, simulations, tutorials
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
-test-core-tfx: setup-tfx  ## the core tests on the TFX stack's TensorFlow
+test-core-tfx: setup-tfx  ## run the core tests on the TFX stack's TensorFlow
 	$(BIN_TFX)/python -m pytest $(PARALLEL) -W ignore::FutureWarning \
 		--ignore=tests/tfx_components --ignore=tests/e2e
 
-demo: setup  ## the main job on an embedded click stream
+test-tfx: setup-tfx  ## run the tests of the TFX components and pipelines
+	$(BIN_TFX)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder \
+		-W ignore::FutureWarning tests/e2e tests/tfx_components
+
+# Demo, benchmarks, documentation
+
+demo: setup  ## run the whole loop on an embedded click stream
 	$(BIN)/ofb demo --output_dir=out/demo
 
-bench: setup  ## every comparison with a named peer; at most 15 minutes
+bench: setup  ## compare every cost with a named peer; at most 15 minutes
 	$(BIN)/python -m benchmarks --output_dir=out/bench --markdown
 
-lock: setup  ## resolve requirements/core.in anew
+docs: $(VENV_DOCS)/.ready  ## build the documentation site in out/docs; broken links fail
+	# Not --quiet: mkdocs then counts no warnings, and --strict lets broken links through.
+	NO_MKDOCS_2_WARNING=1 $(BIN_DOCS)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+	! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?:' out/docs --include='*.html'
+
+notebooks: setup setup-tfx notebooks-sync  ## run the tutorials in colab/; copies with outputs go to out/notebooks
+	$(BIN)/python colab/make_notebooks.py run quickstart choosing_a_policy
+	$(BIN_TFX)/python colab/make_notebooks.py run tfx_pipeline
+
+notebooks-sync: setup  ## write colab/*.ipynb from the scripts colab/*.py
+	$(BIN)/python colab/make_notebooks.py sync
+
+# TFX
+
+tfx-demo: setup-tfx  ## run the taxi loop under LocalDagRunner and print its table
+	mkdir -p out
+	$(BIN_TFX)/python -W ignore -m tfx_components.pipelines.demo --csv=$(TAXI_CSV) \
+		--output_dir=out/tfx-demo 2>out/tfx-demo.log || { tail -n 20 out/tfx-demo.log; exit 1; }
+
+tfx-compile: setup-tfx  ## compile the taxi loop to a Kubeflow Pipelines v2 spec
+	$(BIN_TFX)/python -W ignore -m tfx_components.pipelines.kubeflow \
+		--output=out/kubeflow/ofb-loop.json
+
+tfx-scale: setup-tfx  ## measure time, memory and shuffled bytes of sampling EXAMPLES (1000000) examples
+	$(BIN_TFX)/python -W ignore -m benchmarks.tfx_scale --examples=$(EXAMPLES)
+
+flink-up:  ## start Flink (one job manager, two task managers) and Beam's job server on loopback
+	tests/runners/flink.sh up
+
+flink-down:  ## stop what flink-up started
+	tests/runners/flink.sh down
+
+# Package and release
+
+package: setup  ## build sdist and wheel in dist/, check them, install and run the wheel elsewhere
+	rm -rf dist out/package
+	$(BIN)/uv build --quiet --python $(abspath $(BIN)/python) --out-dir dist .
+	$(BIN)/uv tool run --quiet --python $(abspath $(BIN)/python) twine@7.0.0 check --strict dist/*
+	DIST=dist $(BIN)/python -m pytest --quiet tests/package_test.py -k archives
+	$(BIN)/uv venv --quiet --python $(abspath $(BIN)/python) out/package/venv
+	$(BIN)/uv pip install --quiet --python out/package/venv/bin/python \
+		--constraints requirements/core.txt "ofb-tf[report] @ file://$$(echo $(CURDIR)/dist/*.whl)"
+	cd out/package && venv/bin/python -c "import pathlib, sys, ofb_tf; \
+		path = pathlib.Path(ofb_tf.__file__); print('imported', path); \
+		assert path.is_relative_to(sys.prefix) and (path.parent / 'py.typed').exists()"
+	cd out/package && venv/bin/ofb --help >/dev/null
+	# The default demo has 600,000 examples and three seeds; this takes the same path in seconds.
+	cd out/package && venv/bin/ofb demo --num_examples=60000 --seeds=1 --noprogress --output_dir=demo
+	test -s out/package/demo/results.json && test -s out/package/demo/report.html
+
+release-check:
+	@fail() { echo "release: $$1" >&2; exit 1; }; \
+	echo "$(VERSION)" | grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$$' || \
+		fail "ofb_tf/version.py must name a release like 1.2.3. Received: $(VERSION)"; \
+	[ -z "$$(git status --porcelain)" ] || fail "the working tree has uncommitted changes"; \
+	[ "$$(git branch --show-current)" = main ] || fail "releases are made on main"; \
+	grep -qF "## $(VERSION)" CHANGELOG.md || \
+		fail "CHANGELOG.md has no entry '## $(VERSION)'; rename 'Unreleased' to it, with the date"; \
+	[ -z "$$(git tag --list "v$(VERSION)")" ] || fail "the tag v$(VERSION) exists already"
+
+release: release-check  ## run all checks, then tag the version; publishes nothing
+	$(MAKE) test docs notebooks package
+	$(MAKE) release-check
+	git tag --annotate "v$(VERSION)" --message "ofb-tf $(VERSION)"
+	@echo "tagged v$(VERSION). Publish it: git push origin v$(VERSION) && twine upload dist/*"
+
+# Dependencies
+
+lock: setup  ## re-lock requirements/core.txt from core.in
 	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/core.in \
 		--no-header --no-emit-package ofb-tf -o requirements/core.txt
 
-include tfx.mk
-include package.mk
-include docs.mk
-include notebooks.mk
+lock-tfx: setup  ## re-lock requirements/tfx.txt from tfx.in
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/tfx.in \
+		--no-header -o requirements/tfx.txt
 
-clean:  ## remove what setup and the runs made
+lock-docs: setup  ## re-lock requirements/docs.txt from docs.in
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/docs.in \
+		--no-header -o requirements/docs.txt
+
+clean:  ## remove the environments and everything built
 	rm -rf $(VENV) $(VENV_TFX) $(VENV_DOCS) out build dist *.egg-info

@@ -18,15 +18,14 @@ setup(
     name="ofb-tf",
     version=VERSION["__version__"],
     description=(
-        "Train on one example in ten, chosen by what serving's forward pass already "
-        "computed, with importance weights that keep the gradient unbiased."
+        "Train TensorFlow models on one in ten examples, selected by what the serving-time "
+        "forward pass computed, with importance weights that keep the gradient unbiased."
     ),
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ofb_tf", "ofb_tf.*", "tfx_components", "tfx_components.*"]),
-    py_modules=["ofb_cli"],
     package_data={"ofb_tf": ["py.typed"]},
     install_requires=[
         "tensorflow>=2.16",
@@ -53,5 +52,5 @@ setup(
             "mypy>=1.15",
         ],
     },
-    entry_points={"console_scripts": ["ofb=ofb_cli:main"]},
+    entry_points={"console_scripts": ["ofb=ofb_tf.cli:main"]},
 )

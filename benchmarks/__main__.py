@@ -1,24 +1,22 @@
-"""The command: runs the parts, one process a peer, interleaved; prints a table."""
+"""The command: runs the parts, one process per peer, interleaved; prints a table."""
 
 import argparse
-import importlib
-import importlib.util
 import json
 import pathlib
 import sys
 import time
 
 from benchmarks import report
+from benchmarks.child import parts_of
 from benchmarks.parts import Part, Settings
 from benchmarks.process import run_part
 
-# `records` (the serving plane) and `training` (the training step) join in once they exist.
 MODULES = ("selection", "late_decode", "join", "growth", "records", "training")
 
 USAGE = """
-Compares ofb-tf with named peers. Every peer is set up in a process of its own; the peers of a part
-run in turn, several times; medians and ratios are printed, and written to DIR/results.json with
-DIR/growth.png. Goals are judged on CPU time (user + system), since wall-clock is noisy.
+Compares ofb-tf with named peers. Every peer is set up in a separate process; the peers of a part
+take turns, several times; medians and ratios are printed, and written to DIR/results.json with
+DIR/growth.png. Goals are judged on CPU time (user + system), since wall-clock time is noisy.
 
 examples:
   python -m benchmarks                          everything, at most 15 minutes on 2 cores
@@ -29,17 +27,12 @@ examples:
 
 
 def all_parts() -> dict[str, tuple[str, Part]]:
-    """Name → (module, part) of every part there is, in order."""
-    found = {}
-    for module in MODULES:
-        if importlib.util.find_spec(f"benchmarks.{module}") is not None:
-            for part in importlib.import_module(f"benchmarks.{module}").PARTS:
-                found[part.name] = (module, part)
-    return found
+    """Name → (module, part) of every part, in order."""
+    return {name: (module, part) for module in MODULES for name, part in parts_of(module).items()}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 0 where every goal was met, 1 where one was missed or a peer failed."""
+    """Runs the command; 0 if every goal was met, 1 if one was missed or a peer failed."""
     parts = all_parts()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",

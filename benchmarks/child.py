@@ -6,34 +6,23 @@ Prints a line of JSON when it is set up and after every run; `benchmarks.process
 import importlib
 import json
 import pathlib
-import resource
 import sys
-import time
 from collections.abc import Mapping
 
+from benchmarks.clock import timed
 from benchmarks.parts import Part, Run, Settings
 
 PREPARE = "prepare"
 
 
-def find_part(module: str, name: str) -> Part:
-    """The part of that name in a module of this package."""
-    parts = importlib.import_module(f"benchmarks.{module}").PARTS
-    return next(part for part in parts if part.name == name)
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def parts_of(module: str) -> dict[str, Part]:
+    """The parts of a module of this package, by name."""
+    return {part.name: part for part in importlib.import_module(f"benchmarks.{module}").PARTS}
 
 
 def measure(run: Run) -> dict[str, float]:
-    """Runs once under the clocks, unless the peer keeps time itself, and adds time an item."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    result = run()
-    cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-    figures = {"wall_seconds": wall, "cpu_seconds": cpu}
+    """Runs once, timed here unless the peer keeps time itself, and adds the time per item."""
+    figures, result = timed(run)
     figures |= result if isinstance(result, Mapping) else {"items": result}
     for clock in ("wall", "cpu"):
         figures[f"{clock}_us"] = figures[f"{clock}_seconds"] / figures["items"] * 1e6
@@ -44,7 +33,7 @@ def main() -> None:
     """Serves `benchmarks.process.PeerProcess`."""
     module, name, peer, inputs, quick = sys.argv[1:]
     settings = Settings(pathlib.Path(inputs), quick == "quick")
-    part = find_part(module, name)
+    part = parts_of(module)[name]
     if peer == PREPARE:
         part.prepare(settings)
         run = None

@@ -3,7 +3,6 @@
 import numpy as np
 import tensorflow as tf
 
-import ofb_tf
 from benchmarks import inputs
 from benchmarks.parts import Curve, Part, Run, Settings
 
@@ -12,7 +11,7 @@ _OUTPUTS = (1, 10, 1000)
 
 
 def _examples(count: int, num_outputs: int) -> tf.data.Dataset:
-    """Windows of examples with logits only, so that next to nothing but selection is measured."""
+    """Windows of examples with logits only, so that little but selection is measured."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal([count, num_outputs], np.float32)
     return tf.data.Dataset.from_tensor_slices(
@@ -25,12 +24,10 @@ def _examples(count: int, num_outputs: int) -> tf.data.Dataset:
 
 
 def _microseconds(count: int, num_outputs: int, window: int) -> float:
-    """CPU time an example of a selection from windows that are cached in memory."""
+    """CPU time per example of selecting from windows that are cached in memory."""
     windows = _examples(count, num_outputs).batch(window).cache()
     inputs.consume(windows)
-    sample = ofb_tf.ofb_sample(
-        window_size=window, batch_size=inputs.BATCH, batched_input=True, seed=1
-    )
+    sample = inputs.sample(window_size=window, batched_input=True)
     figures = inputs.steady(lambda times: windows.repeat(times).apply(sample), count, 3)
     return figures["cpu_seconds"] / figures["items"] * 1e6
 
@@ -57,8 +54,8 @@ PARTS = (
         repeats=1,
         peers={"ofb_sample": _build},
         curves=(
-            Curve("curve_window_", "window", "CPU µs an example"),
-            Curve("curve_outputs_", "outputs", "CPU µs an example"),
+            Curve("curve_window_", "window", "CPU µs per example"),
+            Curve("curve_outputs_", "outputs", "CPU µs per example"),
         ),
     ),
 )

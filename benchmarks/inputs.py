@@ -1,17 +1,20 @@
-"""Inputs of the benchmarks: files that are written once and kept, and arrays made in place."""
+"""Inputs of the benchmarks: files that are written once and kept, and arrays in memory."""
 
 import os
 import pathlib
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+import ofb_tf
+from benchmarks.clock import timed
 from benchmarks.parts import Settings
 from ofb_tf import constants, hashing
 from ofb_tf.datasets import ClickStream, load_tfds
+from ofb_tf.datasets.click_stream import CLICK_PROBABILITY
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 
 NUM_CLICKS = 200_000
@@ -19,11 +22,18 @@ NUM_IMAGES = 20_000
 WINDOW = 4096
 BATCH = 256
 RATE = 0.1
+SEED = 17
 ID_AND_LABEL = {
     constants.EXAMPLE_ID: tf.io.FixedLenFeature([], tf.int64),
     constants.LABEL: tf.io.FixedLenFeature([], tf.int64),
 }
 IMAGE_SPEC = ID_AND_LABEL | {"image": tf.io.FixedLenFeature([], tf.string)}
+
+
+def sample(**settings: Any) -> ofb_tf.DatasetTransform:
+    """The sampler, with the benchmarks' settings where none are given."""
+    defaults = {"rate": RATE, "window_size": WINDOW, "batch_size": BATCH, "seed": SEED}
+    return ofb_tf.ofb_sample(**(defaults | settings))
 
 
 def click_stream() -> ClickStream:
@@ -43,15 +53,20 @@ def click_files(settings: Settings) -> list[str]:
 def click_records() -> ForwardRecords:
     """What a good model would have recorded of the click stream."""
     ids = np.arange(NUM_CLICKS)
-    probability = click_stream().generate(ids)["click_probability"].numpy().astype(np.float64)
-    return ForwardRecords.from_columns(ids, np.log(probability / (1 - probability)))
+    return ForwardRecords.from_columns(ids, click_logits(click_stream().generate(ids)))
+
+
+def click_logits(examples: Mapping[str, tf.Tensor]) -> np.ndarray:
+    """float64 `[n]`: the true logits of examples of the click stream."""
+    probability = examples[CLICK_PROBABILITY].numpy().astype(np.float64)
+    return np.log(probability / (1 - probability))
 
 
 def image_file(settings: Settings) -> str:
     """PNG images and labels as TFDS stores MNIST, with an id added: 20,000 tf.Examples.
 
-    From the prepared TFDS dataset in `OFB_TFDS_DIR` or `../shared/tfds`, where there is one;
-    otherwise ten smooth shapes with noise, of the same size.
+    From the prepared TFDS dataset in `OFB_TFDS_DIR` or `../shared/tfds` if there is one; otherwise
+    ten smooth shapes with noise, of the same size.
     """
     path = settings.inputs / "images.tfrecord"
     if not path.exists():
@@ -63,7 +78,7 @@ def image_file(settings: Settings) -> str:
 
 
 def tfds_directory() -> pathlib.Path:
-    """Where prepared TFDS datasets may lie."""
+    """Where prepared TFDS datasets are looked for."""
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
     return pathlib.Path(os.environ.get("OFB_TFDS_DIR", default))
 
@@ -84,28 +99,28 @@ def record_files(settings: Settings, count: int) -> pathlib.Path:
 
 
 def scattered_ids(count: int) -> np.ndarray:
-    """int64 `[count]`, distinct, over the whole range, in no order."""
+    """int64 `[count]`, distinct, over the whole range, unordered."""
     return scattered(np.arange(count, dtype=np.int64))
 
 
 def scattered(numbers: np.ndarray) -> np.ndarray:
-    """An id for each int64 number, another for another."""
+    """An id for each int64 number: a bijection."""
     return hashing.mix64_numpy(numbers).view(np.int64)
 
 
 def logits_of(ids: np.ndarray) -> np.ndarray:
-    """float32 `[n]`: something that depends on the id."""
+    """float32 `[n]`: a function of the id."""
     return (ids >> 40).astype(np.float32) / np.float32(2**21)
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
+    """The resident memory of this process now."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def consume(dataset: tf.data.Dataset, id_key: str = constants.EXAMPLE_ID) -> int:
-    """Runs a dataset of batches through, in the graph; returns how many examples came."""
+    """Runs a dataset of batches in the graph; returns the number of examples."""
 
     def add(total: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
         return total + tf.size(batch[id_key], tf.int64)
@@ -114,33 +129,26 @@ def consume(dataset: tf.data.Dataset, id_key: str = constants.EXAMPLE_ID) -> int
 
 
 def steady(build: Callable[[int], tf.data.Dataset], items: int, passes: int) -> dict[str, float]:
-    """Time of a dataset that runs on, without that of starting it.
+    """Time of a running dataset, without that of starting it.
 
-    Starting an iterator optimises and instantiates its graph, a fifth of a second whatever the
-    data. So one pass and `1 + passes` passes are timed, each in one iterator, and subtracted.
+    Starting an iterator optimises and instantiates its graph, which takes about 0.2 s whatever
+    the data. So one pass and `1 + passes` passes are timed, each in one iterator, and subtracted.
 
     Args:
-      build: from a number of passes over the input to the dataset of batches.
-      items: examples that go in during one pass.
-      passes: how many count.
+      build: maps a number of passes over the input to the dataset of batches.
+      items: input examples per pass.
+      passes: the number of measured passes.
     """
     short, long = build(1), build(1 + passes)
     consume(short.take(1))
-    start, _ = _timed(short)
-    run, selected = _timed(long)
+    start, _ = timed(lambda: consume(short))
+    run, selected = timed(lambda: consume(long))
     figures = {name: run[name] - start[name] for name in run}
     return figures | {"items": items * passes, "out_share": selected / (items * (1 + passes))}
 
 
-def _timed(dataset: tf.data.Dataset) -> tuple[dict[str, float], int]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    count = consume(dataset)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"wall_seconds": wall, "cpu_seconds": cpu}, count
-
-
 def _fresh(directory: pathlib.Path) -> pathlib.Path:
-    """An empty directory to write to, renamed once it is whole."""
+    """An empty directory to write to, renamed once it is complete."""
     path = directory.with_name(directory.name + ".open")
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)

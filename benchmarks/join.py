@@ -1,8 +1,7 @@
-"""Looking windows of ids up in records: speed, memory, and loading."""
+"""Looking up windows of ids in records: speed, memory, and loading."""
 
 import gc
 import resource
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +9,10 @@ import tensorflow as tf
 
 import ofb_tf
 from benchmarks import inputs
-from benchmarks.parts import Curve, Part, Row, Run, Settings, of, ratio
+from benchmarks.child import measure
+from benchmarks.parts import Curve, Part, Row, Run, Settings, millions_per_second, of, ratio
 from ofb_tf import constants
-from ofb_tf.transforms.lookup import lookup_in_memory
+from ofb_tf.transforms.join import lookup_in_memory
 
 _LOOKUPS = 400 * inputs.WINDOW
 _MILLION = 1_000_000
@@ -26,34 +26,32 @@ def _ofb(ids: np.ndarray) -> Find:
     return lambda wanted: lookup.fields(wanted)[constants.LOGITS][:, 0]
 
 
-def _static_table(ids: np.ndarray) -> Find:
+def _through_table(table: tf.lookup.experimental.DenseHashTable, ids: np.ndarray) -> Find:
+    """Through a table of rows, -1 where there is none, into the column of logits."""
     column = tf.constant(inputs.logits_of(ids))
-    rows = tf.range(len(ids), dtype=tf.int64)
-    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(ids, rows), -1)
 
     def find(wanted: tf.Tensor) -> tf.Tensor:
         row = table.lookup(wanted)
         return tf.where(row < 0, float("nan"), tf.gather(column, tf.maximum(row, 0)))
 
     return find
+
+
+def _static_table(ids: np.ndarray) -> Find:
+    rows = tf.range(len(ids), dtype=tf.int64)
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(ids, rows), -1)
+    return _through_table(table, ids)
 
 
 def _dense_table(ids: np.ndarray) -> Find:
-    column = tf.constant(inputs.logits_of(ids))
+    buckets = 2 ** int(len(ids) * 1.3).bit_length()
     table = tf.lookup.experimental.DenseHashTable(
-        tf.int64, tf.int64, -1, empty_key=0, deleted_key=1, initial_num_buckets=2 ** (
-            int(len(ids) * 1.3).bit_length()
-        )
-    )  # fmt: skip
+        tf.int64, tf.int64, -1, empty_key=0, deleted_key=1, initial_num_buckets=buckets
+    )
     for start in range(0, len(ids), _MILLION):
         part = ids[start : start + _MILLION]
         table.insert(part, tf.range(start, start + len(part), dtype=tf.int64))
-
-    def find(wanted: tf.Tensor) -> tf.Tensor:
-        row = table.lookup(wanted)
-        return tf.where(row < 0, float("nan"), tf.gather(column, tf.maximum(row, 0)))
-
-    return find
+    return _through_table(table, ids)
 
 
 def _searchsorted(ids: np.ndarray) -> Find:
@@ -69,7 +67,7 @@ def _searchsorted(ids: np.ndarray) -> Find:
 
 
 def _lookups(make: Callable[[np.ndarray], Find], count: int) -> Callable[[Settings], Run]:
-    """Windows of ids, nine in ten of which have a record, looked up in a pipeline."""
+    """Looking up windows of ids, 90% of which have a record, in a pipeline."""
 
     def build(settings: Settings) -> Run:
         number, lookups = settings.count(count), settings.count(_LOOKUPS)
@@ -77,7 +75,7 @@ def _lookups(make: Callable[[np.ndarray], Find], count: int) -> Callable[[Settin
         # Ids are a bijection of 0, 1, 2, ..., so those of higher numbers have no record.
         numbers = np.random.default_rng(1).integers(number * 10 // 9, size=lookups)
         wanted = inputs.scattered(numbers)
-        make(ids[:1000])  # what TensorFlow itself takes is not the records'
+        make(ids[:1000])  # first use allocates more than the records
         before = inputs.resident_bytes()
         find = make(ids)
         gc.collect()
@@ -90,7 +88,7 @@ def _lookups(make: Callable[[np.ndarray], Find], count: int) -> Callable[[Settin
         _check(find, wanted[:1000], numbers[:1000] < number)
 
         def run() -> dict[str, float]:
-            return {"items": inputs.consume(dataset), "bytes_a_record": held / number}
+            return {"items": inputs.consume(dataset), "bytes_per_record": held / number}
 
         return run
 
@@ -98,31 +96,31 @@ def _lookups(make: Callable[[np.ndarray], Find], count: int) -> Callable[[Settin
 
 
 def _check(find: Find, wanted: np.ndarray, has_record: np.ndarray) -> None:
-    """A benchmark of wrong answers is worth nothing."""
+    """Raises where the peer finds wrong logits."""
     expected = np.where(has_record, inputs.logits_of(wanted), np.nan)
     np.testing.assert_array_equal(find(tf.constant(wanted)), expected)
 
 
 def _load(count: int) -> Callable[[Settings], Run]:
-    """Reading record files: time, what stays in memory, and the peak."""
+    """Reading record files: time, resident memory afterwards, and the peak."""
 
     def build(settings: Settings) -> Run:
         directory = inputs.record_files(settings, settings.count(count))
         on_disk = sum(path.stat().st_size for path in directory.iterdir())
         small = inputs.record_files(settings, 8192)
-        ofb_tf.ForwardRecords.load(str(small))  # first use allocates things that stay
+        ofb_tf.ForwardRecords.load(str(small))  # first use allocates more than the records
 
         def run() -> dict[str, float]:
             before = inputs.resident_bytes()
             records = ofb_tf.ForwardRecords.load(str(directory))
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-            stays = inputs.resident_bytes() - before
+            resident = inputs.resident_bytes() - before
             items = len(records)
             return {
                 "items": items,
-                "peak_over_stays": peak / stays,
-                "stays_a_record": stays / items,
-                "disk_a_record": on_disk / items,
+                "peak_over_resident": peak / resident,
+                "resident_per_record": resident / items,
+                "disk_per_record": on_disk / items,
             }
 
         return run
@@ -135,10 +133,6 @@ def _prepare_records(settings: Settings) -> None:
     inputs.record_files(settings, settings.count(10 * _MILLION))
 
 
-def _million_lookups(peer: str) -> Callable[..., float]:
-    return lambda medians: 1.0 / medians[peer]["cpu_us"]
-
-
 def _growth(settings: Settings) -> Run:
     """Lookups with 1, 10 and 50 million records, one after the other."""
     runs = {
@@ -148,12 +142,9 @@ def _growth(settings: Settings) -> Run:
     def run() -> dict[str, float]:
         figures = {"items": 0}
         for count, lookup in runs.items():
-            start = time.process_time()
-            result = lookup()
-            figures["items"] += result["items"]
-            figures[f"curve_records_{count}"] = (
-                (time.process_time() - start) / result["items"] * 1e6
-            )
+            measured = measure(lookup)
+            figures["items"] += measured["items"]
+            figures[f"curve_records_{count}"] = measured["cpu_us"]
         return figures
 
     return run
@@ -173,27 +164,22 @@ PARTS = (
         rows=(
             Row(
                 "lookups per CPU second against StaticHashTable, 10 million records (×)",
-                lambda m: 1 / ratio("cpu_us", "ofb_tf", "StaticHashTable")(m),
+                ratio("cpu_us", "StaticHashTable", "ofb_tf"),
                 at_least=0.45,
             ),
             Row(
-                "resident bytes a record of the join",
-                of("ofb_tf", "bytes_a_record"),
+                "resident bytes per record of the join",
+                of("ofb_tf", "bytes_per_record"),
                 at_most=24,
             ),
             Row(
-                "resident bytes a record, StaticHashTable with its column",
-                of("StaticHashTable", "bytes_a_record"),
+                "resident bytes per record, StaticHashTable with its column",
+                of("StaticHashTable", "bytes_per_record"),
             ),
-            Row("million lookups per CPU second, ofb_tf", _million_lookups("ofb_tf")),
-            Row(
-                "million lookups per CPU second, StaticHashTable",
-                _million_lookups("StaticHashTable"),
+            *(
+                Row(f"million lookups per CPU second, {peer}", millions_per_second(peer))
+                for peer in ("ofb_tf", "StaticHashTable", "DenseHashTable", "searchsorted")
             ),
-            Row(
-                "million lookups per CPU second, DenseHashTable", _million_lookups("DenseHashTable")
-            ),
-            Row("million lookups per CPU second, searchsorted", _million_lookups("searchsorted")),
         ),
     ),
     Part(
@@ -207,7 +193,7 @@ PARTS = (
         rows=(
             Row(
                 "lookups per CPU second against StaticHashTable, 1 million records (×)",
-                lambda m: 1 / ratio("cpu_us", "ofb_tf", "StaticHashTable")(m),
+                ratio("cpu_us", "StaticHashTable", "ofb_tf"),
             ),
         ),
     ),
@@ -216,26 +202,26 @@ PARTS = (
         title="Loading 10 million one-output records",
         item="record",
         prepare=_prepare_records,
-        repeats=1,  # a peak is a peak of the whole process
+        repeats=1,  # the peak is of the whole life of the process
         peers={"ForwardRecords.load": _load(10 * _MILLION)},
         rows=(
             Row(
-                "loading 10 million records: peak memory over what stays (×)",
-                of("ForwardRecords.load", "peak_over_stays"),
+                "loading 10 million records: peak memory over resident memory (×)",
+                of("ForwardRecords.load", "peak_over_resident"),
                 at_most=3,
             ),
             Row(
-                "bytes a record on disk, one output, uncompressed",
-                of("ForwardRecords.load", "disk_a_record"),
+                "bytes per record on disk, one output, uncompressed",
+                of("ForwardRecords.load", "disk_per_record"),
                 at_most=16,
             ),
             Row(
-                "bytes a record that stay after loading",
-                of("ForwardRecords.load", "stays_a_record"),
+                "resident bytes per record after loading",
+                of("ForwardRecords.load", "resident_per_record"),
             ),
             Row(
-                "million records loaded a second (wall)",
-                lambda m: 1 / m["ForwardRecords.load"]["wall_us"],
+                "million records loaded per second (wall)",
+                millions_per_second("ForwardRecords.load", "wall"),
             ),
         ),
     ),
@@ -245,6 +231,6 @@ PARTS = (
         item="lookup",
         repeats=1,
         peers={"ofb_tf": _growth},
-        curves=(Curve("curve_records_", "million records", "CPU µs a lookup"),),
+        curves=(Curve("curve_records_", "million records", "CPU µs per lookup"),),
     ),
 )

@@ -1,4 +1,4 @@
-"""Late decode: serialized tf.Examples of which one in ten is ever parsed in full."""
+"""Late decode: serialized tf.Examples of which only one in ten is parsed in full."""
 
 import functools
 from collections.abc import Callable
@@ -7,23 +7,11 @@ import tensorflow as tf
 
 import ofb_tf
 from benchmarks import inputs
-from benchmarks.parts import Part, Row, Run, Settings, of, ratio
+from benchmarks.parts import Part, Row, Run, Settings, added, of, ratio
 from ofb_tf import constants
 from ofb_tf.datasets import ClickStream
 
 _PARALLEL = tf.data.AUTOTUNE
-
-
-def _sampled(records: ofb_tf.ForwardRecords, parse_fn: Callable) -> ofb_tf.DatasetTransform:
-    return ofb_tf.ofb_sample(
-        records=records,
-        rate=inputs.RATE,
-        window_size=inputs.WINDOW,
-        batch_size=inputs.BATCH,
-        parse_fn=parse_fn,
-        batched_input=True,
-        seed=17,
-    )
 
 
 def _decode_images(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -52,25 +40,28 @@ def _image_records(path: str) -> ofb_tf.ForwardRecords:
 
 def _clicks(read: Callable[[tf.data.Dataset], tf.data.Dataset]) -> Callable[[Settings], Run]:
     def build(settings: Settings) -> Run:
-        files = tf.data.TFRecordDataset(inputs.click_files(settings))
         passes = 1 if settings.quick else 3
-        return lambda: inputs.steady(
-            lambda times: read(files.repeat(times)), inputs.NUM_CLICKS, passes
-        )
+        return _reading(inputs.click_files(settings), read, inputs.NUM_CLICKS, passes)
 
     return build
 
 
 def _images(read: Callable[[tf.data.Dataset, str], tf.data.Dataset]) -> Callable[[Settings], Run]:
     def build(settings: Settings) -> Run:
-        path = inputs.image_file(settings)
-        files = tf.data.TFRecordDataset(path)
-        passes = 1 if settings.quick else 4
-        return lambda: inputs.steady(
-            lambda times: read(files.repeat(times), path), inputs.NUM_IMAGES, passes
-        )
+        path, passes = inputs.image_file(settings), 1 if settings.quick else 4
+        return _reading(path, lambda files: read(files, path), inputs.NUM_IMAGES, passes)
 
     return build
+
+
+def _reading(
+    paths: str | list[str],
+    read: Callable[[tf.data.Dataset], tf.data.Dataset],
+    num_examples: int,
+    passes: int,
+) -> Run:
+    files = tf.data.TFRecordDataset(paths)
+    return lambda: inputs.steady(lambda times: read(files.repeat(times)), num_examples, passes)
 
 
 def _raw(files: tf.data.Dataset, batch: int = inputs.BATCH) -> tf.data.Dataset:
@@ -95,15 +86,7 @@ def _keys_with_logits(files: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _selected_keys(files: tf.data.Dataset) -> tf.data.Dataset:
-    return _keys_with_logits(files).apply(
-        ofb_tf.ofb_sample(
-            rate=inputs.RATE,
-            window_size=inputs.WINDOW,
-            batch_size=inputs.BATCH,
-            batched_input=True,
-            seed=17,
-        )
-    )
+    return _keys_with_logits(files).apply(inputs.sample(batched_input=True))
 
 
 @functools.cache
@@ -112,16 +95,8 @@ def _click_records() -> ofb_tf.ForwardRecords:
 
 
 def _joined_keys(files: tf.data.Dataset) -> tf.data.Dataset:
-    return _id_and_label(files).apply(
-        ofb_tf.ofb_sample(
-            records=_click_records(),
-            rate=inputs.RATE,
-            window_size=inputs.WINDOW,
-            batch_size=inputs.BATCH,
-            batched_input=True,
-            seed=17,
-        )
-    )
+    sample = inputs.sample(records=_click_records(), batched_input=True)
+    return _id_and_label(files).apply(sample)
 
 
 def _all_features(files: tf.data.Dataset) -> tf.data.Dataset:
@@ -129,8 +104,7 @@ def _all_features(files: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _late_features(files: tf.data.Dataset) -> tf.data.Dataset:
-    windows = files.batch(inputs.WINDOW)
-    return windows.apply(_sampled(_click_records(), ClickStream.parse_fn))
+    return _late(files, _click_records(), ClickStream.parse_fn)
 
 
 def _all_images(files: tf.data.Dataset, path: str) -> tf.data.Dataset:
@@ -142,11 +116,14 @@ def _all_images_batched(files: tf.data.Dataset, path: str) -> tf.data.Dataset:
 
 
 def _late_images(files: tf.data.Dataset, path: str) -> tf.data.Dataset:
-    return files.batch(inputs.WINDOW).apply(_sampled(_image_records(path), _decode_images))
+    return _late(files, _image_records(path), _decode_images)
 
 
-def _added(peer: str, base: str) -> Callable[..., float]:
-    return lambda medians: medians[peer]["cpu_us"] - medians[base]["cpu_us"]
+def _late(
+    files: tf.data.Dataset, records: ofb_tf.ForwardRecords, parse_fn: Callable
+) -> tf.data.Dataset:
+    sample = inputs.sample(records=records, parse_fn=parse_fn, batched_input=True)
+    return files.batch(inputs.WINDOW).apply(sample)
 
 
 def _against_the_faster(medians: dict) -> float:
@@ -158,7 +135,7 @@ PARTS = (
     Part(
         name="late_decode",
         title="39-feature TFRecords: reading, parsing, selecting one in ten",
-        item="example in",
+        item="input example",
         prepare=inputs.click_files,
         peers={
             "raw read": _clicks(_raw),
@@ -171,27 +148,27 @@ PARTS = (
         },
         rows=(
             Row(
-                "late decode of 39 features against parsing everything, CPU an example (×)",
+                "late decode of 39 features against parsing everything, CPU per example (×)",
                 ratio("cpu_us", "late decode", "parse everything"),
                 at_most=0.8,
             ),
             Row(
-                "CPU µs an example that selection adds to reading, id and label",
-                _added("id and label, logits, selection", "id and label, logits"),
+                "CPU µs per example that selection adds to reading, id and label",
+                added("cpu_us", "id and label, logits, selection", "id and label, logits"),
                 at_most=1.0,
             ),
             Row(
-                "CPU µs an example that join and selection add to reading, id and label",
-                _added("id and label, join and selection", "id and label"),
+                "CPU µs per example that join and selection add to reading, id and label",
+                added("cpu_us", "id and label, join and selection", "id and label"),
             ),
-            Row("raw read, CPU µs an example", of("raw read", "cpu_us")),
-            Row("late decode, CPU µs an example", of("late decode", "cpu_us")),
+            Row("raw read, CPU µs per example", of("raw read", "cpu_us")),
+            Row("late decode, CPU µs per example", of("late decode", "cpu_us")),
         ),
     ),
     Part(
         name="late_images",
-        title="PNG images of 28 by 28, decoded for all or for the selected alone",
-        item="example in",
+        title="PNG images of 28 by 28, all decoded, or only the selected ones",
+        item="input example",
         prepare=inputs.image_file,
         peers={
             "decode everything": _images(_all_images),
@@ -200,7 +177,7 @@ PARTS = (
         },
         rows=(
             Row(
-                "late decode of PNG images against decoding everything, CPU an example (×)",
+                "late decode of PNG images against decoding everything, CPU per example (×)",
                 _against_the_faster,
                 at_most=0.35,
             ),

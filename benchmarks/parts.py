@@ -1,4 +1,4 @@
-"""What a benchmark is made of: peers that do the same work, and rows that compare them."""
+"""The structure of a benchmark: peers that do the same work, and rows that compare them."""
 
 import dataclasses
 import pathlib
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Where inputs lie, and how much work to do.
+    """Where the inputs are, and how much work to do.
 
     Attributes:
       inputs: directory of input files, kept between runs.
-      quick: a tenth of the work, to see that everything runs; its figures mean little.
+      quick: a tenth of the work, to check that everything runs; its figures mean little.
     """
 
     inputs: pathlib.Path
@@ -24,13 +24,13 @@ class Settings:
 
 
 Run = Callable[[], Mapping[str, float] | int]
-"""Does the work once: returns how many items, or a dict of "items" and further figures."""
+"""Does the work once: returns the number of items, or a dict of "items" and further figures."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Medians:
     """Medians over the repeats of one peer: `figures["items"]`, "wall_seconds", "cpu_seconds"
-    (user and system), "wall_us" and "cpu_us" (microseconds an item), and the peer's own."""
+    (user and system), "wall_us" and "cpu_us" (microseconds per item), and the peer's own."""
 
     samples: Sequence[Mapping[str, float]]
 
@@ -41,19 +41,23 @@ class Medians:
         return list(self.samples[0])
 
 
+Value = Callable[[Mapping[str, Medians]], float]
+"""Maps the medians of a part's peers, by name, to a figure."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the result, with its goal where there is one.
+    """A line of the result, with its goal, if any.
 
     Attributes:
       text: what is compared, with its unit.
-      value: from the medians of every peer of the part to the figure.
+      value: the figure.
       at_least: the goal, or None.
       at_most: the goal, or None.
     """
 
     text: str
-    value: Callable[[Mapping[str, Medians]], float]
+    value: Value
     at_least: float | None = None
     at_most: float | None = None
 
@@ -70,17 +74,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A comparison: each peer has a process of its own; in turn they run `repeats` times.
+    """A comparison: each peer has a separate process; they take turns, `repeats` times.
 
     Attributes:
       name: for `--only`.
       title: a sentence for the table.
       item: what is counted, such as "example".
       peers: name → a function of the settings that sets up (not measured) and returns the run.
-      rows: what is made of the medians.
+      rows: lines computed from the medians.
       repeats: how often each peer runs.
-      curves: peers whose own figures `curve_<x>` (an x value → a y value) are plotted.
-      prepare: writes input files, once, in a process of its own; it returns early where they are.
+      curves: the plots of the peers' own figures `curve_<x>` (an x value → a y value).
+      prepare: writes input files in a separate process, unless they exist.
     """
 
     name: str
@@ -102,11 +106,21 @@ class Curve:
     y_label: str
 
 
-def ratio(figure: str, numerator: str, denominator: str) -> Callable[..., float]:
+def of(peer: str, figure: str) -> Value:
+    """A row's value: one peer's figure."""
+    return lambda medians: medians[peer][figure]
+
+
+def ratio(figure: str, numerator: str, denominator: str) -> Value:
     """A row's value: one peer's figure over another's."""
     return lambda medians: medians[numerator][figure] / medians[denominator][figure]
 
 
-def of(peer: str, figure: str) -> Callable[..., float]:
-    """A row's value: one peer's figure."""
-    return lambda medians: medians[peer][figure]
+def added(figure: str, peer: str, base: str) -> Value:
+    """A row's value: one peer's figure minus another's."""
+    return lambda medians: medians[peer][figure] - medians[base][figure]
+
+
+def millions_per_second(peer: str, clock: str = "cpu") -> Value:
+    """A row's value: a peer's speed in million items per second of the "cpu" or "wall" clock."""
+    return lambda medians: 1.0 / medians[peer][f"{clock}_us"]

@@ -1,4 +1,4 @@
-"""A peer in a process of its own, and a part's peers in turn."""
+"""A peer in a separate process, and the peers of a part in turn."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ class PeerProcess:
     """Set up once, run on demand; a context manager.
 
     Raises:
-      RuntimeError: the process ended or was silent for too long; holds what it wrote to stderr.
+      RuntimeError: the process ended or was silent for too long; the message has its stderr.
     """
 
     def __init__(self, module: str, part: Part, peer: str, settings: Settings) -> None:
@@ -52,7 +52,7 @@ class PeerProcess:
         self._errors.close()
 
     def run(self) -> dict[str, float]:
-        """The figures of one more run."""
+        """Runs once more; returns the figures."""
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
         return self._read()
@@ -72,7 +72,7 @@ class PeerProcess:
 
 
 def run_part(module: str, part: Part, settings: Settings) -> dict[str, Medians]:
-    """All repeats of a part; every peer in its own process, one after the other in each repeat."""
+    """All repeats of a part, each peer in a separate process; in a repeat they take turns."""
     if part.prepare is not None:
         with PeerProcess(module, part, PREPARE, settings):
             pass
@@ -88,5 +88,5 @@ def run_part(module: str, part: Part, settings: Settings) -> dict[str, Medians]:
                 samples[peer].append(process.run())
                 cpu = samples[peer][-1]["cpu_us"]
                 progress = f"{part.name} {repeat + 1}/{repeats}: {peer}: {cpu:.3g} CPU µs"
-                print(f"{progress} a {part.item}", file=sys.stderr, flush=True)
+                print(f"{progress} per {part.item}", file=sys.stderr, flush=True)
     return {peer: Medians(values) for peer, values in samples.items()}

@@ -1,34 +1,30 @@
-"""The serving plane: writing and reading forward records, and what recording adds to a call."""
+"""Writing and reading forward records, and what recording adds to a Predict call."""
 
 import contextlib
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 import grpc
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import prediction_service_pb2_grpc
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from benchmarks import inputs
-from benchmarks.parts import Part, Row, Run, Settings, of
+from benchmarks.clock import timed
+from benchmarks.parts import Part, Row, Run, Settings, millions_per_second, of
+from docs.examples import local_server
+from ofb_tf import constants
 from ofb_tf.records import ForwardRecordWriter, reader
-from ofb_tf.serving import export_recording_model
-from ofb_tf.serving.channel import RecordingChannel
-from ofb_tf.serving.interceptor import RecordingInterceptor
-from ofb_tf.serving.local_server import predict_request
-from ofb_tf.serving.recorder import PredictionRecorder
+from ofb_tf.serving import PredictionRecorder, export_recording_model, record_stub
 
 _MILLION = 1_000_000
-_CALL_BATCH = 256
-_CALLS_A_SECOND = 200
-_INSTANCES_A_CALL = 64
-# Short turns, so that what else the machine does meets both alike.
-_CALLS_A_TURN = 20
+_WRITE_BATCH = 256
+_CALLS_PER_SECOND = 200
+_EXAMPLES_PER_CALL = 64
+# Short turns, so that other load on the machine affects all stubs alike.
+_CALLS_PER_TURN = 20
 _TURNS = 200
 
 
@@ -38,21 +34,17 @@ def _write(settings: Settings) -> Run:
     ids = inputs.scattered_ids(count)
     logits = inputs.logits_of(ids)
 
+    def write(directory: str) -> None:
+        with ForwardRecordWriter(directory, num_outputs=1) as writer:
+            for first in range(0, count, _WRITE_BATCH):
+                part = slice(first, first + _WRITE_BATCH)
+                writer.write(ids[part], logits[part], model_version=7)
+
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as directory:
-            start, cpu = time.perf_counter(), time.process_time()
-            with ForwardRecordWriter(directory, num_outputs=1) as writer:
-                for first in range(0, count, _CALL_BATCH):
-                    part = slice(first, first + _CALL_BATCH)
-                    writer.write(ids[part], logits[part], model_version=7)
-            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+            figures, _ = timed(lambda: write(directory))
             on_disk = sum(path.stat().st_size for path in pathlib.Path(directory).iterdir())
-        return {
-            "items": count,
-            "wall_seconds": wall,
-            "cpu_seconds": cpu,
-            "bytes_a_record": on_disk / count,
-        }
+        return figures | {"items": count, "bytes_per_record": on_disk / count}
 
     return run
 
@@ -65,7 +57,7 @@ def _read(settings: Settings) -> Run:
 
     def run() -> int:
         columns = reader.read_columns(directory)
-        return len(columns.arrays["example_id"])
+        return len(columns.arrays[constants.EXAMPLE_ID])
 
     return run
 
@@ -75,23 +67,24 @@ def _prepare_read(settings: Settings) -> None:
 
 
 def _calls(settings: Settings) -> Run:
-    """Paced calls to a server in a process of its own, by each kind of channel in turn.
+    """Paced calls to a server in a separate process, through each kind of stub in turn.
 
-    "plain again" is the plain channel once more: what it adds is the noise of the measurement.
+    "plain again" is the plain stub once more: what it adds is the noise of the measurement.
     """
     turns = settings.count(_TURNS)
     requests = _requests()
     stack = contextlib.ExitStack()
     directory = stack.enter_context(tempfile.TemporaryDirectory())
-    address = stack.enter_context(_server(directory))
-    plain = grpc.insecure_channel(address)
+    _export(f"{directory}/model")
+    channel = grpc.insecure_channel(stack.enter_context(local_server.served(f"{directory}/model")))
+    intercepted = grpc.intercept_channel(channel, _EmptyInterceptor())
+    plain = PredictionServiceStub(channel)
 
-    def turn(channel: grpc.Channel) -> list[float]:
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    def turn(stub: PredictionServiceStub) -> list[float]:
         latencies = []
         due = time.perf_counter()
-        for number in range(_CALLS_A_TURN):
-            due += 1 / _CALLS_A_SECOND
+        for number in range(_CALLS_PER_TURN):
+            due += 1 / _CALLS_PER_SECOND
             time.sleep(max(due - time.perf_counter(), 0))
             start = time.perf_counter()
             stub.Predict(requests[number % len(requests)])
@@ -104,31 +97,28 @@ def _calls(settings: Settings) -> Run:
     def run() -> dict[str, float]:
         _ = stack  # keeps the server alive
         with PredictionRecorder(ForwardRecordWriter(f"{directory}/records")) as recorder:
-            channels = {
+            stubs = {
                 "plain": plain,
                 "plain_again": plain,
-                "recording_channel": RecordingChannel(plain, recorder),
-                "recording_interceptor": grpc.intercept_channel(
-                    plain, RecordingInterceptor(recorder)
-                ),
-                "empty_interceptor": grpc.intercept_channel(plain, _EmptyInterceptor()),
+                "record_stub": record_stub(plain, recorder),
+                "empty_interceptor": PredictionServiceStub(intercepted),
             }
-            latencies = {name: [] for name in channels}
+            latencies = {name: [] for name in stubs}
             order = np.random.default_rng(0)
             for number in range(turns):
-                for name in order.permutation(list(channels)):
-                    if number % 4 and name.endswith("interceptor"):
-                        continue  # no goals of theirs
-                    latencies[name] += turn(channels[name])
+                for name in order.permutation(list(stubs)):
+                    if number % 4 and name == "empty_interceptor":
+                        continue  # it has no goal
+                    latencies[name] += turn(stubs[name])
                     recorder.flush()
-        recorded = len(latencies["recording_channel"]) + len(latencies["recording_interceptor"])
-        assert recorder.counts.num_recorded == recorded * _INSTANCES_A_CALL, recorder.counts
+        recorded = len(latencies["record_stub"]) * _EXAMPLES_PER_CALL
+        assert recorder.counts.num_recorded == recorded, recorder.counts
         figures = {"items": sum(len(values) for values in latencies.values())}
         for percentile in (50, 99):
             without = np.percentile(latencies["plain"] + latencies["plain_again"], percentile)
             figures[f"p{percentile}_ms"] = without * 1e3
-            found = {name: np.percentile(latencies[name], percentile) for name in channels}
-            for name in list(channels)[1:]:
+            found = {name: np.percentile(latencies[name], percentile) for name in stubs}
+            for name in list(stubs)[1:]:
                 added = found[name] / (found["plain"] if name == "plain_again" else without) - 1
                 figures[f"{name}_p{percentile}"] = added * 100
         return figures
@@ -146,53 +136,34 @@ def _requests() -> list:
     requests = []
     for number in range(8):
         serialized = []
-        for row in range(_INSTANCES_A_CALL):
+        for row in range(_EXAMPLES_PER_CALL):
             example = tf.train.Example()
             feature = example.features.feature
-            feature["example_id"].int64_list.value.append(number * _INSTANCES_A_CALL + row)
+            example_id = number * _EXAMPLES_PER_CALL + row
+            feature[constants.EXAMPLE_ID].int64_list.value.append(example_id)
             feature["x"].float_list.value.extend(generator.normal(size=39))
             serialized.append(example.SerializeToString())
-        requests.append(predict_request(serialized))
+        requests.append(local_server.predict_request(serialized))
     return requests
 
 
-@contextlib.contextmanager
-def _server(directory: str) -> Iterator[str]:
+def _export(path: str) -> None:
     x = keras.Input([39], name="x")
     hidden = keras.layers.Dense(256, "relu")(keras.layers.Dense(256, "relu")(x))
     model = keras.Model(x, keras.layers.Dense(1)(hidden))
     spec = {
-        "example_id": tf.io.FixedLenFeature([], tf.int64),
+        constants.EXAMPLE_ID: tf.io.FixedLenFeature([], tf.int64),
         "x": tf.io.FixedLenFeature([39], tf.float32),
     }
-    export_recording_model(model, f"{directory}/model", spec, task="binary")
-    command = [sys.executable, "-m", "ofb_tf.serving.local_server", f"{directory}/model"]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(30)
+    export_recording_model(model, path, spec, task=constants.BINARY)
 
 
-_CHANNELS = "channels in turn"
-_FIGURES = {
-    "RecordingChannel": "recording_channel",
-    "RecordingInterceptor": "recording_interceptor",
-    "an interceptor that does nothing": "empty_interceptor",
-    "the same channel again (noise)": "plain_again",
-}
+_STUBS = "stubs in turn"
 
 
-def _added(what: str, percentile: int, goal: float | None = None) -> Row:
-    figure = of(_CHANNELS, f"{_FIGURES[what]}_p{percentile}")
-    return Row(f"p{percentile} added by {what} (%)", figure, at_most=goal)
+def _added(what: str, figure: str, percentile: int, goal: float | None = None) -> Row:
+    value = of(_STUBS, f"{figure}_p{percentile}")
+    return Row(f"p{percentile} added by {what} (%)", value, at_most=goal)
 
 
 PARTS = (
@@ -203,15 +174,12 @@ PARTS = (
         peers={"ofb_tf": _write},
         rows=(
             Row(
-                "million records written a second (wall-clock)",
-                lambda m: 1 / m["ofb_tf"]["wall_us"],
+                "million records written per second (wall-clock)",
+                millions_per_second("ofb_tf", "wall"),
                 at_least=2,
             ),
-            Row(
-                "million records written per CPU second",
-                lambda m: 1 / m["ofb_tf"]["cpu_us"],
-            ),
-            Row("bytes a record on disk", of("ofb_tf", "bytes_a_record"), at_most=16),
+            Row("million records written per CPU second", millions_per_second("ofb_tf")),
+            Row("bytes per record on disk", of("ofb_tf", "bytes_per_record"), at_most=16),
         ),
     ),
     Part(
@@ -222,26 +190,25 @@ PARTS = (
         prepare=_prepare_read,
         rows=(
             Row(
-                "million records read a second (wall-clock)",
-                lambda m: 1 / m["ofb_tf"]["wall_us"],
+                "million records read per second (wall-clock)",
+                millions_per_second("ofb_tf", "wall"),
                 at_least=10,
             ),
-            Row("million records read per CPU second", lambda m: 1 / m["ofb_tf"]["cpu_us"]),
+            Row("million records read per CPU second", millions_per_second("ofb_tf")),
         ),
     ),
     Part(
-        name="interceptor",
-        title="Predict calls of 64 instances, 200 a second, to a server on the loopback interface",
+        name="recording",
+        title="Predict calls of 64 examples, 200 per second, to a server on the loopback interface",
         item="call",
-        peers={_CHANNELS: _calls},
+        peers={_STUBS: _calls},
         repeats=2,
         rows=(
-            Row("p50 without recording (ms)", of(_CHANNELS, "p50_ms")),
-            Row("p99 without recording (ms)", of(_CHANNELS, "p99_ms")),
-            *(_added("RecordingChannel", p, goal) for p, goal in ((50, 2), (99, 5))),
-            *(_added("RecordingInterceptor", p) for p in (50, 99)),
-            *(_added("an interceptor that does nothing", p) for p in (50, 99)),
-            *(_added("the same channel again (noise)", p) for p in (50, 99)),
+            Row("p50 without recording (ms)", of(_STUBS, "p50_ms")),
+            Row("p99 without recording (ms)", of(_STUBS, "p99_ms")),
+            *(_added("record_stub", "record_stub", p, goal) for p, goal in ((50, 2), (99, 5))),
+            *(_added("an interceptor that does nothing", "empty_interceptor", p) for p in (50, 99)),
+            *(_added("the same stub again (noise)", "plain_again", p) for p in (50, 99)),
         ),
     ),
 )

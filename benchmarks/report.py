@@ -58,7 +58,7 @@ def summarize(
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine and libraries of the measurement."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -75,7 +75,7 @@ def machine() -> dict[str, str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables: rows with goals, then every peer's time an item, then the curves."""
+    """The tables: rows with goals, then every peer's time per item, then the curves."""
     about = results["machine"]
     lines = [
         f"{about['cpu']}, {about['cores']} cores, {about['memory']}; {about['system']}; "
@@ -97,7 +97,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"{key} {value:.3g}" for key, value in medians.items() if key not in _OWN_FIGURES
         ]
         lines.append(
-            f"| {peer['part']} (a {peer['item']}) | {peer['peer']} | {medians['cpu_us']:.3g} "
+            f"| {peer['part']} (per {peer['item']}) | {peer['peer']} | {medians['cpu_us']:.3g} "
             f"| {medians['wall_us']:.3g} | {', '.join(further)} |"
         )
     if results["curves"]:
@@ -111,7 +111,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
-    """One panel a curve, both axes logarithmic. Needs matplotlib (`pip install ofb-tf[report]`)."""
+    """One panel per curve, logarithmic axes. Needs matplotlib (`pip install ofb-tf[report]`)."""
     curves = results["curves"]
     if not curves:
         return
@@ -133,7 +133,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def update_readme(results: dict[str, Any], plot_path: pathlib.Path) -> None:
-    """Puts the tables and the plot into benchmarks/README.md, between its two marks."""
+    """Replaces the tables and the plot between the two marks of benchmarks/README.md."""
     text = README.read_text()
     before, rest = text.split(_BEGIN)
     after = rest.split(_END)[1]

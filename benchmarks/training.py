@@ -1,5 +1,6 @@
-"""What a training step costs with weights, and with selection inside the step."""
+"""The cost of a training step with weights, and with selection inside the step."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -9,14 +10,12 @@ import tensorflow as tf
 
 import ofb_tf
 from benchmarks import inputs
-from benchmarks.child import cpu_seconds
+from benchmarks.clock import timed
 from benchmarks.parts import Part, Row, Run, Settings, of, ratio
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import fast_cell
+from ofb_tf.experiments import trial, workloads
 
-BATCH = 256
 LARGE_BATCH = 1024
-RATE = 0.1
 
 
 def _convolutions(
@@ -30,7 +29,7 @@ def _convolutions(
 
 
 def _network(cls: type, **settings: object) -> keras.Model:
-    """A small convolutional network for images as MNIST's."""
+    """A small convolutional network for images like MNIST's."""
     keras.utils.set_random_seed(0)
     image = keras.Input((28, 28, 1), name="image")
     model = cls(image, keras.layers.Dense(10)(_convolutions(image)), **settings)
@@ -72,10 +71,10 @@ def _peer(cls: type, size: int, steps: int, **model_settings: object) -> Callabl
 def _paired_steps(settings: Settings) -> Run:
     """Short fits of both models in turn, in one process.
 
-    Two processes differ by more than the step does: by where their memory lies.
+    Two processes differ by more than the steps do, because of their memory layout.
     """
     steps, turns = 20, max(settings.count(20), 3)
-    batches = tf.data.Dataset.from_tensors(_batch(BATCH, weighted=True)).repeat(steps)
+    batches = tf.data.Dataset.from_tensors(_batch(inputs.BATCH, weighted=True)).repeat(steps)
     models = {name: _network(cls) for name, cls in _STEP_MODELS.items()}
     for model in models.values():
         model.fit(batches, shuffle=False, verbose=0)
@@ -84,9 +83,8 @@ def _paired_steps(settings: Settings) -> Run:
         seconds = {name: [] for name in models}
         for turn in range(turns):
             for name in list(models)[:: 1 if turn % 2 else -1]:
-                start = cpu_seconds()
-                models[name].fit(batches, shuffle=False, verbose=0)
-                seconds[name].append(cpu_seconds() - start)
+                fit = functools.partial(models[name].fit, batches, shuffle=False, verbose=0)
+                seconds[name].append(timed(fit)[0]["cpu_seconds"])
         ours, stock = (np.array(seconds[name]) for name in ("OFBModel", "keras.Model"))
         return {
             "items": 2 * steps * turns,
@@ -99,11 +97,11 @@ def _paired_steps(settings: Settings) -> Run:
 
 
 def _time_to_uniforms_loss(dataset: str) -> Callable[[Settings], Run]:
-    """The streaming simulation of `ofb compare`, by `uniform` and by `importance` in turn.
+    """The streaming simulation of `ofb compare`, with `uniform` and `importance` in turn.
 
     The models are larger than the simulation's own, so that training takes most of the time, as it
-    does where selection is worth having. Time is processor time of selection and training; the
-    forward passes of serving are paid by serving, and stand beside it.
+    does where selection pays off. Time is CPU time of selection and training; serving's forward
+    passes happen anyway and are reported separately.
     """
 
     def build(settings: Settings) -> Run:
@@ -118,11 +116,11 @@ def _time_to_uniforms_loss(dataset: str) -> Callable[[Settings], Run]:
 
         def run() -> dict[str, float]:
             seed = next(seeds)
-            workload = fast_cell.workload_of(config, seed)
+            workload = workloads.get_workload(config, seed, in_memory=True)
             small = workload.build
             workload.build = lambda: _ENLARGED[dataset](small())
             uniform, importance = (
-                fast_cell.FastCell(config, policy, seed, workload).run(lambda windows: None)
+                trial.run(config, policy, seed, workload=workload)
                 for policy in (configs.UNIFORM, configs.IMPORTANCE)
             )
             last = uniform.curve[-1]
@@ -165,7 +163,7 @@ _ENLARGED = {configs.CLICK_STREAM: _large_click_model, "mnist": _large_digit_mod
 
 
 def _first_below(curve: list[dict[str, float]], metric: str, level: float) -> dict[str, float]:
-    """The curve's first point at or below a level, between its points by straight lines."""
+    """The curve's first point at or below a level, by linear interpolation."""
     for before, after in itertools.pairwise(curve):
         if after[metric] <= level:
             share = (before[metric] - level) / (before[metric] - after[metric])
@@ -180,7 +178,7 @@ _EVERYTHING, _SELECTED = "keras.Model on everything", "OFBModel(backward_rate=0.
 PARTS = (
     Part(
         name="train-step",
-        title=f"A training step on selected batches of {BATCH} (convolutional network, 28×28)",
+        title=f"A training step on selected batches of {inputs.BATCH} (convolutions, 28×28)",
         item="step",
         peers={_IN_TURN: _paired_steps},
         rows=(
@@ -199,7 +197,7 @@ PARTS = (
         item="large batch",
         peers={
             _EVERYTHING: _peer(keras.Model, LARGE_BATCH, 12),
-            _SELECTED: _peer(ofb_tf.OFBModel, LARGE_BATCH, 12, backward_rate=RATE),
+            _SELECTED: _peer(ofb_tf.OFBModel, LARGE_BATCH, 12, backward_rate=inputs.RATE),
         },
         rows=(
             Row(
@@ -216,8 +214,8 @@ PARTS = (
     *(
         Part(
             name=f"time-to-loss-{dataset.replace('_', '-')}",
-            title=f"Time to uniform sampling's final test loss, {dataset}, one example in ten",
-            item="example of the stream",
+            title=f"Time to uniform sampling's final test loss, {dataset}, one in ten examples",
+            item="stream example",
             peers={_IN_TURN: _time_to_uniforms_loss(dataset)},
             rows=(
                 Row(
@@ -228,11 +226,11 @@ PARTS = (
                 Row(f"{dataset}: the same in examples", of(_IN_TURN, "stream_ratio")),
                 Row(f"{dataset}: CPU seconds of uniform", of(_IN_TURN, "uniform_seconds")),
                 Row(
-                    f"{dataset}: CPU seconds of serving beside it",
+                    f"{dataset}: CPU seconds of serving, not included",
                     of(_IN_TURN, "serving_seconds"),
                 ),
             ),
-            repeats=2,  # each another seed
+            repeats=2,  # with different seeds
         )
         for dataset in (configs.CLICK_STREAM, "mnist")
         if dataset == configs.CLICK_STREAM or (inputs.tfds_directory() / dataset).is_dir()

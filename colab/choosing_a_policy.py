@@ -3,13 +3,13 @@
 #
 # # Choosing a policy on your own data
 #
-# Which examples should a model be trained on, and how few of them are enough? That depends on the
-# data. `ofb compare` answers it by a simulation: a snapshot of a model serves the stream and
-# records its outputs, every policy selects by those records, a model is trained on what was
-# selected, and all of them are measured on the same held-out examples.
+# Which examples should a model train on, and how few are enough? The answer depends on the data.
+# `ofb compare` finds it by simulation: a snapshot of a model serves the stream and records its
+# outputs, each policy selects examples by these records, a model trains on the selection, and all
+# models are evaluated on the same held-out examples.
 #
-# This notebook runs it on a dataset of its own and reads the result. To run it on yours, change
-# **one cell**, the one below "The dataset". It runs on a CPU in about two minutes.
+# This notebook runs it on a generated dataset and interprets the result. To use your own data,
+# change **one cell**, the one below "The dataset". It runs on a CPU in about two minutes.
 
 # %%
 import importlib.util
@@ -43,19 +43,19 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 absl_logging.set_verbosity(absl_logging.ERROR)
 tfds.disable_progress_bar()
 DATA_DIR = tempfile.mkdtemp()
-OUTPUT_DIR = "compare"  # keep it: finished runs in it are not run again
+OUTPUT_DIR = "compare"  # keep it: finished runs are not repeated
 
 # %% [markdown]
 # ## The dataset
 #
-# Any TFDS dataset with `supervised_keys` will do: numbers, small categories or images in, a class
-# or a float out. Here we make one, click fraud: 30,000 clicks on ads, 4% of them fraudulent.
-# How likely fraud is depends on all features together; some of it is chance.
+# Any TFDS dataset with `supervised_keys` works if its inputs are numbers, small categories or
+# images and its output is a class or a float. Here we generate click fraud: 30,000 clicks on ads,
+# 4% of them fraudulent. The probability of fraud depends on all features together.
 
 
 # %%
 class ClickFraud(tfds.core.GeneratorBasedBuilder):
-    """Generated clicks; a hidden network of the features says how likely fraud is."""
+    """Generated clicks; a hidden network maps the features to the probability of fraud."""
 
     VERSION = tfds.core.Version("1.0.0")
     SIZES = {"train": 30_000, "test": 10_000}
@@ -94,9 +94,9 @@ ClickFraud(data_dir=DATA_DIR).download_and_prepare()
 DATASET = "click_fraud"
 
 # %% [markdown]
-# For your own dataset, put its TFDS name in `DATASET` and the directory where it is prepared in
-# `DATA_DIR`; delete the rest of the cell. `load_tfds` gives every example a stable id, which is
-# what a record is found by.
+# For your own dataset, set `DATASET` to its TFDS name and `DATA_DIR` to the directory where it is
+# prepared, and delete the rest of the cell. `load_tfds` gives every example a stable id, by which
+# its record is found.
 
 # %%
 print(describe_tfds(DATASET, data_dir=DATA_DIR))
@@ -108,16 +108,17 @@ print(f"fraudulent: {np.concatenate(labels).mean():.1%}")
 # %% [markdown]
 # ## The comparison
 #
-# One command compares policies, rates and ages of the serving snapshot, each three times. In a
-# shell it is `ofb compare --datasets=click_fraud ...`; here we call the same function.
+# One command compares policies, rates and ages of the serving snapshot, with three seeds each. In a
+# shell, run `ofb compare --datasets=click_fraud ...`; here we call the same function.
 #
-# - `--policies`: what selects. `uniform` and `everything` always run: they are the two ends.
-# - `--rates`: the fraction of the stream that is trained on.
-# - `--refresh_intervals`: windows (of 640 examples) between two snapshots of the model that serves;
-#   0 for one snapshot a pass. Older snapshots mean older scores.
-# - `--passes`: how often the stream goes over the data.
+# - `--policies`: the policies to compare. `uniform` and `everything` always run, as the two
+#   baselines.
+# - `--rates`: the fraction of the stream to train on.
+# - `--refresh_intervals`: windows (of 640 examples) between two snapshots of the serving model; 0
+#   takes one snapshot per pass. Older snapshots mean older scores.
+# - `--passes`: the number of passes over the data.
 #
-# Every finished run is kept in `OUTPUT_DIR`. Run the cell again and it is done at once.
+# `OUTPUT_DIR` keeps every finished run, so running the cell again takes no time.
 
 # %%
 POLICIES = ("importance", "loss_matching", "selective_backprop", "top_loss")
@@ -139,10 +140,10 @@ arguments = [
 assert cli.main(arguments) == 0
 
 # %% [markdown]
-# ## What it wrote
+# ## The output
 #
-# `report.html` has everything: charts, curves, what each policy selects. `results.json` and
-# `results.csv` have the figures. Here is the table of rate 0.1 with fresh snapshots.
+# `report.html` has charts and tables; `results.json` and `results.csv` have the data. Here is the
+# table for rate 0.1 with fresh snapshots.
 
 # %%
 content = json.loads(pathlib.Path(OUTPUT_DIR, "results.json").read_text())
@@ -157,15 +158,15 @@ display(Markdown(f"### {table}"))
 # %% [markdown]
 # Read it from left to right:
 #
-# 1. **test_loss**, less is better. Look at `uniform` and `everything` first. If they are within
-#    their errors, stop here: a uniform sample is good enough, and nothing can be gained.
-# 2. **Gap closure**: how far a policy comes from `uniform` (0) to `everything` (1). Below 0 it is
-#    worse than choosing blindly.
-# 3. **Calibration**: mean confidence over accuracy. What feeds an auction needs it near 1.
-#    `top_loss` and `selective_backprop` have no importance weights: they train on a world with far
-#    more fraud in it than there is, and the model is much less sure than it could be.
-# 4. **ESS**: what the selected examples are worth, as a fraction of as many unweighted ones.
-# 5. **Backward**: the examples that the policy paid for.
+# 1. **test_loss**: lower is better. Compare `uniform` with `everything` first. If they agree within
+#    their errors, stop here: a uniform sample is good enough, and there is nothing to gain.
+# 2. **Gap closure**: 0 for `uniform`, 1 for `everything`. Below 0, a policy is worse than uniform
+#    sampling.
+# 3. **Calibration**: mean confidence over accuracy, which should be near 1 if predictions feed an
+#    auction. `top_loss` and `selective_backprop` have no importance weights: they train on far more
+#    fraud than there is, and the model's confidence is much too low.
+# 4. **ESS**: effective sample size of the weights, as a fraction of the selected examples.
+# 5. **Backward**: number of examples in the backward pass, the cost of the policy.
 #
 # ## Which policy, at which rate
 
@@ -188,7 +189,7 @@ for axis, (interval, title) in zip(axes, titles.items(), strict=True):
             figures = by_setting[rate, interval][policy]
             closure, error = figures["gap_closure"], figures["gap_closure_standard_error"]
             x = position + 0.15 * (number - 1.5)
-            if closure < LOWEST:  # below the frame: its value in the place of a dot
+            if closure < LOWEST:  # below the frame: write the value instead of drawing a marker
                 place = (x, LOWEST + 0.15 * (number % 2))
                 axis.annotate(f"{closure:.0f} ↓", place, color=colour, ha="center", fontsize=9)
                 continue
@@ -205,16 +206,17 @@ figure.legend(handles, LOOKS, loc="outside lower center", ncols=4, frameon=False
 plt.show()
 
 # %% [markdown]
-# - `importance` closes most of the gap at every rate while snapshots are fresh, and keeps the
-#   model calibrated. Where scores are a whole pass old (right) it gains less: old scores point at
-#   what used to be hard. If your serving model is refreshed rarely, read the right half.
-# - `top_loss` and `selective_backprop` swing. With three in ten they may even win here; with one in
-#   ten they are far worse than choosing blindly (an arrow: below the frame, with its value).
-# - `loss_matching` picks examples whose mean loss is that of the window. Here it gains little.
+# - `importance` closes most of the gap at every rate while snapshots are fresh, and keeps the model
+#   calibrated. If scores are a whole pass old (right), it gains less, because they describe an
+#   older model. If your serving model is rarely refreshed, use the right half.
+# - `top_loss` and `selective_backprop` depend strongly on the rate. At rate 0.3 they may even win
+#   here; at rate 0.1 they are far worse than uniform sampling (an arrow marks a value below the
+#   frame).
+# - `loss_matching` selects examples whose mean loss equals the window's. Here it gains little.
 #
 # ## Which rate
 #
-# What counts is the loss for what it costs. Each point is a rate.
+# Compare the loss with its cost. Each point is one rate.
 
 # %%
 figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
@@ -258,14 +260,13 @@ assert abs(tenth["importance"]["calibration"] - 1) < 0.05
 assert by_setting[0.05, OFTEN]["importance"]["mean"] < tenth["uniform"]["mean"]
 
 # %% [markdown]
-# Go down with the rate until the blue line rises by more than you can afford. Here `importance`
-# with one in twenty is better than a uniform sample with one in ten.
+# Lower the rate until the blue line rises by more than you can afford. Here, `importance` at rate
+# 0.05 beats a uniform sample at rate 0.1.
 #
-# ## Next
+# ## Next steps
 #
 # - More conditions: `--label_noise=0,0.1`, `--missing_records=0,0.2`, `--outliers=0,0.05` (for
-#   regression). `ofb compare --help` has them all. With wrong labels every policy that likes large
-#   losses suffers: try that first if yours are not clean.
-# - Use at least five seeds before you decide, and all your data.
-# - `docs/CHOOSING.md` gives advice with the table behind each sentence; `docs/RESULTS.md` has the
-#   tables.
+#   regression); `ofb compare --help` lists them all. Wrong labels hurt every policy that favours
+#   large losses: try that first if your labels are not clean.
+# - Use at least five seeds, and all your data, before you decide.
+# - `docs/CHOOSING.md` links each recommendation to its table in `docs/RESULTS.md`.

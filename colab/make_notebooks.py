@@ -1,4 +1,4 @@
-"""The tutorials: `.ipynb` from their scripts, and runs of them from top to bottom.
+"""Writes the tutorials' notebooks from their scripts, and runs them.
 
 ```
 python colab/make_notebooks.py sync
@@ -16,17 +16,17 @@ import nbclient
 import nbformat
 
 HERE = pathlib.Path(__file__).resolve().parent
-# The one place with the address of the repository; the scripts say OWNER/REPO.
+# The only place that names the repository; the scripts say OWNER/REPO.
 REPOSITORY = "ofb-tf/ofb-tf"
 NAMES = ("quickstart", "choosing_a_policy", "tfx_pipeline")
 CELL_SECONDS = 900
 
 
 def notebook(name: str) -> nbformat.NotebookNode:
-    """The notebook that a script stands for, without outputs, the same at every call.
+    """Converts a script to a notebook without outputs; deterministic.
 
     Args:
-      name: of the script `colab/NAME.py`, in jupytext's percent format.
+      name: NAME of the script `colab/NAME.py`, in jupytext's percent format.
 
     Returns:
       A notebook in nbformat 4.5.
@@ -48,7 +48,7 @@ def notebook(name: str) -> nbformat.NotebookNode:
 
 
 def sync() -> None:
-    """Writes every `colab/NAME.ipynb` anew."""
+    """Writes every `colab/NAME.ipynb`."""
     for name in NAMES:
         nbformat.write(notebook(name), HERE / f"{name}.ipynb")
 
@@ -57,15 +57,15 @@ def run(name: str, output_dir: pathlib.Path) -> nbformat.NotebookNode:
     """Executes a notebook in a kernel of this Python.
 
     Args:
-      name: of the notebook.
-      output_dir: where the executed copy `NAME.ipynb` goes, also of a run that failed; the
-        notebook's own files go to the folder NAME beside it, which is made anew.
+      name: NAME of the notebook.
+      output_dir: directory of the executed copy `NAME.ipynb`, which is also written if the run
+        fails; the notebook runs in its subdirectory NAME, which is emptied first.
 
     Returns:
       The executed notebook.
 
     Raises:
-      nbclient.exceptions.CellExecutionError: a cell raised; the message holds its traceback.
+      nbclient.exceptions.CellExecutionError: a cell raised; the message has its traceback.
     """
     work = output_dir / name
     shutil.rmtree(work, ignore_errors=True)
@@ -94,7 +94,7 @@ def shows_picture(executed: nbformat.NotebookNode) -> bool:
 
 
 def main() -> None:
-    """Syncs or runs, as the arguments say."""
+    """Syncs or runs notebooks, as the arguments say."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,18 +1,19 @@
 # %% [markdown]
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/colab/quickstart.ipynb)
 #
-# # Quickstart: train on one example in ten, chosen by what serving computed
+# # Quickstart: train on one in ten examples
 #
-# A click model serves a stream of ad impressions. For every impression it runs a forward pass.
-# Later the label arrives: clicked, or not. Training on all of it costs too much, so one trains on
-# a part. The usual part is a uniform sample.
+# A click model serves a stream of ad impressions and runs a forward pass for each of them. Later
+# the label arrives: clicked or not. Training on every impression costs too much, so you train on a
+# sample, usually a uniform one.
 #
-# Serving's forward pass already says which examples would move the model most. This notebook
-# records that, joins it to the labels, selects one example in ten by it, and trains a Keras model
-# with importance weights that keep the gradient unbiased. At the end it compares three models:
-# trained on a **uniform** tenth, on a tenth chosen by **importance**, and on **everything**.
+# The serving-time forward pass already tells how large each example's gradient will be. This
+# notebook records it, joins it to the labels, uses it to select one in ten examples, and trains a
+# Keras model with importance weights that keep the gradient unbiased. At the end it compares three
+# models: trained on a **uniform** tenth, on a tenth selected by **importance**, and on
+# **everything**.
 #
-# It runs on a CPU in about two minutes. Nothing is downloaded but the package.
+# It runs on a CPU in about two minutes and downloads only the package.
 
 # %%
 import importlib.util
@@ -48,10 +49,9 @@ print("ofb-tf", ofb_tf.__version__, "on TensorFlow", tf.__version__, "and Keras"
 # %% [markdown]
 # ## 1. A stream of impressions
 #
-# `ClickStream` generates impressions: 13 numbers, 26 categories (the largest has 10,000 values),
-# a rare click, and an id. It drifts: what was true at the start is a little wrong later. It also
-# tells the true click probability, which no real log does. The model never sees that; we use it
-# to measure.
+# `ClickStream` generates impressions: 13 numeric and 26 categorical features (the largest has
+# 10,000 values), a rare click, and an id. The distribution drifts slowly. Unlike a real log, the
+# stream also contains the true click probability. The model never sees it; we use it to evaluate.
 
 # %%
 NUM_EXAMPLES = 12 * 20_480
@@ -67,9 +67,9 @@ print(f"clicks in the held-out part: {held_out['label'].numpy().mean():.2%}")
 # %% [markdown]
 # ## 2. A model
 #
-# A small ranking model: embeddings of the categories, logarithms of the numbers, two hidden
-# layers, one logit. `OFBModel` is a `keras.Model` that applies the importance weights in its
-# `train_step`. It takes the fields that its inputs are named after.
+# A small ranking model: embeddings of the categories, logarithms of the numbers, two hidden layers,
+# one logit. `OFBModel` is a `keras.Model` whose `train_step` applies the importance weights. It
+# reads the element fields that have the names of its inputs.
 
 
 # %%
@@ -82,7 +82,7 @@ def build_model():
     hidden = keras.layers.Concatenate()([keras.layers.Flatten()(embedded), keras.ops.log(numbers)])
     for units in (64, 32):
         hidden = keras.layers.Dense(units, activation="relu", name=f"hidden_{units}")(hidden)
-    # Starting from the base rate spares the model from learning that clicks are rare.
+    # With the base rate as the initial bias, the model need not learn that clicks are rare.
     base_rate = keras.initializers.Constant(math.log(POSITIVE_RATE / (1 - POSITIVE_RATE)))
     logit = keras.layers.Dense(1, bias_initializer=base_rate, name="logit")(hidden)
     model = ofb_tf.OFBModel({"dense": numbers, "categorical": categories}, logit)
@@ -97,9 +97,9 @@ print(f"{model.count_params():,} parameters")
 # %% [markdown]
 # ## 3. Serve, and record every forward pass
 #
-# This function stands for the serving job. The model answers requests of 1,024 impressions, and
-# `ForwardRecordWriter` keeps the id and the logit of each. In production a gRPC interceptor or a
-# Keras callback of `ofb_tf.serving` does the same without a change to the server.
+# This function stands in for the serving job. The model answers requests of 1,024 impressions, and
+# `ForwardRecordWriter` stores the id and the logit of each. In production, `record_stub` (gRPC) or
+# the Keras callback in `ofb_tf.serving` does the same without changes to the server.
 
 # %%
 REQUEST = 1024
@@ -124,12 +124,12 @@ records = ofb_tf.ForwardRecords.load(f"{scratch}/first")
 print(f"{len(records):,} records, {size / len(records):.1f} bytes each")
 
 # %% [markdown]
-# A record costs about 12 bytes. An impression of this stream has 39 features.
+# A record takes about 12 bytes; an impression of this stream has 39 features.
 #
 # ## 4. Join the records to the labels
 #
-# Labels arrive later. `join_forward_records` looks every example's record up by its id. You
-# rarely call it yourself: `ofb_sample(records=...)` does.
+# Labels arrive later. `join_forward_records` looks up each example's record by its id. You rarely
+# call it directly: `ofb_sample(records=...)` does.
 
 # %%
 labelled = tf.data.Dataset.from_tensor_slices(
@@ -142,9 +142,10 @@ for element in joined.take(3).as_numpy_iterator():
 # %% [markdown]
 # ## 5. Select one in ten, with weights
 #
-# `ofb_sample` looks at a window of 1,280 examples at a time. From logit and label it computes how
-# hard each example would pull on the model, and selects 128 of them, the harder the likelier. The
-# **importance weight** corrects for that: who was likely to be chosen counts less.
+# `ofb_sample` processes a window of 1,280 examples at a time. From logit and label it computes a
+# bound on each example's gradient norm and selects 128 examples: the larger the bound, the
+# likelier. The **importance weight** corrects for that: the likelier the selection, the smaller the
+# weight.
 
 # %%
 WINDOW, RATE = 1280, 0.1
@@ -170,14 +171,14 @@ clicks = sum(batch["label"].sum() for batch in selected.as_numpy_iterator())
 print(f"\nclicks in the interval: {first['label'].numpy().sum()}, in the selection: {clicks}")
 
 # %% [markdown]
-# Every example had a record (`coverage` 1), one in ten was selected, and the weights average to
-# about 1. The clicks are in the selection: with a rare positive label, they are what pulls. Their
-# weights are small, so the model does not come to believe that clicks are common.
+# Every example had a record (`coverage` 1), one in ten was selected, and the weights are about 1 on
+# average. The selection contains most clicks: the rare positives have the largest gradients. Their
+# weights are small, so the model does not learn that clicks are common.
 #
 # ## 6. Train
 #
-# `fit` takes the selection as it is, and reports on the weights. They differ a little from those
-# above, because every pass over the data draws anew.
+# `fit` takes the selection directly and reports statistics of the weights. They differ slightly
+# from those above because every pass over the data makes a new draw.
 
 # %%
 history = model.fit(selected, steps_per_epoch=INTERVAL // WINDOW, shuffle=False, verbose=0).history
@@ -185,16 +186,15 @@ for name, values in history.items():
     print(f"{name:24}{values[0]:.4f}")
 
 # %% [markdown]
-# ## 7. The whole loop, three times
+# ## 7. Run the whole loop three times
 #
-# Now the stream from beginning to end. After every interval the model that was just trained
-# becomes the one that serves, so records are never older than one interval. All three models
-# start from the same weights, see the same stream and take the same number of optimiser steps.
-# Only the batches differ: 128 of a window for `uniform` and `importance`, all 1,280 for
-# `everything`.
+# Now run the stream from beginning to end. After every interval, the newly trained model becomes
+# the serving model, so records are never older than one interval. All three models start from the
+# same weights, see the same stream and take the same number of optimiser steps. Only the batches
+# differ: 128 examples per window for `uniform` and `importance`, all 1,280 for `everything`.
 #
-# We measure the excess loss on the held-out impressions that follow the stream: how much worse
-# the log loss is than that of the true click probability. 0 would be perfect.
+# The metric is the excess loss on held-out impressions that follow the stream: the log loss minus
+# that of the true click probability. 0 is perfect.
 
 
 # %%
@@ -243,12 +243,12 @@ for policy, result in results.items():
 
 # %% [markdown]
 # - **Gap closed**: 0 is as good as a uniform tenth, 1 as good as training on everything.
-# - **Calibration**: mean predicted over mean true click probability on the held-out impressions.
-#   On a stream that drifts, `everything` is not at 1 either. `importance` is close to
-#   `everything`: that is what the weights are for.
-# - **Backward**: examples that went through the backward pass.
+# - **Calibration**: mean predicted over mean true click probability on the held-out impressions. On
+#   a drifting stream, `everything` is not at 1 either. `importance` is close to `everything`
+#   because of the weights.
+# - **Backward**: number of examples in the backward pass.
 #
-# The picture has the cost on its axis: examples in the backward pass, on a logarithmic scale.
+# The plot shows the loss against this cost, on a logarithmic scale.
 
 # %%
 LOOKS = {
@@ -271,7 +271,7 @@ axis.xaxis.set_major_formatter("{x:,.0f}")
 axis.minorticks_off()
 axis.set_xlabel("examples in the backward pass")
 axis.set_ylabel("excess loss, held-out")
-axis.set_title("The same stream, three ways to train on it", loc="left")
+axis.set_title("Loss against training cost", loc="left")
 axis.grid(color="#e5e5e5")
 axis.spines[["top", "right"]].set_visible(False)
 plt.show()
@@ -282,11 +282,11 @@ assert results["importance"]["curve"][-1][0] * 10 == results["everything"]["curv
 assert gap > 0, "everything must be better than a uniform tenth"
 
 # %% [markdown]
-# One seed is an example, not a measurement. `make demo` runs the same with several seeds and a
-# SavedModel in the place of `serve`; README and `docs/RESULTS.md` have five seeds on many tasks.
+# One seed is an example, not a measurement. `make demo` runs the same loop with several seeds and a
+# SavedModel instead of `serve`; README and `docs/RESULTS.md` report five seeds on many tasks.
 #
-# ## Next
+# ## Next steps
 #
 # - On your own data: `choosing_a_policy.ipynb`.
 # - In a TFX pipeline: `tfx_pipeline.ipynb`.
-# - Recording from a real server: `examples/serve_and_record.py`, `docs/RECORDS.md`.
+# - Recording from a real server: `docs/examples/serve_and_record.py`, `docs/RECORDS.md`.

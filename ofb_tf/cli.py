@@ -1,10 +1,533 @@
-"""The `ofb` command from Python and by `python -m ofb_tf.cli`; see `ofb_cli`."""
+"""`ofb`: records | demo | compare. Flags → configuration → one library call.
 
+Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import os
+import re
+import shlex
 import sys
+from typing import Any
 
-from ofb_cli import main
+from ofb_tf.tables import format_table
 
-__all__ = ["main"]
+USAGE = """usage: ofb COMMAND [ARGUMENTS]
+
+commands:
+  compare   every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
+  demo      the main job on one dataset: serve, record, join, sample, train, measure
+  records   inspect and maintain files of forward records
+
+`ofb COMMAND --help` says more. Example:
+  ofb demo --dataset=click_stream --output_dir=out/demo
+"""
+RECORDS_USAGE = """usage: ofb records ACTION PATTERN... [FLAGS]
+
+PATTERN is a record file, a glob or a directory.
+
+actions:
+  inspect    count, versions, time range, outputs, duplicates, bytes per record
+  verify     check every checksum and list the damage; exit code 1 if there is any
+  compact    merge files into sorted ones with the newest record of each id
+  partition  split by id into sorted files, one per partition
+  expire     remove the records older than --max_age_hours
+  import     convert a server's logs or a gateway's files to records
+
+examples:
+  ofb records inspect records/
+  ofb records verify 'records/*.ofbr' --json
+  ofb records compact records/ --output_dir=compacted
+  ofb records partition records/ --output_dir=partitioned --num_partitions=16
+  ofb records expire records/ --max_age_hours=48
+  ofb records import logs/*.gz --format=prediction_log --output_dir=records --id_output=example_id
+"""
+DEMO_USAGE = """usage: ofb demo [FLAGS]
+
+A model snapshot serves a stream and records every forward pass; labels arrive; the records are
+joined to the stream, part of it is selected, and an OFBModel is trained on that with its weights;
+the snapshot is refreshed, and so on. Prints a table of the policies and writes results.json and
+report.html.
+
+examples:
+  ofb demo --output_dir=out/demo
+  ofb demo --dataset=mnist --data_dir=~/tensorflow_datasets --seeds=3 --output_dir=out/mnist
+"""
+COMPARE_USAGE = """usage: ofb compare [FLAGS]
+
+Runs the streaming simulation for datasets × policies × rates × seeds × corruptions, in memory and
+in parallel processes. Every finished trial is kept in OUTPUT_DIR/cells and never run again, so the
+same command continues where it was stopped. Writes results.json, results.csv and report.html.
+
+examples:
+  ofb compare --suite=quick --output_dir=out/quick
+  ofb compare --suite=standard --seeds=5 --data_dir=~/tensorflow_datasets \\
+      --output_dir=out/standard --markdown=docs/RESULTS.md --picture=docs/results.png
+  ofb compare --datasets=click_stream --policies=importance,top_loss --rates=0.02,0.1 \\
+      --missing_records=0,0.2 --seeds=3 --output_dir=out/own
+
+Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
+Exit code 130: stopped with Ctrl-C; what is finished is kept.
+"""
+_RECORDS_PER_FILE = 50_000_000
+STANDARD, QUICK, OWN = "standard", "quick", "own"
+_SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
+
+
+class UsageError(Exception):
+    """The arguments are wrong; the message says how."""
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
+    return value
+
+
+def _hours(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite and above 0. Received: {text}")
+    return value
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")] if text else []
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in _list(text)]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in _list(text)]
+
+
+# What argparse does not know of booleans: `--name=true`.
+_BOOLEAN = re.compile(r"^--(json|delete_inputs|dry_run|progress)=(?:(true|t|1)|false|f|0)$", re.I)
+
+
+def _plain(match: re.Match) -> str:
+    return f"--{'' if match[2] else 'no'}{match[1]}"
+
+
+# Flags by name: the help, and a type, a default, or choices of which the first is the default.
+_RECORDS_FLAGS = {
+    "json": ("Print JSON.", False),
+    "output_dir": ("Directory for output files.", str),
+    "num_partitions": ("Number of partitions (partition only).", _integer),
+    "records_per_file": (
+        f"Maximum records per output file (compact only). Default: {_RECORDS_PER_FILE}",
+        _integer,
+    ),
+    "compression": ("Compression of output files.", ("none", "GZIP", "ZLIB")),
+    "delete_inputs": ("Delete the inputs once the output is complete (compact only).", False),
+    "on_corrupt": ("Whether damage is an error, or skipped and counted.", ("error", "skip")),
+    "max_age_hours": ("Records older than this are removed (expire only).", _hours),
+    "dry_run": ("Only report what would be done (expire only).", False),
+    "format": ("Format of the files to import.", (None, "prediction_log", "jsonl", "csv")),
+    "id_output": ("prediction_log: tensor of ids; empty for fingerprints.", "example_id"),
+    "logits_output": ("prediction_log: tensor with the logits.", "logits"),
+    "id_field": ("jsonl, csv: field with the id.", "example_id"),
+    "id_type": ("csv: type of the ids; int by default.", (None, "int", "string")),
+    "logits_fields": (
+        "jsonl, csv: field with a list of logits, or one field per logit.",
+        ["logits"],
+    ),
+    "loss_field": ("jsonl, csv: field with the loss.", str),
+    "version_field": ("jsonl, csv: field with the model version.", "model_version"),
+    "timestamp_field": ("jsonl, csv: field with the time.", "timestamp"),
+    "timestamp_unit": ("jsonl, csv: unit of the time since 1970.", ("us", "ms", "s")),
+    "bad_rows": ("Whether bad rows are counted, listed or errors.", ("count", "list", "error")),
+    "num_outputs": ("Outputs of the imported model; by default those of the first row.", int),
+    "id_secret_file": ("Hash imported ids with the secret in this file.", str),
+}
+_SIZES = {
+    "passes": ("Number of times the stream repeats the data.", int),
+    "num_examples": ("Examples per pass.", int),
+    "window_size": ("Examples per selection.", int),
+}
+_SHARED_FLAGS = {
+    **_SIZES,
+    "policies": ("Comma-separated policies; uniform and everything always run.", _list),
+    "data_dir": ("Directory of TFDS datasets; by default that of TFDS, with download.", str),
+    "workers": ("Number of processes; by default one per core.", int),
+    "progress": ("Show a progress bar.", True),
+}
+_DEMO_SETTINGS = {
+    **_SIZES,
+    "seeds": ("Number of repetitions, numbered from 0.", int),
+    "rate": ("Fraction of the stream that goes through the backward pass.", float),
+    "refresh_interval": ("Windows between two serving snapshots; 0 for one per pass.", int),
+    "learning_rate": ("Learning rate of Adam, the same for all policies.", float),
+    "positive_rate": ("Share of positives in the click stream.", float),
+    "label_noise": ("Fraction of the training labels to randomise.", float),
+    "outliers": ("Fraction of the regression targets to turn into outliers.", float),
+    "missing_records": ("Fraction of the serving records to lose.", float),
+}
+_DEMO_FLAGS = {
+    "dataset": ("click_stream, or a supervised TFDS dataset.", "click_stream"),
+    "output_dir": ("Directory for the results.", "out/demo"),
+    **_SHARED_FLAGS,
+    **_DEMO_SETTINGS,
+}
+_AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
+    "rates": ("rates", "rate", _floats),
+    "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
+    "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
+    "outliers": ("outlier fractions", "outliers", _floats),
+    "missing_records": ("fractions of the records to lose", "missing_records", _floats),
+    "selective_betas": ("powers of selective_backprop", "selective_beta", _floats),
+    "refresh_intervals": (
+        "windows between snapshots (0: once a pass)",
+        "refresh_interval",
+        _integers,
+    ),
+}
+_COMPARE_FLAGS = {
+    "suite": (
+        "standard: the tables of docs/RESULTS.md, about 20 minutes on two cores. quick: about a "
+        "minute, no dataset needed. own (the default if datasets are given): all combinations of "
+        "the lists below.",
+        (None, STANDARD, QUICK, OWN),
+    ),
+    "datasets": ("Comma-separated: click_stream and supervised TFDS datasets.", _list),
+    "output_dir": ("Directory for results and finished trials.", "out/compare"),
+    "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
+    "markdown": ("Markdown file to write the tables to.", str),
+    "picture": ("PNG file to draw README's picture of the standard suite to.", str),
+    **_SHARED_FLAGS,
+    **{
+        name: (f"Comma-separated {text}; every combination is run.", kind)
+        for name, (text, _, kind) in _AXES.items()
+    },
+}
+
+
+class _Boolean(argparse.Action):
+    """`--name` and `--noname`."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, option_string == f"--{self.dest}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of flags as `--name=VALUE` or `--name VALUE`, and of positional arguments."""
+
+    def __init__(self, flags: dict[str, tuple[str, Any]]):
+        super().__init__(usage="", add_help=False, allow_abbrev=False)
+        self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+        for name, (text, kind) in flags.items():
+            names = [f"--{name}"]
+            settings: dict[str, Any] = {"type": kind if callable(kind) else type(kind)}
+            if isinstance(kind, bool):
+                names, settings = [*names, f"--no{name}"], {"action": _Boolean, "nargs": 0}
+            elif isinstance(kind, tuple):
+                kind, settings = kind[0], {"choices": [choice for choice in kind if choice]}
+            elif isinstance(kind, list):  # argparse parses defaults that are text
+                kind, settings = ",".join(kind), {"type": _list}
+            default = None if callable(kind) else kind
+            shown = "" if default is None else f" Default: {default}"
+            self.add_argument(*names, dest=name, default=default, help=text + shown, **settings)
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the command and its arguments; None takes the process's own.
+
+    Returns:
+      The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    name, *arguments = argv
+    if name not in COMMANDS:
+        print(f"ofb: unknown command {name!r}\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    usage, flags, run = COMMANDS[name]
+    parser = _Parser(flags)
+    if "-h" in arguments or "--help" in arguments:
+        print(usage + "\nflags:\n" + parser.format_help().split("options:\n")[-1], end="")
+        return 0
+    # Read when TensorFlow is loaded. Some releases (2.21) write their start-up lines all the same.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        values = parser.parse_intermixed_args([_BOOLEAN.sub(_plain, a) for a in arguments])
+        if values.arguments and name != "records":
+            raise UsageError(f"no arguments expected. Received: {values.arguments}")
+        values.command = shlex.join(["ofb", *argv])
+        return run(values)
+    except UsageError as error:
+        print(f"ofb {name}: {error}\n\n{usage}", end="", file=sys.stderr)
+        return 2
+
+
+def _records(values: argparse.Namespace) -> int:
+    if len(values.arguments) < 2 or values.arguments[0] not in ACTIONS:
+        raise UsageError(f"ACTION and PATTERN expected. Received: {values.arguments}")
+    action, *patterns = values.arguments
+    run, required = ACTIONS[action]
+    for name in required:
+        if getattr(values, name) is None:
+            raise UsageError(f"{action}: --{name} is required")
+    values.compression = None if values.compression == "none" else values.compression
+    try:
+        return run([os.path.expanduser(pattern) for pattern in patterns], values)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"ofb records {action}: {error}", file=sys.stderr)
+        return 1
+
+
+def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
+    from ofb_tf.records import maintenance
+
+    found = maintenance.inspect(patterns)
+    if values.json:
+        return _print_json(dataclasses.asdict(found))
+    top_k = f" (the {found.top_k} largest kept)" if found.top_k else ""
+    rows = {
+        "records": f"{found.num_records:,}",
+        "distinct ids": f"{found.num_ids:,}",
+        "duplicates": f"{found.num_duplicates:,}",
+        "outputs": f"{found.num_outputs}{top_k}",
+        "columns": ", ".join(found.columns),
+        "first": _time(found.first_timestamp),
+        "last": _time(found.last_timestamp),
+        "not finite": f"{found.num_nonfinite:,}",
+        "files": f"{found.num_files:,} ({found.num_open_files:,} open)",
+        "corrupt blocks": f"{found.num_corrupt_blocks:,}",
+        "bytes": f"{found.num_bytes:,}",
+        "bytes per record": f"{found.bytes_per_instance:.2f}",
+    }
+    rows |= {f"model version {v}": f"{n:,}" for v, n in found.model_versions.items()}
+    return _print_rows(rows)
+
+
+def _verify(patterns: list[str], values: argparse.Namespace) -> int:
+    from ofb_tf.records import maintenance
+
+    reports = maintenance.verify(patterns)
+    if values.json:
+        _print_json([dataclasses.asdict(report) for report in reports])
+    else:
+        rows = [("file", "blocks", "records", "state")]
+        for report in reports:
+            state = f"{len(report.damages)} damaged" if report.damages else "whole"
+            state += ", open" if report.is_open else ""
+            rows.append((report.path, f"{report.num_blocks:,}", f"{report.num_records:,}", state))
+        print(format_table(rows, header=False, numbers=False))
+        for damage in (damage for report in reports for damage in report.damages):
+            print(f"{damage.path} at byte {damage.offset}: {damage.reason}")
+    return 1 if any(report.damages for report in reports) else 0
+
+
+def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
+    from ofb_tf.records import maintenance
+
+    settings = {"compression": values.compression, "on_corrupt": values.on_corrupt}
+    if values.arguments[0] == "compact":
+        settings |= {"delete_inputs": values.delete_inputs}
+        settings |= {"records_per_file": values.records_per_file or _RECORDS_PER_FILE}
+        report: Any = maintenance.compact(patterns, values.output_dir, **settings)
+    elif values.arguments[0] == "partition":
+        count = values.num_partitions
+        report = maintenance.partition(patterns, values.output_dir, count, **settings)
+    else:
+        max_age = values.max_age_hours * 3600
+        report = maintenance.expire(patterns, max_age=max_age, dry_run=values.dry_run)
+    if values.json:
+        content = dataclasses.asdict(report)
+        content["read"]["num_corrupt_blocks"] = report.read.num_corrupt_blocks
+        return _print_json(content)
+    return _print_rows(
+        {
+            "files read": f"{report.read.num_files:,}",
+            "records read": f"{report.read.num_read:,}",
+            "duplicates left out": f"{report.read.num_duplicates:,}",
+            "expired": f"{report.num_expired:,}",
+            "corrupt blocks": f"{report.read.num_corrupt_blocks:,}",
+            "records written": f"{report.num_written:,}",
+            "files written": f"{len(report.files):,}",
+            "files removed": f"{len(report.removed):,}",
+        }
+    )
+
+
+def _import(patterns: list[str], values: argparse.Namespace) -> int:
+    from ofb_tf.records import importers
+
+    if values.format == "prediction_log":
+        fields: Any = importers.PredictFields(values.id_output or None, values.logits_output)
+    else:
+        fields = importers.RowFields(
+            example_id=values.id_field,
+            logits=tuple(filter(None, values.logits_fields)),
+            loss=values.loss_field,
+            model_version=values.version_field,
+            timestamp=values.timestamp_field,
+            timestamp_unit=values.timestamp_unit,
+        )
+    report = importers.import_records(
+        patterns,
+        values.output_dir,
+        format=values.format,
+        fields=fields,
+        bad_rows=values.bad_rows,
+        num_outputs=values.num_outputs,
+        secret_file=values.id_secret_file,
+        compression=values.compression,
+        **({} if values.id_type is None else {"id_type": values.id_type}),
+    )
+    if values.json:
+        return _print_json(dataclasses.asdict(report))
+    _print_rows(
+        {
+            "files read": f"{report.num_files:,}",
+            "rows read": f"{report.num_rows:,}",
+            "bad rows": f"{report.num_bad_rows:,}",
+            "records written": f"{report.num_records:,}",
+            "not finite": f"{report.num_nonfinite:,}",
+            "log sampling rate": f"{report.sampling_rate:g}",
+        }
+    )
+    for path, offset, reason in report.bad_rows:
+        print(f"{path} at byte {offset}: {reason}")
+    return 0
+
+
+ACTIONS = {  # with the flags that they cannot do without
+    "inspect": (_inspect, ()),
+    "verify": (_verify, ()),
+    "compact": (_maintain, ("output_dir",)),
+    "partition": (_maintain, ("output_dir", "num_partitions")),
+    "expire": (_maintain, ("max_age_hours",)),
+    "import": (_import, ("format", "output_dir")),
+}
+
+
+def _print_rows(rows: dict[str, str]) -> int:
+    print(format_table(list(rows.items()), header=False, numbers=False))
+    return 0
+
+
+def _print_json(content: Any) -> int:
+    print(json.dumps(content))
+    return 0
+
+
+def _time(microseconds: int | None) -> str:
+    if microseconds is None:
+        return "-"
+    try:
+        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return f"{microseconds} microseconds"
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _demo(values: argparse.Namespace) -> int:
+    from ofb_tf.experiments import SimulationConfig, report, run
+
+    try:
+        config = SimulationConfig.for_dataset(
+            values.dataset,
+            data_dir=values.data_dir and os.path.expanduser(values.data_dir),
+            policies=values.policies and tuple(values.policies),
+            **{name: getattr(values, name) for name in _DEMO_SETTINGS},
+        )
+        report.require_matplotlib()
+        results = run.run_experiment(
+            config,
+            command=values.command,
+            workers=values.workers,
+            show_progress=values.progress,
+        )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"ofb demo: {error}", file=sys.stderr)
+        return 2
+    print("\n" + format_table(report.table_rows(results)) + "\n")
+    print(report.column_notes() + "\n")
+    print("Wrote", run.write_results(results, values.output_dir))
+    print("Wrote", report.write_report(results, values.output_dir))
+    return 0
+
+
+def _comparisons(values: argparse.Namespace) -> list:
+    from ofb_tf.experiments import config as suites
+
+    suite = values.suite or (OWN if values.datasets else STANDARD)
+    seeds = _SEEDS[suite] if values.seeds is None else values.seeds
+    data_dir = values.data_dir and os.path.expanduser(values.data_dir)
+    if suite == OWN:
+        if not values.datasets:
+            raise ValueError("datasets must be given for suite=own. Received: none")
+        return suites.grid(
+            values.datasets,
+            {field: getattr(values, name) for name, (_, field, _) in _AXES.items()},
+            policies=tuple(values.policies or suites.every_policy()),
+            seeds=seeds,
+            data_dir=data_dir,
+            **{name: getattr(values, name) for name in _SIZES},
+        )
+    given = [n for n in ("datasets", "policies", *_AXES, *_SIZES) if getattr(values, n)]
+    if given:
+        raise ValueError(f"{', '.join(given)} must not be given with suite={suite}, which is fixed")
+    return suites.quick(seeds) if suite == QUICK else suites.standard(seeds, data_dir)
+
+
+def _compare(values: argparse.Namespace) -> int:
+    from ofb_tf.experiments import report, run
+
+    output = values.output_dir
+    try:
+        comparisons = _comparisons(values)
+        report.require_matplotlib()
+        failures = run.run_comparisons(
+            comparisons, output, workers=values.workers, show_progress=values.progress
+        )
+        content = run.summarize_comparisons(comparisons, output, command=values.command)
+        print("Wrote", run.write_results(content, output))
+        print("Wrote", report.write_csv(content, output))
+        if content["comparisons"]:
+            print("Wrote", report.write_report(content, output))
+            if values.markdown:
+                print("Wrote", report.write_markdown(content, values.markdown))
+            if values.picture:
+                print("Wrote", report.write_picture(content, values.picture))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"ofb compare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nofb compare: stopped. The same command continues from here.", file=sys.stderr)
+        return 130
+    if failures:
+        print(
+            f"ofb compare: {len(failures)} trials failed, see above, and are left out. The same "
+            "command runs them again.",
+            file=sys.stderr,
+        )
+    return 1 if failures else 0
+
+
+COMMANDS = {
+    "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
+    "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
+    "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

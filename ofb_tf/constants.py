@@ -9,6 +9,7 @@ TIMESTAMP = "timestamp"
 HAS_RECORD = "has_record"
 IMPORTANCE_WEIGHT = "importance_weight"
 UNIFORM_PROBE = "uniform_probe"
+UNIFORM_HOLDOUT = "uniform_holdout"  # deprecated name of the probe
 FORWARD_LOGITS = "forward_logits"
 
 # What the top-k form of a record keeps instead of every logit; see docs/METHOD.md, "Scores".
@@ -41,5 +42,12 @@ MISSING_KEEP = "keep"
 MISSING_DROP = "drop"
 MISSING_ERROR = "error"
 MISSING = (MISSING_UNIFORM, MISSING_KEEP, MISSING_DROP, MISSING_ERROR)
+
+# What is reported of a selection: `OFBSampler.statistics`, `OFBModel.fit`.
+COVERAGE = "coverage"
+REALIZED_RATE = "realized_rate"
+MEAN_WEIGHT = "mean_weight"
+MAX_WEIGHT = "max_weight"
+EFFECTIVE_SAMPLE_SIZE = "effective_sample_size"
 
 MICROSECONDS = 1_000_000

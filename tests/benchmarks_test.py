@@ -1,4 +1,4 @@
-"""The benchmarks' command, arithmetic and report; the measuring itself is `make bench`'s."""
+"""The benchmarks' command, arithmetic and report; `make bench` does the measuring."""
 
 import json
 
@@ -25,16 +25,22 @@ def _measured():
             parts.Row("ratio", parts.ratio("cpu_us", "ours", "theirs"), at_most=0.3),
             parts.Row("own", parts.of("ours", "wall_us"), at_least=4.5),
             parts.Row("plain", parts.of("theirs", "cpu_us")),
+            parts.Row("added", parts.added("cpu_us", "theirs", "ours")),
+            parts.Row("speed", parts.millions_per_second("theirs")),
         ),
         curves=(parts.Curve("curve_n_", "n", "µs"),),
     )
     return {"made_up": (part, {name: parts.Medians(rows) for name, rows in _SAMPLES.items()})}
 
 
-def test_rows_are_made_of_medians():
+def test_rows_are_computed_from_medians():
     results = report.summarize(_measured(), [], quick=False, seconds=1.0)
     figures = [(row["figure"], row["goal"], row["met"]) for row in results["rows"]]
-    assert figures == [(0.25, "≤ 0.3", True), (4.0, "≥ 4.5", False), (8.0, "", None)]
+    assert figures == [
+        (0.25, "≤ 0.3", True),
+        (4.0, "≥ 4.5", False),
+        *((figure, "", None) for figure in (8.0, 6.0, 0.125)),
+    ]
     assert results["curves"][0]["points"] == [[8.0, 3.0]]
     json.dumps(results)
 
@@ -52,6 +58,7 @@ def test_readme_is_updated_between_its_marks(tmp_path, monkeypatch):
     assert updated.startswith(text.split("<!-- results")[0])
     assert updated.count("| ratio | ≤ 0.3 | 0.25 | yes |") == 1
     assert updated.count("| own | ≥ 4.5 | 4 | **no** |") == 1
+    assert updated.count("| made_up (per thing) | ours | 2 | 4 |  |") == 1
     assert "Failed: broken." in updated
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
@@ -74,12 +81,12 @@ def test_an_unknown_part_is_an_error(capsys):
 
 
 def test_steady_leaves_the_start_out_and_counts_the_passes(monkeypatch):
-    def timed(dataset):
-        # A start of 7 seconds, and a hundredth of a second an example.
-        count = inputs.consume(dataset)
+    def timed(function):
+        # 7 seconds to start, and a hundredth of a second per example.
+        count = function()
         return {"wall_seconds": 7 + count / 100, "cpu_seconds": 7 + count / 50}, count
 
-    monkeypatch.setattr(inputs, "_timed", timed)
+    monkeypatch.setattr(inputs, "timed", timed)
 
     def build(passes):
         ids = tf.data.Dataset.range(1000).repeat(passes).batch(10)
@@ -110,5 +117,5 @@ def test_a_part_runs_in_processes(tmp_path):
 
 def test_a_peer_that_fails_says_why(tmp_path):
     part = parts.Part(name="not_there", title="", item="", peers={"x": None})
-    with pytest.raises(RuntimeError, match="not_there, 'x' failed:[^$]*StopIteration"):
+    with pytest.raises(RuntimeError, match="not_there, 'x' failed:[^$]*KeyError"):
         process.run_part("growth", part, parts.Settings(tmp_path))

@@ -87,12 +87,6 @@ class Manifest:
         return cls(**_read_json(uri, _MANIFEST, ForwardRecords, "ForwardRecordGen"))
 
 
-# merge: ofb_tf.records.partitioned.partition_path
-def partition_path(uri: str, partition: int, num_partitions: int) -> str:
-    """The file of one partition."""
-    return os.path.join(uri, f"partition-{partition:05d}-of-{num_partitions:05d}.ofbr")
-
-
 @dataclasses.dataclass
 class WeightStats:
     """Coverage, selection and weights of a set of examples.

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import hashing
-from ofb_tf.records.tfrecord import compression_of
+from ofb_tf.records.files import compression_of
 
 TEMPORARY_PREFIX = ".tmp-"
 _PLAIN = (bool, int, float, str, list, type(None))

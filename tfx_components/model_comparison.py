@@ -1,8 +1,6 @@
 """Compiled specs name the executor by this path; see `tfx_components.pipelines.comparison`."""
 
-from tfx_components.pipelines.comparison import (  # type: ignore[attr-defined]
-    ModelComparison,
-    ModelComparison_Executor,
-)
+from tfx_components.pipelines import comparison
 
-__all__ = ["ModelComparison", "ModelComparison_Executor"]
+ModelComparison = comparison.ModelComparison
+ModelComparison_Executor = comparison.ModelComparison_Executor  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """The hidden function of the click stream: from an example's features and time to its logit.
 
-Every parameter is a keyed hash of the seed, so that no library's random generator, whose stream
-may change between releases, has a part in what the data are.
+Every parameter is a keyed hash of the seed, so the data do not depend on a library's random
+generator, whose stream may change between releases.
 """
 
 import dataclasses
@@ -19,14 +19,17 @@ VOCABULARY_SIZES = tuple(
 )
 """Distinct values of each categorical column: from 10 to 10,000, evenly on a log scale."""
 
-# Variance of the logit that each part contributes. Together they make clicks about as predictable
-# as advertisement clicks are, with enough in rare values and interactions to reward more data.
+# Variance that each part contributes to the logit. Together they make clicks about as predictable
+# as advertisement clicks, with enough in rare values and interactions to reward more data.
 _DENSE_VARIANCE = 0.7
 _CATEGORICAL_VARIANCE = 1.2
 _CURVATURE_VARIANCE = 0.1
 _INTERACTION_VARIANCE = 0.4
 
 _TURN_LENGTH = 1_000_000  # examples in which drift=1 turns the hidden function once
+_NUM_KEYS = (
+    63  # of the parameters' draws, in order: 3 for the parts, 1 for the scales, 26 for values
+)
 _VALUE_OFFSETS = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]]).astype(np.int64)
 
 
@@ -53,8 +56,8 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def _orthonormal(vectors: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Vectors of mean 0, variance 1 and no covariance under `probabilities`: float64 `[n, k]`.
 
-    This is what keeps the mean and the variance of the logit, and with them the rate of clicks,
-    constant while the function turns, although a few values are met most of the time.
+    This keeps the mean and variance of the logit, and so the click rate, constant while the
+    function turns, although a few values account for most examples.
     """
     root = np.sqrt(probabilities)[:, None]
     basis, _ = np.linalg.qr(np.concatenate([root, vectors * root], axis=1))
@@ -86,11 +89,13 @@ class ClickFunction:
     @classmethod
     def from_seed(cls, seed: int, drift: float) -> "ClickFunction":
         """The function that belongs to a seed."""
-        keys = iter(hashing.fold_in_numpy(np.int64(seed), np.arange(1, 64, dtype=np.int64)))
+        keys = iter(
+            hashing.fold_in_numpy(np.int64(seed), np.arange(1, 1 + _NUM_KEYS, dtype=np.int64))
+        )
         dense, _ = np.linalg.qr(_normals(next(keys), 2 * NUM_DENSE).reshape(NUM_DENSE, 2))
         curvature = _unit(_normals(next(keys), NUM_DENSE)) * math.sqrt(_CURVATURE_VARIANCE / 2)
         interactions = _unit(_normals(next(keys), 2 * NUM_DENSE)) * math.sqrt(_INTERACTION_VARIANCE)
-        # No column is worth less than a third of the mean, so that every vocabulary matters.
+        # No column contributes less than a third of the mean, so that every vocabulary matters.
         shares = 0.5 + hashing.hash01_numpy(np.arange(NUM_CATEGORICAL), next(keys))
         scales = np.sqrt(_CATEGORICAL_VARIANCE * shares / shares.sum())
         effects = []

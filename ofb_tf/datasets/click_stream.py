@@ -1,6 +1,7 @@
 """An endless stream of clicks, generated in the graph, each example a function of seed and id."""
 
 import dataclasses
+import itertools
 import math
 import os
 
@@ -152,11 +153,13 @@ class ClickStream:
     ) -> list[str]:
         """Writes sharded TFRecord files of tf.Examples; `parse_fn` reads them.
 
+        Each shard holds a contiguous part of the stream.
+
         Args:
-          directory: where to; made if missing.
-          num_shards: number of files, at least 1.
+          directory: output directory; made if missing.
+          num_shards: number of files, at least 1; their lengths differ by one example at most.
           start: first id.
-          count: number of examples; all that follow by default.
+          count: number of examples; by default all from `start`.
           compression: None or "GZIP".
 
         Returns:
@@ -164,16 +167,17 @@ class ClickStream:
 
         Raises:
           ValueError: an argument is out of range.
-          FileExistsError: the directory holds shards of a click stream already.
+          FileExistsError: the directory already holds shards of a click stream.
         """
-        return click_tfrecords.write_tfrecords(
-            self,
-            directory,
-            num_shards=num_shards,
-            start=start,
-            count=count,
-            compression=compression,
-        )
+        if num_shards < 1:
+            raise ValueError(f"num_shards must be at least 1. Received: {num_shards}")
+        count = self.num_examples - start if count is None else count
+        bounds = [start + count * shard // num_shards for shard in range(num_shards + 1)]
+        shards = [
+            self.dataset(start=first, count=last - first, batched=True)
+            for first, last in itertools.pairwise(bounds)
+        ]
+        return click_tfrecords.write_shards(shards, directory, compression)
 
     feature_spec = staticmethod(click_tfrecords.feature_spec)
     """What `tf.io.parse_example` needs for the files: scalars by name; takes no argument."""

@@ -1,17 +1,13 @@
 """The click stream as sharded TFRecord files of tf.Examples with 39 scalar features."""
 
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from ofb_tf.constants import EXAMPLE_ID, LABEL
 from ofb_tf.datasets.click_function import NUM_CATEGORICAL, NUM_DENSE
-
-if TYPE_CHECKING:
-    from ofb_tf.datasets.click_stream import ClickStream
 
 DENSE = "dense"
 CATEGORICAL = "categorical"
@@ -49,37 +45,26 @@ def parse_fn(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     }
 
 
-def write_tfrecords(
-    stream: "ClickStream",
-    directory: str | os.PathLike,
-    *,
-    num_shards: int = 1,
-    start: int = 0,
-    count: int | None = None,
-    compression: str | None = None,
+def write_shards(
+    shards: Sequence[tf.data.Dataset], directory: str | os.PathLike, compression: str | None
 ) -> list[str]:
-    """Writes a part of the stream to `click_stream-00000-of-00004.tfrecord` and so on.
+    """Writes `click_stream-00000-of-00004.tfrecord` and so on.
 
-    A shard appears under its name once it is whole. Each holds a contiguous stretch of time.
+    A file appears under its name once it is complete.
 
     Args:
-      stream: the examples to write.
-      directory: where to; made if missing.
-      num_shards: number of files, at least 1; their lengths differ by one example at most.
-      start: first id.
-      count: number of examples; all that follow by default.
+      shards: one dataset of windows, as `ClickStream.generate` returns them, per file.
+      directory: output directory; made if missing.
       compression: None or "GZIP".
 
     Returns:
-      The paths of the shards in the order of time.
+      The paths, in the order of the shards.
 
     Raises:
-      ValueError: `num_shards` or `compression` is out of range.
-      FileExistsError: the directory holds shards of a click stream already, with which a pattern
+      ValueError: `compression` is out of range.
+      FileExistsError: the directory already holds shards of a click stream, with which a pattern
         such as `DIR/*` would mix these.
     """
-    if num_shards < 1:
-        raise ValueError(f"num_shards must be at least 1. Received: {num_shards}")
     if compression not in (None, "GZIP"):
         raise ValueError(f'compression must be None or "GZIP". Received: {compression!r}')
     directory = os.fspath(directory)
@@ -90,17 +75,12 @@ def write_tfrecords(
             f"directory must hold no shards of a click stream. Found {len(present)} in "
             f"{directory!r}: delete them or write elsewhere."
         )
-    count = stream.num_examples - start if count is None else count
-    bounds = [start + count * shard // num_shards for shard in range(num_shards + 1)]
     paths = []
-    for shard in range(num_shards):
-        name = f"{_FILE_PREFIX}-{shard:05d}-of-{num_shards:05d}.tfrecord"
+    for number, shard in enumerate(shards):
+        name = f"{_FILE_PREFIX}-{number:05d}-of-{len(shards):05d}.tfrecord"
         path = os.path.join(directory, name)
-        part = stream.dataset(
-            start=bounds[shard], count=bounds[shard + 1] - bounds[shard], batched=True
-        )
         with tf.io.TFRecordWriter(path + ".open", compression) as writer:
-            for window in part.as_numpy_iterator():
+            for window in shard.as_numpy_iterator():
                 for serialized in _serialize(window):
                     writer.write(serialized)
         tf.io.gfile.rename(path + ".open", path)
@@ -111,7 +91,7 @@ def write_tfrecords(
 def _serialize(window: dict[str, np.ndarray]) -> Iterator[bytes]:
     """A tf.Example for each row of a window.
 
-    One message is filled again and again: building 42 features anew takes four times as long.
+    One message is refilled for every row: building 42 features per row takes four times as long.
     """
     example = tf.train.Example()
     feature = example.features.feature

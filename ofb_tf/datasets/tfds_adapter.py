@@ -1,9 +1,9 @@
 """Any supervised TFDS dataset as dicts of features with a label and a stable int64 id.
 
-The id is a fingerprint of TFDS's own `tfds_id`: the name of the file that the example lies in and
-its position there. That is known when the bytes are read, so no order of reading, shuffling of
-files, parallelism or sub-split changes it, which a counter over the pipeline could not promise. It
-changes when the dataset is prepared anew with another number of shards.
+The id is a fingerprint of the `tfds_id` that TFDS assigns: the name of the example's file and its
+position there. It is known when the bytes are read, so it does not depend on reading order,
+shuffling of files, parallelism or sub-splits, unlike a counter over the pipeline. It changes if the
+dataset is prepared again with another number of shards.
 """
 
 import collections
@@ -20,7 +20,7 @@ from ofb_tf.constants import BINARY, EXAMPLE_ID, LABEL, MULTICLASS, REGRESSION
 
 _TFDS_ID = "tfds_id"
 
-# Labels that are learnt on another scale than the one they are stored on.
+# Labels that are learnt on a different scale from the one they are stored on.
 _LABEL_TRANSFORMS = {"diamonds": lambda price: tf.math.log(tf.cast(price, tf.float32))}
 
 
@@ -32,7 +32,7 @@ class TfdsDescription:
       name: TFDS name with its version.
       task: "multiclass", "binary" (two classes) or "regression".
       num_classes: number of classes; 0 for regression.
-      feature_names: names of the features beside `example_id` and `label`, sorted.
+      feature_names: sorted names of the features, without `example_id` and `label`.
       num_examples: examples of each split.
     """
 
@@ -50,7 +50,7 @@ def describe_tfds(
 
     Args:
       name: a TFDS name such as "mnist" or "diamonds:1.0.0".
-      data_dir: directory of prepared datasets; TFDS's own by default.
+      data_dir: directory of prepared datasets; by default that of TFDS.
       download: as of `load_tfds`.
 
     Returns:
@@ -58,8 +58,8 @@ def describe_tfds(
 
     Raises:
       ValueError: unknown name, or a dataset without supervised keys or with an integer target
-        that is no class.
-      FileNotFoundError: the dataset is not prepared and must not be downloaded.
+        that is not a class.
+      FileNotFoundError: the dataset is not prepared and may not be downloaded.
     """
     builder = _prepared_builder(name, data_dir, download)
     inputs, target = _supervised_names(builder)
@@ -96,23 +96,23 @@ def load_tfds(
 
     Args:
       name: a TFDS name such as "mnist" or "diamonds:1.0.0".
-      split: a split or a part of one, such as "train" or "train[10%:]".
-      data_dir: directory of prepared datasets; TFDS's own by default.
-      download: downloads and prepares the dataset where it is missing; by default only when
-        `data_dir` is left out.
-      decode_images: False leaves images as the stored bytes (a string scalar), to be decoded by
-        `tf.io.decode_image` once they are selected.
+      split: a split or part of one, such as "train" or "train[10%:]".
+      data_dir: directory of prepared datasets; by default that of TFDS.
+      download: whether to download and prepare a missing dataset; by default only if `data_dir`
+        is not given.
+      decode_images: False keeps images as the stored bytes (a string scalar), to be decoded by
+        `tf.io.decode_image` after selection.
       shuffle_files: as in `tfds.load`.
       read_config: as in `tfds.load`; its `add_tfds_id` is set.
 
     Returns:
-      A dataset of dicts: int64 `example_id` in [0, 2^63), the supervised inputs under their own
-      names (a dict of features is merged into the element), and `label`, which is the target as
-      stored, except for "diamonds": the natural logarithm of the price in dollars, float32.
+      A dataset of dicts: int64 `example_id` in [0, 2^63), the supervised inputs under their names
+      (a dict of features is merged into the element), and `label`, which is the target as stored,
+      except for "diamonds": the natural logarithm of the price in dollars, float32.
 
     Raises:
       ValueError: unknown name or split, or a dataset without supervised keys.
-      FileNotFoundError: the dataset is not prepared and must not be downloaded.
+      FileNotFoundError: the dataset is not prepared and may not be downloaded.
     """
     builder = _prepared_builder(name, data_dir, download)
     inputs, target = _supervised_names(builder)
@@ -143,7 +143,7 @@ def load_tfds(
 def _prepared_builder(
     name: str, data_dir: str | None, download: bool | None
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a dataset that lies ready to be read."""
+    """The builder of a prepared dataset."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -178,7 +178,7 @@ def _supervised_names(builder: tfds.core.DatasetBuilder) -> tuple[list[str], str
 
 
 def _flatten(features: Mapping, dataset_name: str) -> dict:
-    """Features by name, those of a nested dict beside the others."""
+    """Features by name, with those of nested dicts merged in."""
     pairs: list[tuple[str, Any]] = []
     for name, value in features.items():
         nested = isinstance(value, (Mapping, tfds.features.FeaturesDict))
@@ -187,15 +187,15 @@ def _flatten(features: Mapping, dataset_name: str) -> dict:
     repeated = sorted(name for name, count in names.items() if count > 1)
     if repeated:
         raise ValueError(
-            f"load_tfds: the inputs of {dataset_name!r} must have names that differ from one "
-            f"another, from {EXAMPLE_ID!r} and {LABEL!r}. Repeated: {repeated}. Load it with "
-            "tfds.load and rename them."
+            f"load_tfds: the inputs of {dataset_name!r} must have unique names other than "
+            f"{EXAMPLE_ID!r} and {LABEL!r}. Repeated: {repeated}. Load it with tfds.load and "
+            "rename them."
         )
     return dict(pairs)
 
 
 def _skip_images(features: tfds.features.FeaturesDict) -> dict[str, tfds.decode.Decoder]:
-    """Decoders that leave every top-level image as its bytes."""
+    """Decoders that keep every top-level image as bytes."""
     return {
         name: tfds.decode.SkipDecoding()
         for name, feature in features.items()

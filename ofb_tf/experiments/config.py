@@ -1,6 +1,10 @@
-"""What a simulation runs: one dataclass, validated at construction."""
+"""What is run: the settings of a simulation, its trials, and the suites of `ofb compare`."""
 
 import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from ofb_tf.selection import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
@@ -19,6 +23,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
 
+TRIAL_VERSION = 1
+"""To be raised whenever a change of selection, training or data changes what trials measure."""
+
+# What no trial depends on: the other policies, the repetitions, where the data happen to be.
+_NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
+# Settings that came later: left out at their defaults, so that older trials keep their names.
+_ADDED = ("steps_per_window", "uniform_mix", "selective_beta")
+
+ONCE_A_PASS = 0
+_CORRUPTIONS = {
+    "label_noise": "of labels random",
+    "outliers": "of targets outliers",
+    "missing_records": "of records missing",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SimulationConfig:
@@ -26,18 +45,18 @@ class SimulationConfig:
 
     Attributes:
       dataset: "click_stream", or the name of a supervised TFDS dataset.
-      data_dir: directory of TFDS datasets; None for TFDS's own, with download.
-      rate: fraction of the stream that goes on to the backward pass, in (0, 1].
+      data_dir: directory of TFDS datasets; None for the TFDS default, with download.
+      rate: fraction of the stream that goes through the backward pass, in (0, 1].
       window_size: examples among which one selection is made, at least 2.
       steps_per_window: optimiser steps that share the `rate * window_size` selected examples of a
         window, or the whole window for "everything"; at least 1.
       uniform_mix: of `Importance`, in [0, 1].
       selective_beta: `beta` of `SelectiveBackprop`, at least 0; None for its default.
-      refresh_interval: windows between two exports of the serving snapshot; 0 for one export a
+      refresh_interval: windows between two exports of the serving snapshot; 0 for one export per
         pass, at its start.
-      passes: times the stream goes over the data, at least 1.
-      num_examples: examples of one pass; None for all that the dataset has.
-      test_examples: at most this many held-out examples are evaluated.
+      passes: number of times the stream repeats the data, at least 1.
+      num_examples: examples per pass; None for the whole dataset.
+      test_examples: maximum number of held-out examples to evaluate.
       learning_rate: of Adam, the same for every policy.
       policies: names from `ofb_tf.selection.POLICIES` and "everything". "uniform" and
         "everything", between which gap closure is measured, are added where absent.
@@ -47,8 +66,11 @@ class SimulationConfig:
       label_noise: fraction in [0, 1) of the examples whose label is replaced by one drawn from
         the distribution of labels. Not for regression. Evaluation is always clean.
       outliers: fraction in [0, 1) of the examples whose target is moved up or down by
-        `conditions.OUTLIER_SHIFT` standard deviations of the targets. For regression alone.
+        `corruption.OUTLIER_SHIFT` standard deviations of the targets. For regression only.
       missing_records: fraction in [0, 1) of the serving records that are lost.
+
+    Raises:
+      ValueError: a setting is out of range.
     """
 
     dataset: str = CLICK_STREAM
@@ -96,7 +118,7 @@ class SimulationConfig:
             )
         if self.batch_size < 1:
             raise ValueError(
-                "rate * window_size must be at least 1 a step. Received: "
+                "rate * window_size must be at least 1 per step. Received: "
                 f"rate={self.rate}, window_size={self.window_size}, "
                 f"steps_per_window={self.steps_per_window}"
             )
@@ -110,23 +132,23 @@ class SimulationConfig:
 
     @classmethod
     def for_dataset(cls, dataset: str, **settings: Any) -> "SimulationConfig":
-        """The defaults of a dataset, with those settings replaced that are not None."""
+        """The dataset's defaults, overridden by the settings that are not None."""
         defaults = _DEFAULTS.get(dataset, _OTHER_DEFAULTS)
         given = {name: value for name, value in settings.items() if value is not None}
         return cls(dataset=dataset, **{**defaults, **given})
 
     @property
     def batch_size(self) -> int:
-        """Examples of one optimiser step after selection, rounded."""
+        """Examples per optimiser step after selection, rounded."""
         return round(self.rate * self.window_size / self.steps_per_window)
 
     @property
     def whole_batch_size(self) -> int:
-        """Examples of one optimiser step of "everything"."""
+        """Examples per optimiser step of "everything"."""
         return self.window_size // self.steps_per_window
 
     def make_policy(self, name: str) -> Policy:
-        """The policy of a name, with the settings that are given here."""
+        """The policy called `name`, with the settings given here."""
         if name == IMPORTANCE:
             return Importance(uniform_mix=self.uniform_mix)
         if name == SELECTIVE_BACKPROP:
@@ -134,8 +156,201 @@ class SimulationConfig:
         return get_policy(name)
 
     def interval_length(self, num_examples: int) -> int:
-        """Examples between two refreshes of the snapshot, of a dataset with `num_examples`."""
+        """Examples between two refreshes of the snapshot; one pass has `num_examples`."""
         return self.window_size * self.refresh_interval or num_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One policy with one seed, with settings that the policy ignores reset to their defaults.
+
+    So comparisons share trials: "everything" is the same trial at every rate, and a policy that
+    needs no records is the same trial however old or incomplete the records are.
+
+    Attributes:
+      config: the settings.
+      policy: its name.
+      seed: the seed.
+    """
+
+    config: SimulationConfig
+    policy: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        defaults: dict[str, Any] = {"seeds": 1, "policies": (self.policy,)}
+        everything = self.policy == EVERYTHING
+        if everything or not get_policy(self.policy).needs_records:
+            for field in ("refresh_interval", "missing_records"):
+                defaults[field] = getattr(SimulationConfig, field)
+        if everything:
+            defaults |= {"rate": 1.0, "steps_per_window": 1}
+            defaults["window_size"] = self.config.whole_batch_size
+        if self.policy != IMPORTANCE:
+            defaults["uniform_mix"] = SimulationConfig.uniform_mix
+        if self.policy != SELECTIVE_BACKPROP:
+            defaults["selective_beta"] = SimulationConfig.selective_beta
+        if self.config.dataset != CLICK_STREAM:
+            defaults["positive_rate"] = SimulationConfig.positive_rate
+        object.__setattr__(self, "config", dataclasses.replace(self.config, **defaults))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the trial depends on, as plain values."""
+        config = dataclasses.asdict(self.config)
+        settings = {name: value for name, value in config.items() if name not in _NOT_OF_A_TRIAL}
+        for name in _ADDED:
+            if settings[name] == getattr(SimulationConfig, name):
+                del settings[name]
+        # The last name is part of the hash of files that exist.
+        return settings | {
+            "policy": self.policy,
+            "seed": self.seed,
+            "cell_version": TRIAL_VERSION,
+        }
+
+    @property
+    def file_name(self) -> str:
+        """The same for the same settings, on any machine."""
+        text = json.dumps(self.settings, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+        return f"{self.config.dataset}-{self.policy}-{self.seed}-{digest}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One table: policies under the same settings.
+
+    Attributes:
+      group: heading that related comparisons share.
+      config: the settings, with policies and number of seeds.
+    """
+
+    group: str
+    config: SimulationConfig
+
+    @property
+    def title(self) -> str:
+        """Dataset, rate and the settings that are not the defaults, in words."""
+        config = self.config
+        name = config.dataset
+        if name == CLICK_STREAM:
+            name += f" ({config.positive_rate:.2g} positives)"
+        parts = [name, f"rate {config.rate:g}"]
+        if config.steps_per_window > 1:
+            parts.append(f"window {config.window_size} in {config.steps_per_window} steps")
+        if config.uniform_mix != SimulationConfig.uniform_mix:
+            parts.append(f"uniform mix {config.uniform_mix:g}")
+        if config.selective_beta is not None:
+            parts.append(f"selective_backprop with beta {config.selective_beta:g}")
+        if config.refresh_interval == ONCE_A_PASS:
+            parts.append("snapshot refreshed once a pass")
+        elif config.refresh_interval != SimulationConfig.refresh_interval:
+            parts.append(f"snapshot refreshed every {config.refresh_interval} windows")
+        for field, words in _CORRUPTIONS.items():
+            if getattr(config, field):
+                parts.append(f"{getattr(config, field):.3g} {words}")
+        return ", ".join(parts)
+
+    def trials(self) -> list[Trial]:
+        """The trials that the table is made of, seed by seed."""
+        config = self.config
+        return [Trial(config, p, seed) for seed in range(config.seeds) for p in config.policies]
+
+
+def every_policy() -> tuple[str, ...]:
+    """Names of all policies and "everything"."""
+    return (*POLICIES, EVERYTHING)
+
+
+def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
+    """The suite behind docs/RESULTS.md.
+
+    Every task with every policy at rate 0.1; uniform, importance and everything at the other
+    rates, with windows four times as large (and as many steps and refreshes), and with other
+    mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy
+    under each corruption, on the tasks where it makes a difference.
+
+    Args:
+      seeds: number of repetitions.
+      data_dir: directory of TFDS datasets.
+
+    Returns:
+      A list of `Comparison`.
+    """
+    common = {"seeds": seeds, "policies": every_policy()}
+    mnist = {"dataset": "mnist", "data_dir": data_dir, **common}
+    diamonds = {"dataset": "diamonds", "data_dir": data_dir, **common}
+    rare, click, frequent = (
+        {"dataset": CLICK_STREAM, "positive_rate": rate, **common} for rate in (0.004, 0.01, 0.03)
+    )
+    tasks = (mnist, diamonds, rare, click, frequent)
+    three = (mnist, diamonds, click)
+    fewer = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING)}
+    milder = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING, SELECTIVE_BACKPROP)}
+    large = {"steps_per_window": 4, "refresh_interval": 5, **fewer}
+    plan: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        *(("Every policy at rate 0.1", task, {}) for task in tasks),
+        *(("Other rates", t, {"rate": r, **fewer}) for t in tasks for r in (0.02, 0.05, 0.3)),
+        *(("Stale snapshots", task, {"refresh_interval": 94}) for task in (mnist, click)),
+        *(("Stale snapshots", t, {"refresh_interval": ONCE_A_PASS}) for t in (mnist, diamonds)),
+        *(
+            ("Larger windows", task, {"window_size": window, **large})
+            for task, window in ((mnist, 2560), (diamonds, 2560), (click, 5120))
+        ),
+        *(("Uniform mix", t, {"uniform_mix": mix, **fewer}) for t in three for mix in (0.05, 0.5)),
+        *(
+            ("Milder selective_backprop", task, {"selective_beta": beta, **milder})
+            for task in three
+            for beta in (1.0, 3.0)
+        ),
+        *(("Wrong labels", task, {"label_noise": 0.1}) for task in (mnist, click)),
+        ("Outliers among the targets", diamonds, {"outliers": 0.05}),
+        *(("Lost records", task, {"missing_records": 0.2}) for task in (mnist, click)),
+    ]
+    return [
+        Comparison(group, SimulationConfig.for_dataset(**{**task, **settings}))
+        for group, task, settings in plan
+    ]
+
+
+def quick(seeds: int) -> list[Comparison]:
+    """Every policy on short click streams: takes a minute, needs no download."""
+    common = {"num_examples": 60_000, "seeds": seeds, "policies": every_policy()}
+    settings = [{"positive_rate": 0.01}, {"positive_rate": 0.03}, {"missing_records": 0.2}]
+    return [
+        Comparison("Short click streams", SimulationConfig.for_dataset(CLICK_STREAM, **common, **s))
+        for s in settings
+    ]
+
+
+def grid(
+    datasets: Sequence[str], axes: dict[str, Sequence[Any]], **settings: Any
+) -> list[Comparison]:
+    """Every combination of datasets and settings.
+
+    Args:
+      datasets: names.
+      axes: values to combine, by field of `SimulationConfig`; an empty list keeps the default.
+      **settings: fields of `SimulationConfig` that all have in common; None keeps the default.
+
+    Returns:
+      A list of `Comparison`.
+
+    Raises:
+      ValueError: a setting out of range.
+    """
+    given = {name: values for name, values in axes.items() if values}
+    return [
+        Comparison(
+            "Comparisons",
+            SimulationConfig.for_dataset(
+                dataset, **settings, **dict(zip(given, combination, strict=True))
+            ),
+        )
+        for dataset in datasets
+        for combination in itertools.product(*given.values())
+    ]
 
 
 def _check(name: str, value: Any, expected: str, fits: bool) -> None:

@@ -1,26 +1,139 @@
-"""`report.html`: one page that stands alone, of one experiment or of many comparisons."""
+"""Results for people: tables, `results.csv`, Markdown, and `report.html` with charts."""
 
+import collections
+import csv
 import html
+import io
 import itertools
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ofb_tf.experiments import report_charts as charts
-from ofb_tf.experiments import report_page as page
-from ofb_tf.experiments import report_reading as readings
-from ofb_tf.experiments import results as results_lib
+import numpy as np
 
-_OF_A_COMPARISON = ("backward_examples", "train_seconds")
+from ofb_tf import tables
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import summary
+
+# Columns of results.csv: settings of a comparison, then what was measured of a policy.
+_SETTINGS = (
+    "dataset", "positive_rate", "rate", "window_size", "refresh_interval", "passes", "label_noise",
+    "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta",
+)  # fmt: skip
+_MEASURED = (
+    "mean", "standard_error", "gap_closure", "gap_closure_standard_error", "calibration",
+    "realized_rate", "mean_weight", "max_weight", "effective_sample_size", "backward_examples",
+    "wall_seconds", "serving_seconds",
+)  # fmt: skip
+_TABLE_COLUMNS = (
+    ("policy", "{policy}"),
+    ("{metric}", "{mean:.5g} ± {standard_error}"),
+    ("gap closure", "{gap_closure}"),
+    ("calibration", "{calibration:.3f}"),
+    ("rate", "{realized_rate:.4f}"),
+    ("mean w", "{mean_weight:.3f}"),
+    ("max w", "{max_weight:.2f}"),
+    ("ESS", "{effective_sample_size:.2f}"),
+    ("backward", "{backward_examples:,.0f}"),
+    ("stream to uniform", "{stream_to_uniform}"),
+    ("train s", "{wall_seconds:.1f}"),
+    ("serving s", "{serving_seconds:.1f}"),
+)
+_ENDS = (configs.UNIFORM, configs.EVERYTHING)
+_NONE = "–"
+
+COLUMNS = (
+    ("Gap closure", "0 is uniform sampling at the same rate, 1 is training on everything;\n"
+     "  its error is the jackknife over seeds."),
+    ("Calibration", "mean prediction over mean outcome (classes: confidence over accuracy)."),
+    ("Rate", "what the policy realised. InfoBatch sets its own, so it trains on more, in more\n"
+     "  steps; what it gains over the others is bought with that."),
+    ("ESS", "effective sample size of the weights, as a fraction of the selected."),
+    ("Stream to uniform", "part of the stream after which the policy was as good as uniform\n"
+     "  sampling at its end."),
+    ("Seconds", "of `ofb compare` are processor time of one core, all in memory; of `ofb demo`\n"
+     "  wall-clock, through files. Train: selection and training. Serving: forward passes, which\n"
+     "  production pays for anyway. Models are small: read the cost from the backward column."),
+)  # fmt: skip
+"""Names of the columns that need an explanation, and the explanation."""
+_EXPLANATION = """\
+Every table is a streaming simulation: a snapshot of the model serves the stream and leaves
+forward records, each policy selects from every window by them, and the model trains on what
+was selected; `everything` trains on the whole window in each step. All policies of a seed
+share initial weights, data order and conditions. The metric is measured on clean held-out
+data; less is better; ± is one standard error over seeds."""
+_EXCEPTIONS = """\
+Policies that were better than `importance` by more than one standard error of the paired
+difference, with the rate that they realised."""
+_NO_EXCEPTION = "Nowhere: `importance` beats or ties (within one standard error) every policy."
+
+
+def column_notes() -> str:
+    """`COLUMNS` as plain text, one per line."""
+    return "\n".join(f"{name}: {' '.join(text.split())}" for name, text in COLUMNS)
+
+
+def table_rows(content: dict[str, Any]) -> list[list[str]]:
+    """The table of one comparison: a row of headings, then a row per policy."""
+    rows = [[heading.format(**content) for heading, _ in _TABLE_COLUMNS]]
+    for policy, shown in content["policies"].items():
+        error, until = shown["standard_error"], shown["stream_to_uniform"]
+        texts = shown | {
+            "policy": policy,
+            "standard_error": _NONE if error is None else f"{error:.2g}",
+            "gap_closure": _closure(shown, with_error=policy not in _ENDS),
+            "stream_to_uniform": _NONE if until is None else f"{until:.2f}",
+        }
+        rows.append([text.format(**texts) for _, text in _TABLE_COLUMNS])
+    return rows
+
+
+def write_csv(content: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
+    """Writes `results.csv`: a row per comparison and policy, a column per seed."""
+    seeds = max((c["seeds"] for c in content["comparisons"]), default=0)
+    head = ["title", *_SETTINGS, "metric", "policy", *_MEASURED]
+    rows: list[list[Any]] = [head + [f"seed_{seed}" for seed in range(seeds)]]
+    for comparison in content["comparisons"]:
+        settings = [comparison["config"][name] for name in _SETTINGS]
+        for policy, shown in comparison["policies"].items():
+            row = [comparison["title"], *settings, comparison["metric"], policy]
+            rows.append(row + [shown[name] for name in _MEASURED] + shown["values"])
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return _write(pathlib.Path(directory) / "results.csv", text.getvalue())
+
+
+def write_markdown(content: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
+    """Writes the tables as Markdown."""
+    return _write(pathlib.Path(path), markdown(content))
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The outline of the results as Markdown, without charts."""
+    blocks = []
+    for kind, value in _outline(content):
+        if kind == "table":
+            value = tables.format_table(value, tables.MARKDOWN)
+        elif kind == "list":
+            value = "\n".join(f"- **{name}**: {text}" for name, text in value)
+        elif kind != "chart":
+            value = {"h2": "## {}", "h3": "### {}", "code": "```\n{}\n```"}.get(kind, "{}").format(
+                value
+            )
+        if kind != "chart":
+            blocks.append(value)
+    return "# Results\n\n" + "\n\n".join(blocks) + "\n"
 
 
 def write_report(results: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
-    """Writes `report.html` from the content of `results.json`.
+    """Writes `report.html`, a page that stands alone, from the content of `results.json`.
 
     Args:
-      results: what `results.summarise` or `comparison.summarise` gives.
-      directory: where to; made where absent.
+      results: of `ofb demo` or `ofb compare`.
+      directory: where to; made if absent.
 
     Returns:
       The page's path.
@@ -29,14 +142,11 @@ def write_report(results: dict[str, Any], directory: str | os.PathLike) -> pathl
       ImportError: matplotlib is not installed; the message says how to install it.
     """
     require_matplotlib()
-    path = pathlib.Path(directory) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(results), encoding="utf-8")
-    return path
+    return _write(pathlib.Path(directory) / "report.html", render(results))
 
 
 def require_matplotlib() -> None:
-    """Raises ImportError with the remedy where matplotlib is not installed."""
+    """Raises ImportError with the remedy if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -46,193 +156,312 @@ def require_matplotlib() -> None:
 
 
 def render(results: dict[str, Any]) -> str:
-    """The page as HTML."""
-    return _comparisons(results) if "comparisons" in results else _experiment(results)
+    """The outline of the results as an HTML page, with charts."""
+    blocks = []
+    for kind, value in _outline(results):
+        if kind == "table":
+            block = tables.format_table(value, tables.HTML)
+        elif kind == "list":
+            items = "".join(f"<li>**{name}**: {html.escape(text)}</li>" for name, text in value)
+            block = f"<ul>{items}</ul>"
+        elif kind == "code":
+            block = f"<pre>{html.escape(value)}</pre>"
+        else:
+            block = _svg(*value) if kind == "chart" else f"<{kind}>{html.escape(value)}</{kind}>"
+        if kind in ("p", "list", "table"):  # as in Markdown
+            block = re.sub(r"`(.+?)`", r"<code>\1</code>", block)
+            block = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block)
+        blocks.append(block)
+    return _PAGE.format(body="\n".join(blocks))
 
 
-def _experiment(results: dict[str, Any]) -> str:
-    """The page of one experiment, as `ofb demo` writes it."""
-    *sentences, note = results_lib.reading(results)
-    parts = [page.paragraph(sentence) for sentence in sentences]
-    parts += [
-        page.heading("What each policy did"),
-        page.table(results_lib.table_rows(results)),
-        page.paragraph(f"{_metric_note(results)} {_COLUMNS_NOTE} {note}", note=True),
-        page.heading("Learning curves"),
-        *_curves(results, ("stream_examples", *_OF_A_COMPARISON), "experiment"),
-        *_histograms(results, "experiment"),
-        *_repeat(results["command"], f"ofb-tf {results['version']}; {_settings(results)}"),
-    ]
-    title = (
-        f"{results['dataset']}: one backward in {1 / results['rate']:.3g}, "
-        "chosen by what serving computed"
-    )
-    return page.page(title, parts)
+def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What Markdown and page show, in order: (kind, value).
 
-
-def _comparisons(results: dict[str, Any]) -> str:
-    """The page of many comparisons, as `ofb compare` writes it."""
-    comparisons = results["comparisons"]
-    titles = [content["title"] for content in comparisons]
-    parts = ["<p>No comparison is finished.</p>"] if not comparisons else []
-    if comparisons:
-        parts += _summary(comparisons, titles)
-    numbered = [(f"comparison{number}", content) for number, content in enumerate(comparisons)]
-    groups = [
-        (group, list(members))
-        for group, members in itertools.groupby(numbered, key=lambda pair: pair[1]["group"])
-    ]
-    parts += _charts_of_groups(groups)
-    for group, members in groups:
-        parts.append(page.heading(group))
-        parts += [
-            page.details(content["title"], _one(content, name), is_open=name == "comparison0")
-            for name, content in members
-        ]
+    Kinds are "p", "h2", "h3" and "code" (text), "list" (pairs), "table" (rows) and "chart"
+    (arguments of `_svg`).
+    """
+    single = {"title": f"{results.get('dataset')}, rate {results.get('rate')}", "group": "Policies"}
+    comparisons = results.get("comparisons", [results | single])
+    seeds = sorted({comparison["seeds"] for comparison in comparisons})
     versions = {"ofb-tf": results["version"], **results.get("versions", {})}
-    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    about = f"{packages}; {results['date']} (UTC)."
-    parts += _repeat(results["command"], about)
-    return page.page("Which examples to train on: policies compared", parts)
+    about = [results["date"]] if "date" in results else []
+    about.append(f"seeds: {', '.join(map(str, seeds))}, numbered from 0")
+    about.append(", ".join(f"{name} {number}" for name, number in versions.items()))
+    yield "p", "Written by `ofb`, never by hand. To repeat:"
+    yield "code", results["command"]
+    yield "p", "; ".join(about) + "."
+    yield "p", _EXPLANATION
+    yield "list", COLUMNS
+    if not comparisons:
+        yield "p", "No comparison is finished."
+        return
+    yield "h2", "Gap closure"
+    yield "table", _overview(comparisons)
+    yield "h2", "Where the default does not win"
+    exceptions = _exceptions(comparisons)
+    yield "p", _EXCEPTIONS if exceptions else _NO_EXCEPTION
+    if exceptions:
+        yield "table", exceptions
+    for group, members in itertools.groupby(comparisons, key=lambda c: c["group"]):
+        contents = list(members)
+        yield "h2", group
+        for field, label, limits in _POINTS:
+            yield "chart", (_draw_points, f"{label}: {group}", contents, field, label, limits)
+        for content in contents:
+            title = content["title"]
+            yield "h3", title
+            yield "p", _settings(content)
+            yield "table", table_rows(content)
+            for against, label in _CURVES.items():
+                yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
+            if content["histograms"]:
+                yield "chart", (_draw_histograms, f"{title}: losses by selection", content)
 
 
-def _summary(comparisons: Sequence[dict[str, Any]], titles: Sequence[str]) -> list[str]:
-    exceptions = readings.exceptions(comparisons, titles)
-    return [
-        page.paragraph(
-            "A snapshot of the model serves a stream and records its outputs; a policy chooses, by "
-            "those records and the labels, the part of the stream that the model is trained on. "
-            "Every policy has the same stream, the same first weights, the same optimiser and, but "
-            "for those that say otherwise, the same number of examples in the backward pass."
-        ),
-        page.heading("Who wins where"),
-        page.points(readings.overview(comparisons)),
-        page.table(readings.against_uniform(comparisons)),
-        page.table(readings.winners(comparisons, titles), wrap=True),
-        page.paragraph(
-            "Best: the least mean over seeds among policies that keep the budget; uniform sampling "
-            "takes part. One standard error: of the difference of two means.",
-            note=True,
-        ),
-        page.heading("Where another policy beat the default", 3),
-        page.points(exceptions)
-        if exceptions
-        else page.paragraph("Nowhere by more than one standard error."),
-        page.heading("When not to use it"),
-        page.points(readings.when_not_to_use(comparisons, titles)),
-    ]
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ofb-tf: policies compared</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; }}
+svg {{ max-width: 100%; height: auto; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: .875rem; }}
+th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ccc; text-align: left; }}
+.numbers :is(th, td) {{ white-space: nowrap; }}
+.numbers :is(th, td):not(:first-child) {{ text-align: right; }}
+pre {{ white-space: pre-wrap; }}
+</style>
+</head>
+<body>
+<h1>Which examples to train on: policies compared</h1>
+{body}
+</body>
+</html>
+"""
+_POINTS = (  # field, axis label, limits
+    ("gap_closure", "gap closure: 0 as uniform, 1 as everything", (-1.0, 1.5)),
+    ("calibration", "calibration: 1 is right", (0.5, 1.5)),
+)
+_CURVES = {
+    "backward_examples": "examples in the backward pass",
+    "train_seconds": "seconds of training",
+}
 
 
-def _charts_of_groups(groups: Sequence[tuple[str, list]]) -> list[str]:
-    """Gap closure and calibration, a chart for each group of comparisons."""
-    parts = []
-    draws = (
-        ("How much of the gap each policy closes", charts.gap_closures, _CLOSURE_NOTE, "closure"),
-        ("Calibration", charts.calibrations, _CALIBRATION_NOTE, "calibration"),
-    )
-    for heading, draw, note, kind in draws:
-        figures: list[Any] = []
-        policies: dict[str, Any] = {}
-        for number, (group, members) in enumerate(groups):
-            contents = [content for _, content in members]
-            policies |= dict.fromkeys(p for content in contents for p in content["policies"])
-            svg = draw(contents, charts.short_titles(contents), f"{kind}{number}")
-            figures.append(page.figure(svg, "", title=group))
-        if figures:
-            parts += [page.heading(heading), page.legend(policies), page.paragraph(note, note=True)]
-            parts.append(page.figures(figures))
-    return parts
+def _svg(draw: Callable[..., None], label: str, *arguments: Any) -> str:
+    """An inline SVG by `draw(axis, *arguments)`."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    # The salt keeps the ids of different charts apart.
+    with rc_context(_STYLE | {"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        draw(figure.subplots(), *arguments)
+        text = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", metadata=metadata)
+    drawing = text.getvalue()
+    drawing = drawing[drawing.index("<svg") + len("<svg") :]
+    return f'<svg role="img" aria-label="{html.escape(label)}"{drawing}'
 
 
-def _one(content: dict[str, Any], name: str) -> list[str]:
-    """A comparison: sentences, table, curves, histograms, settings."""
-    return [
-        page.paragraph(readings.of_one(content)),
-        page.table(results_lib.table_rows(content)),
-        page.paragraph(_metric_note(content), note=True),
-        *_curves(content, _OF_A_COMPARISON, name),
-        *_histograms(content, name),
-        page.paragraph(_settings(content), note=True),
-    ]
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+}
+_COLOURS = {policy: f"C{number}" for number, policy in enumerate(configs.every_policy())}
 
 
-def _curves(results: dict[str, Any], axes: Sequence[str], name: str) -> list[str]:
-    note = f"mean over {results['seeds']} seeds; band: one standard error."
-    figures = [
-        page.figure(
-            charts.curves(results, against, f"{name}-{against}"),
-            f"{charts.CURVES[against][1]}: {note}",
+def _draw_curves(
+    axis: Any, content: dict[str, Any], against: str, policies: Sequence[str] | None = None
+) -> None:
+    """Mean metric of policies over their seeds, with a band of one standard error.
+
+    The untrained model is left out, and the frame ends above the curves of uniform, importance and
+    everything; a policy that is worse leaves it at the top.
+    """
+    metric, ceilings = content["metric"], []
+    for policy in policies or content["policies"]:
+        curves = [curve[1:] or curve for curve in content["policies"][policy]["curves"]]
+        x, _ = summary.mean_curve(curves, against)
+        mean, error = summary.mean_curve(curves, metric)
+        axis.plot(x, mean, color=_COLOURS.get(policy), marker=".", label=policy)
+        if error is not None:
+            axis.fill_between(x, mean - error, mean + error, color=_COLOURS.get(policy), alpha=0.2)
+        if policy in (configs.IMPORTANCE, *_ENDS):
+            ceilings.append(mean[len(mean) // 5 :].max())
+    if np.isfinite(ceilings).all():
+        axis.set_ylim(None, 1.1 * max(ceilings))
+    axis.set_xscale("log" if against == "backward_examples" else "linear")
+    axis.set_xlabel(_CURVES[against])
+    axis.set_ylabel(f"{metric} (less is better)")
+    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _draw_points(
+    axis: Any, contents: Sequence[dict[str, Any]], field: str, label: str, limits: tuple
+) -> None:
+    """A field of every policy with its standard error, a row per comparison."""
+    policies = dict.fromkeys(policy for content in contents for policy in content["policies"])
+    for number, policy in enumerate(policies):
+        rows = [row for row, c in enumerate(contents) if policy in c["policies"]]
+        shown = [contents[row]["policies"][policy] for row in rows]
+        axis.errorbar(
+            [np.nan if s[field] is None else s[field] for s in shown],
+            [row + 0.08 * number for row in rows],
+            xerr=[s.get(f"{field}_standard_error") or 0.0 for s in shown],
+            fmt="o",
+            markersize=4,
+            color=_COLOURS.get(policy),
+            label=policy,
         )
-        for against in axes
+    axis.set_yticks(range(len(contents)), [c["title"] for c in contents], fontsize=6)
+    axis.invert_yaxis()
+    axis.set_xlim(*limits)
+    axis.set_xlabel(f"{label} (beyond the frame: see the tables)")
+    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _draw_histograms(axis: Any, content: dict[str, Any]) -> None:
+    """Recorded losses of the last interval: a solid line of the selected, a dashed of the rest."""
+    for policy, groups in content["histograms"].items():
+        both = np.concatenate([groups["selected"], groups["not_selected"]])
+        both = both[both > 0]
+        if not len(both):
+            continue
+        edges = np.geomspace(both.min(), max(both.max(), 1.001 * both.min()), 36)
+        for group, line in (("selected", "-"), ("not_selected", ":")):
+            share = np.histogram(groups[group], edges)[0] / max(len(groups[group]), 1)
+            name = f"{policy}, {group.replace('_', ' ')}"
+            axis.stairs(share, edges, color=_COLOURS.get(policy), linestyle=line, label=name)
+    axis.set_xscale("log")
+    axis.set_xlabel("loss recorded for the last interval, first seed")
+    axis.set_ylabel("share")
+    axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+_SHOWN = {"dataset": configs.CLICK_STREAM, "positive_rate": 0.01, "rate": 0.1}
+
+
+def write_picture(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
+    """Draws README's picture of the standard suite.
+
+    Left: the metric on the click stream against the examples in the backward pass. Right: the gap
+    closure of importance sampling at every rate that a task was run at.
+
+    Args:
+      results: content of `results.json` of `ofb compare`.
+      path: PNG file.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no comparison to show on the left, or none at several rates.
+    """
+    figure = draw_picture(results["comparisons"])
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return pathlib.Path(path)
+
+
+def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
+    """The matplotlib figure of `write_picture`, which says more."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    groups = collections.defaultdict(list)  # by all settings but the rate
+    for comparison in comparisons:
+        settings = {**comparison["config"], "rate": None, "policies": None}
+        groups[json.dumps(settings, sort_keys=True)].append(comparison)
+    lines = [sorted(m, key=lambda c: c["rate"]) for m in groups.values()]
+    lines = [members for members in lines if len({c["rate"] for c in members}) > 1]
+    shown = [c for c in comparisons if all(c["config"].get(k) == v for k, v in _SHOWN.items())]
+    if not shown or not lines:
+        raise ValueError(
+            f"results must have a comparison with {_SHOWN} and one task at several rates, as those "
+            f"of ofb compare --suite=standard. Received: {[c['title'] for c in comparisons]}"
+        )
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
+        left, right = figure.subplots(1, 2)
+        _draw_curves(left, shown[0], "backward_examples", (configs.IMPORTANCE, *_ENDS))
+        left.set_ylim(0, None)
+        left.set_title(shown[0]["title"])
+        left.legend(frameon=False)
+        for number, members in enumerate(lines):
+            of_default = [c["policies"][configs.IMPORTANCE] for c in members]
+            right.errorbar(
+                # Lines are moved apart, or error bars would hide one another.
+                [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members],
+                [s["gap_closure"] for s in of_default],
+                yerr=[s["gap_closure_standard_error"] or 0.0 for s in of_default],
+                label=members[0]["title"].rsplit(", rate", 1)[0],
+                marker="os^vDP"[number % 6],
+            )
+        rates = sorted({c["rate"] for members in lines for c in members})
+        right.set_xscale("log")
+        right.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        right.minorticks_off()
+        right.set_ylim(-0.3, 1.3)
+        right.set_xlabel("rate: part of the stream in the backward pass (logarithmic)")
+        right.set_ylabel("gap closure (0 uniform, 1 everything)")
+        right.set_title("importance at every rate")
+        right.legend(edgecolor="none", loc="lower right")
+    return figure
+
+
+def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Gap closure by comparison and policy; asterisks mark the best within the budget."""
+    names = dict.fromkeys(p for c in comparisons for p in c["policies"] if p not in _ENDS)
+    rows = [["comparison", *names]]
+    for comparison in comparisons:
+        first, _ = summary.best(comparison)
+        texts = {name: _closure(comparison["policies"].get(name)) for name in names}
+        if texts.get(first, _NONE) != _NONE:
+            texts[first] = f"**{texts[first]}**"
+        rows.append([comparison["title"], *texts.values()])
+    return rows
+
+
+def _exceptions(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Rows for the policies that beat the default; empty if there are none."""
+    rows = [
+        [b.title, b.policy, f"{b.better_by:.3g} ± {b.standard_error:.2g}", f"{b.realized_rate:.4f}"]
+        for b in summary.better_than_default(comparisons)
     ]
-    return [
-        page.legend(results["policies"]),
-        page.figures(figures),
-        page.paragraph(
-            "A curve that leaves the frame at the top is worse than what the frame holds; its end "
-            "is in the table.",
-            note=True,
-        ),
-    ]
+    return [["comparison", "policy", "better by", "rate"], *rows] if rows else []
 
 
-def _histograms(results: dict[str, Any], name: str) -> list[str]:
-    histograms = results["histograms"]
-    if not histograms:
-        return []
-    counts = "; ".join(
-        f"{policy} {_size(groups, 'selected'):,} and left {_size(groups, 'not_selected'):,}"
-        for policy, groups in histograms.items()
-    )
-    caption = (
-        "Losses that the serving snapshot had on the last interval's examples (first seed), as "
-        f"shares of each group. Filled: selected. Line: left out. Selected by {counts}."
-    )
-    return [
-        page.heading("What each policy selects", 3),
-        page.figure(charts.histograms(histograms, f"{name}-losses"), caption),
-    ]
+def _closure(shown: dict[str, Any] | None, with_error: bool = True) -> str:
+    if shown is None or shown["gap_closure"] is None:
+        return _NONE
+    error = shown["gap_closure_standard_error"]
+    text = f"{shown['gap_closure']:.2f}"
+    return f"{text} ± {error:.2f}" if with_error and error is not None else text
 
 
-def _size(groups: dict[str, Any], group: str) -> int:
-    """How many losses a group had, of which there may be only quantiles."""
-    return groups.get(f"num_{group}", len(groups[group]))
-
-
-def _repeat(command: str, about: str) -> list[str]:
-    return [
-        page.heading("To repeat this"),
-        f"<p><code>{html.escape(command)}</code></p>",
-        page.paragraph(about, note=True),
-    ]
-
-
-def _metric_note(results: dict[str, Any]) -> str:
-    return f"{results['metric']}: {results['metric_text']}; less is better."
-
-
-def _settings(results: dict[str, Any]) -> str:
-    interval = results["refresh_interval"]
-    refreshed = f"every {interval} windows" if interval else "once a pass"
+def _settings(content: dict[str, Any]) -> str:
+    interval = content["refresh_interval"]
+    every = f"every {interval} windows" if interval else "once a pass"
+    steps = content.get("config", {}).get("steps_per_window", 1)
     return (
-        f"{results['seeds']} seeds, numbered from 0; {results['stream_examples']:,} examples, "
-        f"passes: {results['passes']}; window {results['window_size']}; serving snapshot refreshed "
-        f"{refreshed}; Adam, learning rate {results['learning_rate']:g}, for every policy alike."
+        f"{content['metric']}: {content['metric_text']}. "
+        f"{content['stream_examples']:,} examples in all, passes: {content['passes']}; "
+        f"window {content['window_size']}, optimiser steps per window: {steps}; "
+        f"snapshot refreshed {every}; "
+        f"Adam, learning rate {content['learning_rate']:g}; {content['seeds']} seeds."
     )
 
 
-_COLUMNS_NOTE = (
-    "± is the standard error over seeds. Gap closure: 0 is uniform sampling, 1 is training on "
-    "everything. Calibration: mean prediction over mean outcome (for classes: confidence over "
-    "accuracy). ESS: effective sample size of the weights, as a fraction. Stream to uniform: the "
-    "part of the stream after which the policy was as good as uniform sampling at its end."
-)
-_CLOSURE_NOTE = (
-    "0 is as good as uniform sampling at the same rate, 1 as good as training on everything. Bars: "
-    "one standard error over seeds (jackknife). An arrow at the edge: beyond the chart, with its "
-    "value. No gap: training on everything was no better than uniform sampling."
-)
-_CALIBRATION_NOTE = (
-    "Mean prediction over mean outcome on held-out examples; for classes, mean confidence over "
-    "accuracy. An arrow at the edge: beyond the chart, with its value."
-)
+def _write(path: pathlib.Path, text: str) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+    return path

@@ -1,26 +1,44 @@
-"""A workload: a stream with labels, a model for it, and how the model is judged."""
+"""Workloads: a stream with labels, a model for it, and how the model is evaluated."""
 
 import abc
+import functools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import constants
-from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
+from ofb_tf import constants, hashing
+from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream, describe_tfds, load_tfds
 from ofb_tf.datasets.click_stream import CATEGORICAL, CLICK_PROBABILITY, DENSE
 from ofb_tf.experiments import config as configs
 
+FEATURES = "features"
+TEST_FRACTION = 0.1
+"""Share of the examples that is held out where a dataset has no split "test"."""
+
+_MAX_CATEGORIES = 100
+_HOLDOUT_KEY = 7  # of the draw that holds out TEST_FRACTION
+_GENERATED_AT_ONCE = 25_600  # examples of the click stream
+# The settings that the data depend on.
+_DATA_FIELDS = (
+    "dataset",
+    "data_dir",
+    "passes",
+    "num_examples",
+    "test_examples",
+    "positive_rate",
+)
+
 
 class Workload(abc.ABC):
-    """What a simulation needs to know of a dataset.
+    """What a simulation needs to know about a dataset.
 
     Attributes:
       task: "multiclass", "binary" or "regression".
-      metric: name of the figure that is reported; less is better.
-      metric_text: what the metric is, in a sentence's words.
+      metric: name of the reported metric; less is better.
+      metric_text: what the metric is, in words.
       num_examples: length of one pass.
       num_outputs: width of the model's last layer.
       label_deviation: standard deviation of the training labels.
@@ -40,7 +58,7 @@ class Workload(abc.ABC):
         """A part of the stream: `example_id`, `label` and the model's inputs, each `[count, ...]`.
 
         Args:
-          start: position in the stream, which goes on over the passes.
+          start: position in the stream, counted over all passes.
           count: number of examples.
         """
 
@@ -59,6 +77,11 @@ class Workload(abc.ABC):
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Inputs, named after fields, and output logits (or predictions) `[n, num_outputs]`."""
 
+    def initial_weights(self, seed: int) -> list[np.ndarray]:
+        """The untrained model's weights; the same for every policy of a seed."""
+        keras.utils.set_random_seed(seed)
+        return keras.Model(*self.build()).get_weights()
+
     @abc.abstractmethod
     def loss(self) -> keras.losses.Loss:
         """The training loss, with Keras's default reduction."""
@@ -69,9 +92,14 @@ class Workload(abc.ABC):
 
 
 class ClickWorkload(Workload):
-    """The generated click stream; judged by what its hidden click probability says.
+    """The generated click stream, evaluated against its hidden click probability.
 
-    The test examples are the ones that follow the stream in time.
+    The test examples are those that follow the stream in time.
+
+    Args:
+      config: the stream's length and rate of positives.
+      seed: of the stream.
+      in_memory: generates the whole stream now and keeps it.
     """
 
     task = constants.BINARY
@@ -79,7 +107,7 @@ class ClickWorkload(Workload):
     metric_text = "mean KL divergence from the true click probability to the predicted one, in nats"
     num_outputs = 1
 
-    def __init__(self, config: configs.SimulationConfig, seed: int):
+    def __init__(self, config: configs.SimulationConfig, seed: int, *, in_memory: bool = False):
         self.num_examples = config.num_examples or 600_000
         length = self.num_examples * config.passes
         self._positive_rate = config.positive_rate
@@ -93,9 +121,18 @@ class ClickWorkload(Workload):
         )
         self.test = self._generate(tf.range(length, length + config.test_examples, dtype=tf.int64))
         self.label_deviation = math.sqrt(config.positive_rate * (1 - config.positive_rate))
+        self._kept: dict[str, tf.Tensor] | None = None
+        if in_memory:
+            parts = [
+                self.examples(start, min(_GENERATED_AT_ONCE, length - start))
+                for start in range(0, length, _GENERATED_AT_ONCE)
+            ]
+            self._kept = {name: tf.concat([p[name] for p in parts], 0) for name in parts[0]}
 
     def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
-        """A part of the stream; with several passes it goes on in time instead of repeating."""
+        """A part of the stream; further passes continue in time instead of repeating."""
+        if self._kept is not None:
+            return {name: values[start : start + count] for name, values in self._kept.items()}
         fields = self._generate(tf.range(start, start + count, dtype=tf.int64))
         return {name: value for name, value in fields.items() if name != CLICK_PROBABILITY}
 
@@ -143,7 +180,7 @@ class ClickWorkload(Workload):
 
 
 class ArrayWorkload(Workload):
-    """Examples in memory, shuffled anew by the seed in every pass; a small MLP on flat features.
+    """Examples in memory, shuffled in every pass by the seed; a small MLP on flat features.
 
     Args:
       train: `example_id` int64 `[n]`, `features` `[n, d]`, `label` int64 or float32 `[n]`.
@@ -182,7 +219,7 @@ class ArrayWorkload(Workload):
         self._hidden_units = hidden_units
 
     def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
-        """A part of the passes, laid end to end."""
+        """A part of the concatenated passes."""
         positions = np.arange(start, start + count)
         passes = positions // self.num_examples
         rows = np.empty(count, np.int64)
@@ -198,8 +235,8 @@ class ArrayWorkload(Workload):
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """Two hidden layers; a regression starts from the mean label."""
-        features = self._train["features"]
-        inputs = keras.Input(features.shape[1:], name="features", dtype=features.dtype.name)
+        features = self._train[FEATURES]
+        inputs = keras.Input(features.shape[1:], name=FEATURES, dtype=features.dtype.name)
         hidden = keras.layers.Rescaling(self._scale)(inputs)
         for _ in range(2):
             hidden = keras.layers.Dense(self._hidden_units, activation="relu")(hidden)
@@ -207,7 +244,7 @@ class ArrayWorkload(Workload):
         outputs = keras.layers.Dense(
             self.num_outputs, bias_initializer=keras.initializers.Constant(bias)
         )(hidden)
-        return {"features": inputs}, outputs
+        return {FEATURES: inputs}, outputs
 
     def loss(self) -> keras.losses.Loss:
         """Squared error, or softmax cross-entropy."""
@@ -237,13 +274,108 @@ class ArrayWorkload(Workload):
         }
 
 
-WorkloadFactory = Callable[[configs.SimulationConfig, int], Workload]
+def get_workload(
+    config: configs.SimulationConfig, seed: int, *, in_memory: bool = False
+) -> Workload:
+    """The workload that a configuration names, for one seed.
+
+    Args:
+      config: names the dataset, its directory and how many examples are used.
+      seed: of the data.
+      in_memory: keeps a generated stream; the last two workloads are then kept for later calls.
+
+    Returns:
+      The workload.
+
+    Raises:
+      ValueError: the dataset is unknown, has features that are text or of varying shape, or too
+        few examples.
+    """
+    data = configs.SimulationConfig(**{name: getattr(config, name) for name in _DATA_FIELDS})
+    return _kept_workload(data, seed) if in_memory else _new_workload(data, seed, in_memory=False)
 
 
-def get_workload(config: configs.SimulationConfig, seed: int) -> Workload:
-    """The workload that a configuration names, for one seed."""
-    if config.dataset == configs.CLICK_STREAM:
-        return ClickWorkload(config, seed)
-    from ofb_tf.experiments import tfds_workload
+@functools.lru_cache(maxsize=2)
+def _kept_workload(data: configs.SimulationConfig, seed: int) -> Workload:
+    return _new_workload(data, seed, in_memory=True)
 
-    return tfds_workload.load(config, seed)
+
+def _new_workload(data: configs.SimulationConfig, seed: int, *, in_memory: bool) -> Workload:
+    if data.dataset == configs.CLICK_STREAM:
+        return ClickWorkload(data, seed, in_memory=in_memory)
+    arrays = _load_arrays(data.dataset, data.data_dir, data.num_examples, data.test_examples)
+    return ArrayWorkload(**arrays, seed=seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_arrays(
+    name: str, data_dir: str | None, num_examples: int | None, test_examples: int
+) -> dict[str, Any]:
+    """A TFDS dataset as arguments of `ArrayWorkload`, except the seed.
+
+    Held out is the split "test" if there is one, and otherwise a tenth of "train", chosen by a hash
+    of the ids. Images are flattened and scaled to [0, 1]; real features are standardised, integer
+    features with at most 100 values become one-hot.
+    """
+    description = describe_tfds(name, data_dir=data_dir)
+    train = _read(name, data_dir, "train")
+    if "test" in description.num_examples:
+        test = _read(name, data_dir, "test")
+    else:
+        is_test = hashing.hash01_numpy(train[constants.EXAMPLE_ID], _HOLDOUT_KEY) < TEST_FRACTION
+        test = {name: values[is_test] for name, values in train.items()}
+        train = {name: values[~is_test] for name, values in train.items()}
+    train = {name: values[:num_examples] for name, values in train.items()}
+    test = {name: values[:test_examples] for name, values in test.items()}
+    if not len(train[constants.LABEL]) or not len(test[constants.LABEL]):
+        raise ValueError(
+            f"{name!r} must have examples to train on and to test on. Received: "
+            f"{len(train[constants.LABEL])} and {len(test[constants.LABEL])}"
+        )
+    names = description.feature_names
+    first = train[names[0]]
+    is_image = len(names) == 1 and first.dtype == np.uint8 and first.ndim == 4
+    if is_image:
+        features = [part[names[0]].reshape(len(part[names[0]]), -1) for part in (train, test)]
+    else:
+        columns = [_column(train[name], test[name]) for name in names]
+        features = [_side_by_side(part) for part in zip(*columns, strict=True)]
+    kept = (constants.EXAMPLE_ID, constants.LABEL)
+    train, test = (
+        {**{name: part[name] for name in kept}, FEATURES: values}
+        for part, values in zip((train, test), features, strict=True)
+    )
+    return {
+        "train": train,
+        "test": test,
+        "num_classes": description.num_classes or None,
+        "feature_scale": 1 / 255 if is_image else 1.0,
+    }
+
+
+def _read(name: str, data_dir: str | None, split: str) -> dict[str, np.ndarray]:
+    dataset = load_tfds(name, split, data_dir=data_dir)
+    for field, spec in dataset.element_spec.items():
+        if spec.dtype == tf.string or not spec.shape.is_fully_defined():
+            raise ValueError(
+                f"{name!r}: feature {field!r} must be numbers of a fixed shape. Received: "
+                f"{spec}. Convert it, and call ofb_sample on the dataset yourself."
+            )
+    batches = list(dataset.batch(4096).as_numpy_iterator())
+    return {field: np.concatenate([b[field] for b in batches]) for field in dataset.element_spec}
+
+
+def _side_by_side(columns: tuple[np.ndarray, ...]) -> np.ndarray:
+    flat = [column.reshape(len(column), -1).astype(np.float32) for column in columns]
+    return np.concatenate(flat, axis=1)
+
+
+def _column(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One feature of both parts, scaled by the statistics of the training part."""
+    largest = int(train.max()) if np.issubdtype(train.dtype, np.integer) else _MAX_CATEGORIES
+    if train.ndim == 1 and largest < _MAX_CATEGORIES and train.min() >= 0:
+        categories = np.arange(largest + 1)
+        return train[:, None] == categories, test[:, None] == categories
+    mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    deviation = np.where(deviation > 0, deviation, 1.0)
+    return (train - mean) / deviation, (test - mean) / deviation

@@ -1,10 +1,12 @@
 """Forward records: what serving's forward pass leaves behind, on disk and in memory."""
 
 from ofb_tf.hashing import keyed_ids, partition_of, read_secret
-from ofb_tf.records.forward_records import ForwardRecords
+from ofb_tf.records.files import CorruptRecordsError
 from ofb_tf.records.graph import sorted_file_dataset
+from ofb_tf.records.importers import import_records
+from ofb_tf.records.maintenance import compact, expire, inspect, partition, verify
 from ofb_tf.records.partitioned import PartitionedRecords
-from ofb_tf.records.reader import CorruptRecordsError, ReadCounts, read_schema
+from ofb_tf.records.reader import ForwardRecords, ReadCounts, read_schema
 from ofb_tf.records.writer import ForwardRecordWriter, WriterCounts
 
 __all__ = [
@@ -14,9 +16,15 @@ __all__ = [
     "PartitionedRecords",
     "ReadCounts",
     "WriterCounts",
+    "compact",
+    "expire",
+    "import_records",
+    "inspect",
     "keyed_ids",
+    "partition",
     "partition_of",
     "read_schema",
     "read_secret",
     "sorted_file_dataset",
+    "verify",
 ]

@@ -1,10 +1,10 @@
-"""The block codec of forward-record files: columns of n instances in one `tf.train.Example`.
+"""The block codec of forward-record files: columns of n records in one `tf.train.Example`.
 
 A `*.ofbr` file is a TFRecord file. Every TFRecord is one block: a `tf.train.Example` whose
-features are the columns of `COLUMNS` as little-endian bytes, besides `format_version`,
+features are the columns of `schema.COLUMNS` as little-endian bytes, plus `format_version`,
 `num_outputs` and `top_k`. Its last TFRecord is the footer (`num_blocks`, `num_records`), without
-which a closed file counts as truncated. Decoding is a memory copy a column; nothing is done a
-record.
+which a closed file counts as truncated. Decoding copies one buffer per column; there is no
+per-record work.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants
+from ofb_tf.records.schema import COLUMNS, Column, Runs, Schema
 
 FORMAT_VERSION = 1
-MAX_BLOCK_RECORDS = 8192
 
 _FORMAT_VERSION_KEY = "format_version"
 NUM_OUTPUTS_KEY = "num_outputs"
@@ -26,6 +26,7 @@ _NUM_BLOCKS_KEY = "num_blocks"
 NUM_RECORDS_KEY = "num_records"
 BASE_SUFFIX = "/base"
 LENGTHS_SUFFIX = "/run_lengths"
+_MAX_OUTPUTS = 2**31
 
 
 class FormatError(ValueError):
@@ -33,87 +34,8 @@ class FormatError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
-    """One column of a block.
-
-    Attributes:
-      name: feature name.
-      dtype: what it decodes to.
-      per_output: `[n, k]` if True, `[n]` otherwise.
-      narrow_dtype: a smaller dtype that a writer may choose, told apart by the bytes' length.
-      runs: kept as runs of equal values, each an offset from the block's smallest value in as few
-        bytes as the largest offset needs.
-      required: every block has it.
-    """
-
-    name: str
-    dtype: type
-    per_output: bool = False
-    narrow_dtype: type | None = None
-    runs: bool = False
-    required: bool = False
-
-
-COLUMNS = (
-    Column(constants.EXAMPLE_ID, np.int64, required=True),
-    Column(constants.LOGITS, np.float32, per_output=True, narrow_dtype=np.float16),
-    Column(constants.LOSS, np.float32),
-    Column(constants.CLASS_IDS, np.int32, per_output=True),
-    Column(constants.LOGSUMEXP, np.float32),
-    Column(constants.SUM_SQUARED_PROBABILITIES, np.float32),
-    Column(constants.MODEL_VERSION, np.int64, runs=True, required=True),
-    Column(constants.TIMESTAMP, np.int64, runs=True, required=True),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Schema:
-    """What the blocks that are read together must agree on.
-
-    Attributes:
-      num_outputs: outputs of the model that wrote the records, 0 where they hold losses only.
-      top_k: logits kept an instance in the top-k form, 0 where all are kept.
-      columns: names of the columns, in the order of `COLUMNS`.
-    """
-
-    num_outputs: int
-    top_k: int
-    columns: tuple[str, ...]
-
-    @property
-    def logits_width(self) -> int:
-        """Logits an instance: k of `[n, k]`."""
-        return self.top_k or self.num_outputs
-
-    def __str__(self) -> str:
-        top_k = f", top_k={self.top_k}" if self.top_k else ""
-        return f"num_outputs={self.num_outputs}{top_k}, columns {', '.join(self.columns)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """A column of `sum(lengths)` values as runs of equal ones.
-
-    Attributes:
-      values: int64 `[r]`.
-      lengths: int64 `[r]`, or None where every run has length 1.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.values) if self.lengths is None else int(self.lengths.sum())
-
-    def expand(self, values: np.ndarray | None = None) -> np.ndarray:
-        """One value an instance; `values` replaces the runs' own."""
-        values = self.values if values is None else values
-        return values if self.lengths is None else np.repeat(values, self.lengths)
-
-
-@dataclasses.dataclass(frozen=True)
 class Block:
-    """A decoded block: arrays of n instances, the columns with `runs` as `Runs`."""
+    """A decoded block: arrays of n records, columns with `runs` as `Runs`."""
 
     schema: Schema
     columns: Mapping[str, Any]
@@ -135,7 +57,7 @@ def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
 
     Args:
       schema: what the columns are.
-      columns: by name, arrays `[n]` or `[n, k]`; those with `runs` as `Runs`.
+      columns: by name, arrays `[n]` or `[n, k]`, or `Runs`.
 
     Returns:
       A serialized `tf.train.Example`.
@@ -145,12 +67,10 @@ def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
     _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
     _set_int(feature, NUM_OUTPUTS_KEY, schema.num_outputs)
     _set_int(feature, TOP_K_KEY, schema.top_k)
-    for column in COLUMNS:
-        if column.name not in schema.columns:
-            continue
+    for column in schema.present:
         data = columns[column.name]
         if column.runs:
-            _encode_runs(feature, column.name, data)
+            _encode_runs(feature, column.name, data if isinstance(data, Runs) else Runs.of(data))
         else:
             little_endian = data.astype(data.dtype.newbyteorder("<"), copy=False)
             feature[column.name].bytes_list.value.append(little_endian.tobytes())
@@ -185,18 +105,16 @@ def decode(serialized: bytes) -> Block | Footer:
         )
     if _NUM_BLOCKS_KEY in feature:
         return Footer(_get_int(feature, _NUM_BLOCKS_KEY), _get_int(feature, NUM_RECORDS_KEY))
-    schema = Schema(
-        num_outputs=_get_int(feature, NUM_OUTPUTS_KEY),
-        top_k=_get_int(feature, TOP_K_KEY),
-        columns=tuple(c.name for c in COLUMNS if c.name in feature),
-    )
+    num_outputs, top_k = _get_int(feature, NUM_OUTPUTS_KEY), _get_int(feature, TOP_K_KEY)
+    if not 0 <= top_k <= num_outputs < _MAX_OUTPUTS:
+        raise FormatError(f"num_outputs is {num_outputs} and top_k {top_k}")
+    schema = Schema.of(feature, num_outputs, top_k)
+    missing = [c.name for c in COLUMNS if c.required and c.name not in schema.columns]
+    if missing:
+        raise FormatError(f"columns {missing} are missing")
     columns: dict[str, Any] = {}
     num_records = len(_get_bytes(feature, constants.EXAMPLE_ID)) // 8
-    for column in COLUMNS:
-        if column.name not in feature:
-            if column.required:
-                raise FormatError(f"column {column.name!r} is missing")
-            continue
+    for column in schema.present:
         if column.runs:
             columns[column.name] = _decode_runs(feature, column.name, num_records)
         else:
@@ -204,15 +122,6 @@ def decode(serialized: bytes) -> Block | Footer:
             data = _get_bytes(feature, column.name)
             columns[column.name] = _decode_plain(data, column, num_records, width)
     return Block(schema, columns)
-
-
-def run_lengths(values: np.ndarray) -> Runs:
-    """Runs of equal neighbours in int64 `[n]`; plain values where runs do not pay."""
-    starts = np.flatnonzero(values[1:] != values[:-1]) + 1
-    if 2 * (len(starts) + 1) > len(values):
-        return Runs(values)
-    starts = np.concatenate([[0], starts]) if len(values) else starts
-    return Runs(values[starts], np.diff(np.append(starts, len(values))))
 
 
 def _set_int(feature: Any, name: str, value: int) -> None:
@@ -240,7 +149,7 @@ def _encode_runs(feature: Any, name: str, runs: Runs) -> None:
     width = (int(offsets.max()).bit_length() + 7) // 8 if len(offsets) else 0
     packed = offsets.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
     lengths = runs.lengths
-    if width == 0:  # constant: the length of the one run is the block's
+    if width == 0:  # constant: its one run is as long as the block
         lengths = None
     _set_int(feature, name + BASE_SUFFIX, base)
     feature[name].bytes_list.value.append(packed)
@@ -279,7 +188,7 @@ def _decode_plain(data: bytes, column: Column, num_records: int, width: int | No
     if len(data) != count * dtype.itemsize:
         raise FormatError(
             f"column {column.name!r} holds {len(data)} bytes, expected {count * dtype.itemsize} "
-            f"for {num_records} instances"
+            f"for {num_records} records"
         )
     array = np.frombuffer(data, dtype.newbyteorder("<"))
     return array if width is None else array.reshape(num_records, width)

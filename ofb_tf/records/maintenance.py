@@ -1,29 +1,94 @@
-"""Looking after record files: compact, partition, expire.
+"""Looking after record files: inspect, verify, compact, partition, expire.
 
-Every output file is written under its open name and renamed when complete, so that a reader never
-meets half of one, and inputs are removed only after all outputs are in place.
+Every output file is complete when it appears under its name, and inputs are removed only after
+all outputs are in place.
+
+Files that are still open (`*.ofbr.open`) belong to a writer until they have not been modified for
+`open_file_max_age` seconds. `compact`, `partition` and `expire` leave the younger ones alone and
+count them; they treat the older ones, whose writers died, like closed files, up to the last whole
+block. Nothing here needs a lock, so it holds on object stores too.
 """
 
 import dataclasses
+import math
+import operator
 import os
 import time
 import uuid
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import constants
-from ofb_tf.hashing import partition_of
-from ofb_tf.records import blocks as block_format
-from ofb_tf.records import paths, reader, tfrecord
-from ofb_tf.records.forward_records import newest_order
-from ofb_tf.records.output_file import OutputFile
+from ofb_tf import constants, hashing
+from ofb_tf.records import files, reader
+from ofb_tf.records.blocks import Block
+from ofb_tf.records.partitioned import UNFINISHED_PREFIX, partition_path
+from ofb_tf.records.reader import Columns, ForwardRecords, ReadCounts
+from ofb_tf.records.schema import Schema, expand
+from ofb_tf.records.writer import check_compression, write_columns, write_record_file
 
 MAX_PARTITIONS = 4096
+# Twice the age at which a living writer completes its file (`max_file_seconds`) by default.
+OPEN_FILE_MAX_AGE = 7200.0
 _SPOOL_RECORDS = 4_000_000
 
-_Arrays = dict[str, np.ndarray]
+
+@dataclasses.dataclass(frozen=True)
+class RecordSummary:
+    """What the files under a pattern hold.
+
+    Attributes:
+      num_files: files.
+      num_open_files: of these, files that are still being written, or whose writer died.
+      num_records: records read.
+      num_ids: distinct ids.
+      num_duplicates: records that a newer one of the same id replaces on loading.
+      num_nonfinite: records with a NaN or infinite logit or loss.
+      num_corrupt_blocks: damaged files.
+      num_outputs: outputs of the model, 0 where only losses are recorded.
+      top_k: logits kept per record in the top-k form, 0 where all are kept.
+      columns: names.
+      model_versions: records by model version.
+      first_timestamp: microseconds since 1970.
+      last_timestamp: microseconds since 1970.
+      num_bytes: on disk.
+      bytes_per_instance: `num_bytes / num_records`.
+    """
+
+    num_files: int
+    num_open_files: int
+    num_records: int
+    num_ids: int
+    num_duplicates: int
+    num_nonfinite: int
+    num_corrupt_blocks: int
+    num_outputs: int
+    top_k: int
+    columns: tuple[str, ...]
+    model_versions: dict[int, int]
+    first_timestamp: int | None
+    last_timestamp: int | None
+    num_bytes: int
+    bytes_per_instance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReport:
+    """One file's state.
+
+    Attributes:
+      path: file.
+      num_blocks: whole blocks before any damage.
+      num_records: records in them.
+      is_open: still being written, or its writer died.
+      damages: where it is damaged, at most one place: reading stops there.
+    """
+
+    path: str
+    num_blocks: int
+    num_records: int
+    is_open: bool
+    damages: tuple[files.CorruptBlock, ...]
 
 
 @dataclasses.dataclass
@@ -31,85 +96,151 @@ class MaintenanceReport:
     """What a command did.
 
     Attributes:
-      read: what it came upon.
+      read: counters collected while reading the inputs.
       num_written: records in the output.
       files: output files.
       removed: input files that were removed.
       num_expired: records left out because of their age.
+      num_open_skipped: open files left alone because their writers may be alive.
     """
 
-    read: reader.ReadCounts
+    read: ReadCounts
     num_written: int = 0
     files: list[str] = dataclasses.field(default_factory=list)
     removed: list[str] = dataclasses.field(default_factory=list)
     num_expired: int = 0
+    num_open_skipped: int = 0
+
+
+def inspect(pattern: files.Pattern) -> RecordSummary:
+    """Reads everything under a pattern and summarises it; damage is counted, not raised.
+
+    Raises:
+      FileNotFoundError: the pattern matches nothing.
+      ValueError: the files hold different columns, or no record at all.
+    """
+    counts = ReadCounts()
+    columns = reader.read_columns(pattern, on_corrupt="skip", counts=counts)
+    times = columns.arrays[constants.TIMESTAMP]
+    num_records = len(columns)
+    num_ids = len(reader.newest_order(columns.arrays[constants.EXAMPLE_ID], times))
+    per_version = np.bincount(
+        columns.arrays[constants.MODEL_VERSION], minlength=len(columns.version_table)
+    )
+    return RecordSummary(
+        num_files=counts.num_files,
+        num_open_files=counts.num_open_files,
+        num_records=num_records,
+        num_ids=num_ids,
+        num_duplicates=num_records - num_ids,
+        num_nonfinite=reader.count_nonfinite(columns.arrays.values()),
+        num_corrupt_blocks=counts.num_corrupt_blocks,
+        num_outputs=columns.schema.num_outputs,
+        top_k=columns.schema.top_k,
+        columns=columns.schema.columns,
+        model_versions={
+            int(v): int(n) for v, n in zip(columns.version_table, per_version, strict=True)
+        },
+        first_timestamp=int(times.min()) if num_records else None,
+        last_timestamp=int(times.max()) if num_records else None,
+        num_bytes=counts.num_bytes,
+        bytes_per_instance=counts.num_bytes / max(num_records, 1),
+    )
+
+
+def verify(pattern: files.Pattern) -> list[FileReport]:
+    """Checks every checksum and every block of the files under a pattern.
+
+    Raises:
+      FileNotFoundError: the pattern matches nothing.
+    """
+    reports = []
+    for path in files.match_files(pattern):
+        counts = ReadCounts()
+        for _ in reader.read_blocks(path, on_corrupt="skip", counts=counts):
+            pass
+        reports.append(
+            FileReport(
+                path=path,
+                num_blocks=counts.num_blocks,
+                num_records=counts.num_read,
+                is_open=bool(counts.num_open_files),
+                damages=tuple(counts.damages),
+            )
+        )
+    return reports
 
 
 def compact(
-    pattern: paths.Pattern,
+    pattern: files.Pattern,
     output_directory: str | os.PathLike,
     *,
     records_per_file: int = 50_000_000,
     compression: str | None = None,
     delete_inputs: bool = False,
     on_corrupt: str = "error",
+    open_file_max_age: float = OPEN_FILE_MAX_AGE,
 ) -> MaintenanceReport:
     """Merges files into sorted ones that keep the newest record of each id.
 
     All records are in memory at once; partition first what is larger than that.
 
     Args:
-      pattern: input files; those that are still open are left out, as they still grow.
-      output_directory: made where it is missing; may be the inputs' own.
+      pattern: input files.
+      output_directory: created if missing; may be the inputs' own.
       records_per_file: at most so many go into one output file.
       compression: None, "GZIP" or "ZLIB".
       delete_inputs: remove the input files once the output is complete.
       on_corrupt: "error" or "skip"; a damaged input is never removed.
+      open_file_max_age: seconds without modification after which an open file is an input too.
+        Longer than any living writer's max_file_seconds, especially with delete_inputs.
 
     Raises:
       ValueError: an argument is out of range, or the inputs do not fit together.
-      FileNotFoundError: the pattern names no closed file.
+      CorruptRecordsError: a file is damaged (`on_corrupt="error"`).
+      FileNotFoundError: the pattern names no file that may be read.
     """
+    records_per_file = operator.index(records_per_file)
     if records_per_file < 1:
         raise ValueError(f"records_per_file must be at least 1. Received: {records_per_file}")
-    compression = _check_compression(compression)
-    inputs = _closed_files(pattern)
-    report = MaintenanceReport(reader.ReadCounts())
-    columns = reader.read_columns(inputs, on_corrupt=on_corrupt, counts=report.read)
-    schema, arrays = columns.schema, _sorted(_arrays(columns), report)
+    compression = check_compression(compression)
+    inputs, num_skipped = _inputs(pattern, open_file_max_age)
+    records = ForwardRecords.load(inputs, on_corrupt=on_corrupt)
+    report = MaintenanceReport(records.counts, len(records), num_open_skipped=num_skipped)
     output_directory = os.fspath(output_directory)
     tf.io.gfile.makedirs(output_directory)
-    num_records = len(arrays[constants.EXAMPLE_ID])
-    num_files = max(1, -(-num_records // records_per_file))
+    num_files = max(1, -(-len(records) // records_per_file))
     stem = f"compacted-{time.time_ns() // 1000:016d}-{uuid.uuid4().hex[:8]}"
     for index in range(num_files):
         rows = slice(index * records_per_file, (index + 1) * records_per_file)
-        part = {name: data[rows] for name, data in arrays.items()}
-        name = f"{stem}-{index:05d}-of-{num_files:05d}"
-        report.files.append(_write(schema, part, output_directory, name, compression))
-    report.num_written = num_records
+        part = {name: column[rows] for name, column in records.columns.items()}
+        name = f"{stem}-{index:05d}-of-{num_files:05d}{files.SUFFIX}"
+        path = os.path.join(output_directory, name)
+        write_record_file(path, dataclasses.replace(records, columns=part), compression=compression)
+        report.files.append(path)
     if delete_inputs:
         damaged = {damage.path for damage in report.read.damages}
-        for file in inputs:
-            if file not in damaged:
-                tf.io.gfile.remove(file)
-                report.removed.append(file)
+        for path in inputs:
+            if path not in damaged:
+                tf.io.gfile.remove(path)
+                report.removed.append(path)
     return report
 
 
 def partition(
-    pattern: paths.Pattern,
+    pattern: files.Pattern,
     output_directory: str | os.PathLike,
     num_partitions: int,
     *,
     compression: str | None = None,
     on_corrupt: str = "error",
+    open_file_max_age: float = OPEN_FILE_MAX_AGE,
 ) -> MaintenanceReport:
-    """Splits records by `partition_of(example_id)` into one sorted file a partition.
+    """Splits records by `partition_of(example_id)` into one sorted file per partition.
 
     Memory holds four million records or one partition at a time: the first pass deals blocks into
-    unsorted files beside the output, the second sorts these one by one. Partition p is
-    `partition-<p>-of-<num_partitions>.ofbr`, there even where it is empty.
+    unsorted files in the output directory, the second sorts these one by one. Partition p is
+    `partition-<p>-of-<num_partitions>.ofbr`, even if it is empty.
 
     Args:
       pattern: input files.
@@ -117,118 +248,127 @@ def partition(
       num_partitions: 1 to 4096.
       compression: None, "GZIP" or "ZLIB".
       on_corrupt: "error" or "skip".
+      open_file_max_age: seconds without modification after which an open file is an input too.
 
     Raises:
       ValueError: an argument is out of range, or the inputs do not fit together.
+      CorruptRecordsError: a file is damaged (`on_corrupt="error"`).
       FileExistsError: the output directory holds record files already.
+      FileNotFoundError: the pattern names no file that may be read.
     """
+    num_partitions = operator.index(num_partitions)
     if not 1 <= num_partitions <= MAX_PARTITIONS:
         raise ValueError(
             f"num_partitions must be in [1, {MAX_PARTITIONS}]. Received: {num_partitions}"
         )
-    compression = _check_compression(compression)
+    compression = check_compression(compression)
     output_directory = os.fspath(output_directory)
     tf.io.gfile.makedirs(output_directory)
-    if any(paths.is_record_file(name) for name in tf.io.gfile.listdir(output_directory)):
+    if any(files.is_record_file(name) for name in tf.io.gfile.listdir(output_directory)):
         raise FileExistsError(
             f"The output directory {output_directory!r} holds record files already. Name an empty "
             "one."
         )
-    report = MaintenanceReport(reader.ReadCounts())
-    files = paths.match_files(pattern)
-    schema = reader.read_schema(files, on_corrupt=on_corrupt)
-    spool_directory = os.path.join(output_directory, f"spool-{uuid.uuid4().hex[:16]}")
+    inputs, num_skipped = _inputs(pattern, open_file_max_age)
+    report = MaintenanceReport(ReadCounts(), num_open_skipped=num_skipped)
+    schema = reader.read_schema(inputs, on_corrupt=on_corrupt)
+    spool_directory = os.path.join(output_directory, f"{UNFINISHED_PREFIX}{uuid.uuid4().hex[:16]}")
     tf.io.gfile.makedirs(spool_directory)
     try:
         spool = _Spool(spool_directory, schema, num_partitions)
-        for file in files:
-            for block in reader.read_blocks(file, on_corrupt=on_corrupt, counts=report.read):
+        for path in inputs:
+            for block in reader.read_blocks(path, on_corrupt=on_corrupt, counts=report.read):
                 spool.add(block)
         spool.spill()
         for index in range(num_partitions):
-            arrays = _sorted(spool.take(index), report)
-            name = f"partition-{index:05d}-of-{num_partitions:05d}"
-            report.files.append(_write(schema, arrays, output_directory, name, compression))
-            report.num_written += len(arrays[constants.EXAMPLE_ID])
+            records = ForwardRecords.sort(spool.take(index), report.read)
+            path = partition_path(output_directory, index, num_partitions)
+            write_record_file(path, records, compression=compression)
+            report.files.append(path)
+            report.num_written += len(records)
     finally:
         tf.io.gfile.rmtree(spool_directory)
     return report
 
 
 def expire(
-    pattern: paths.Pattern,
+    pattern: files.Pattern,
     *,
     max_age: float,
     now: float | None = None,
     dry_run: bool = False,
+    open_file_max_age: float = OPEN_FILE_MAX_AGE,
 ) -> MaintenanceReport:
     """Removes the records that are older than `max_age`.
 
     A file of old records only is removed; one that holds some is replaced, in one step, by a file
-    of the rest. Open files are left alone: they are young, or a new writer finalises them.
+    of the rest under the same name (an open one by a closed one). So every record is gone once it
+    is older than `max_age` and its file is closed or older than `open_file_max_age`.
 
     Args:
       pattern: files.
       max_age: seconds.
       now: seconds since 1970 from which the age counts; now by default.
       dry_run: only report what would be done.
+      open_file_max_age: seconds without modification after which an open file is treated like a
+        closed one. Longer than any living writer's max_file_seconds.
 
     Raises:
-      ValueError: max_age is not positive.
-      CorruptRecordsError: a file is damaged; it and the files behind it are left as they are.
+      ValueError: max_age is not positive and finite.
+      CorruptRecordsError: a file is damaged; it and the files after it are left as they are.
+      FileNotFoundError: the pattern names no file that may be read.
     """
-    if not max_age > 0:
-        raise ValueError(f"max_age must be positive. Received: {max_age}")
+    if not (max_age > 0 and math.isfinite(max_age)):
+        raise ValueError(f"max_age must be positive and finite seconds. Received: {max_age}")
     now = time.time() if now is None else now
     cutoff = int((now - max_age) * constants.MICROSECONDS)
-    report = MaintenanceReport(reader.ReadCounts())
-    for file in _closed_files(pattern):
+    inputs, num_skipped = _inputs(pattern, open_file_max_age)
+    report = MaintenanceReport(ReadCounts(), num_open_skipped=num_skipped)
+    for path in inputs:
         kept = total = 0
-        for block in reader.read_blocks(file, counts=report.read):
+        for block in reader.read_blocks(path, counts=report.read):
             total += len(block)
             kept += int((block.columns[constants.TIMESTAMP].expand() >= cutoff).sum())
         report.num_expired += total - kept
         if kept == total and total:
             continue
-        if kept and not dry_run:
-            _rewrite(file, cutoff)
+        target = files.closed_name(path) if files.is_open(path) else path
         if kept:
-            report.files.append(file)
-            report.num_written += kept
-        else:
-            report.removed.append(file)
             if not dry_run:
-                tf.io.gfile.remove(file)
+                columns = reader.read_columns(path)
+                rows = columns.arrays[constants.TIMESTAMP] >= cutoff
+                compression = files.compression_of(path)
+                write_columns(target, columns.rows(rows), compression=compression)
+            report.files.append(target)
+            report.num_written += kept
+        if target != path or not kept:
+            if not dry_run:
+                tf.io.gfile.remove(path)
+            report.removed.append(path)
     return report
 
 
 class _Spool:
-    """Records by partition, unsorted: gathered in memory, spilled to a file a partition."""
+    """Records by partition, unsorted: gathered in memory, spilled to files per partition."""
 
-    def __init__(self, directory: str, schema: block_format.Schema, num_partitions: int):
+    def __init__(self, directory: str, schema: Schema, num_partitions: int):
         self._directory = directory
         self._schema = schema
-        self._pieces: list[list[_Arrays]] = [[] for _ in range(num_partitions)]
+        self._pieces: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_partitions)]
         self._files: list[list[str]] = [[] for _ in range(num_partitions)]
         self._buffered = 0
 
-    def add(self, block: block_format.Block) -> None:
+    def add(self, block: Block) -> None:
         if block.schema != self._schema:
             raise ValueError(
                 f"Records that are partitioned together must hold the same columns: found "
                 f"{self._schema} and {block.schema}. Partition them apart."
             )
-        arrays = {
-            name: data.expand() if isinstance(data, block_format.Runs) else data
-            for name, data in block.columns.items()
-        }
-        index = partition_of(arrays[constants.EXAMPLE_ID], len(self._pieces))
-        order = np.argsort(index, kind="stable")
-        ends = np.cumsum(np.bincount(index, minlength=len(self._pieces)))
-        for number, rows in enumerate(np.split(order, ends[:-1])):
-            if len(rows):
-                self._pieces[number].append({name: data[rows] for name, data in arrays.items()})
-        self._buffered += len(order)
+        arrays = {name: expand(data) for name, data in block.columns.items()}
+        ids = arrays[constants.EXAMPLE_ID]
+        for index, rows in hashing.rows_by_partition(ids, len(self._pieces)):
+            self._pieces[index].append({name: data[rows] for name, data in arrays.items()})
+        self._buffered += len(block)
         if self._buffered >= _SPOOL_RECORDS:
             self.spill()
 
@@ -237,92 +377,42 @@ class _Spool:
         for index, pieces in enumerate(self._pieces):
             if pieces:
                 arrays = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-                name = f"{index:05d}-{len(self._files[index]):06d}"
-                file = _write(self._schema, arrays, self._directory, name, "")
-                self._files[index].append(file)
+                name = f"{index:05d}-{len(self._files[index]):06d}{files.SUFFIX}"
+                path = os.path.join(self._directory, name)
+                write_columns(path, Columns.of(self._schema, arrays))
+                self._files[index].append(path)
                 pieces.clear()
         self._buffered = 0
 
-    def take(self, index: int) -> _Arrays:
+    def take(self, index: int) -> Columns:
         """The records of a partition, in the order of adding; its files are removed."""
-        files = self._files[index]
-        if not files:
-            return _empty(self._schema)
-        arrays = _arrays(reader.read_columns(files))
-        for file in files:
-            tf.io.gfile.remove(file)
-        return arrays
+        if not self._files[index]:
+            return Columns.of(self._schema, self._schema.empty())
+        columns = reader.read_columns(self._files[index])
+        for path in self._files[index]:
+            tf.io.gfile.remove(path)
+        return columns
 
 
-def _arrays(columns: reader.Columns) -> _Arrays:
-    arrays = dict(columns.arrays)
-    arrays[constants.MODEL_VERSION] = columns.version_table[arrays[constants.MODEL_VERSION]]
-    return arrays
-
-
-def _empty(schema: block_format.Schema) -> _Arrays:
-    return {
-        column.name: np.zeros((0, schema.logits_width) if column.per_output else 0, column.dtype)
-        for column in block_format.COLUMNS
-        if column.name in schema.columns
-    }
-
-
-def _sorted(arrays: _Arrays, report: MaintenanceReport) -> _Arrays:
-    order = newest_order(arrays[constants.EXAMPLE_ID], arrays[constants.TIMESTAMP])
-    report.read.num_duplicates += len(arrays[constants.EXAMPLE_ID]) - len(order)
-    return {name: data[order] for name, data in arrays.items()}
-
-
-def _write(
-    schema: block_format.Schema, arrays: _Arrays, directory: str, name: str, compression: str
-) -> str:
-    """Writes a complete file of at least one block, which may be empty."""
-    file = OutputFile(directory, compression, name)
-    try:
-        num_records = len(arrays[constants.EXAMPLE_ID])
-        for start in range(0, max(num_records, 1), block_format.MAX_BLOCK_RECORDS):
-            part: dict[str, Any] = {
-                name: data[start : start + block_format.MAX_BLOCK_RECORDS]
-                for name, data in arrays.items()
-            }
-            count = len(part[constants.EXAMPLE_ID])
-            for column in block_format.COLUMNS:
-                if column.runs:
-                    part[column.name] = block_format.run_lengths(part[column.name])
-            file.write_block(block_format.encode_block(schema, part), count)
-    except BaseException:
-        file.discard()
-        raise
-    file.close()
-    return file.path
-
-
-def _rewrite(path: str, cutoff: int) -> None:
-    """Replaces a file by one without the records before the cutoff."""
-    directory, name = os.path.split(path)
-    compression = tfrecord.compression_of(path)
-    kept: dict[str, list[np.ndarray]] = {}
-    for block in reader.read_blocks(path):
-        rows = block.columns[constants.TIMESTAMP].expand() >= cutoff
-        for column, data in block.columns.items():
-            values = data.expand() if isinstance(data, block_format.Runs) else data
-            kept.setdefault(column, []).append(values[rows])
-    arrays = {column: np.concatenate(pieces) for column, pieces in kept.items()}
-    _write(block.schema, arrays, directory, name.removesuffix(paths.SUFFIX), compression)
-
-
-def _closed_files(pattern: paths.Pattern) -> list[str]:
-    files = [f for f in paths.match_files(pattern) if not f.endswith(paths.OPEN_SUFFIX)]
-    if not files:
+def _inputs(pattern: files.Pattern, open_file_max_age: float) -> tuple[list[str], int]:
+    """The files that may be read, and the number of open files that must be left alone."""
+    if not open_file_max_age >= 0:
+        raise ValueError(f"open_file_max_age must be at least 0. Received: {open_file_max_age}")
+    matched = files.match_files(pattern)
+    newest = time.time() - open_file_max_age
+    inputs = [path for path in matched if not files.is_open(path) or _modified(path) <= newest]
+    if not inputs:
         raise FileNotFoundError(
-            f"The records pattern {pattern!r} names open files only ({paths.OPEN_SUFFIX}). Wait "
-            "until their writers close them."
+            f"The records pattern {pattern!r} names open files only ({files.OPEN_SUFFIX}), which "
+            f"were modified less than {open_file_max_age:g} seconds ago. Wait until their writers "
+            "close them."
         )
-    return files
+    return inputs, len(matched) - len(inputs)
 
 
-def _check_compression(compression: str | None) -> str:
-    if compression not in (None, "", "GZIP", "ZLIB"):
-        raise ValueError(f"compression must be None, 'GZIP' or 'ZLIB'. Received: {compression!r}")
-    return compression or ""
+def _modified(path: str) -> float:
+    """Seconds since 1970; infinite for a file that was completed since it was listed."""
+    try:
+        return tf.io.gfile.stat(path).mtime_nsec / 1e9
+    except tf.errors.NotFoundError:
+        return math.inf

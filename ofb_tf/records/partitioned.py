@@ -1,20 +1,32 @@
-"""Records larger than memory: one sorted file a partition, loaded one at a time in the graph."""
+"""Records larger than memory: one sorted file per partition, loaded one at a time in the graph."""
 
+import concurrent.futures
+import glob
+import os
 import re
 
 import tensorflow as tf
 
-from ofb_tf.records import paths, reader
+from ofb_tf.records import files, reader
 from ofb_tf.records.graph import sorted_file_dataset
-from ofb_tf.records.tfrecord import compression_of
 
+# A directory of this name beside the partitions: they are still being written, or were never
+# finished.
+UNFINISHED_PREFIX = "spool-"
 _NAME = re.compile(r"partition-(\d+)-of-(\d+)\.ofbr$")
 
 
-class PartitionedRecords:
-    """The files that `ofb records partition` wrote.
+def partition_path(directory: str, partition: int, num_partitions: int) -> str:
+    """The file with the records of one partition."""
+    return os.path.join(directory, f"partition-{partition:05d}-of-{num_partitions:05d}.ofbr")
 
-    Only the file names and the columns' widths are read at construction.
+
+class PartitionedRecords:
+    """The files that `ofb records partition` or the TFX component `ForwardRecordGen` wrote.
+
+    A partition without a file is empty, as long as the others agree on how many there are:
+    ForwardRecordGen writes no file for an empty partition. Only the headers of the files' blocks
+    and the first block of each are read at construction.
 
     Args:
       directory: where the partitions are.
@@ -25,24 +37,34 @@ class PartitionedRecords:
 
     Raises:
       FileNotFoundError: there is no record file.
-      ValueError: the files are not one whole set of partitions.
+      CorruptRecordsError: a file is damaged.
+      ValueError: the files are not of one set of partitions, or the set was never finished.
     """
 
-    def __init__(self, directory: str) -> None:
-        self._files = paths.match_files(directory)
-        matches = [_NAME.search(file) for file in self._files]
-        numbers = [(int(m[1]), int(m[2])) for m in matches if m]
-        count = len(self._files)
-        if numbers != [(k, count) for k in range(count)]:
+    def __init__(self, directory: str | os.PathLike) -> None:
+        directory = os.fspath(directory)
+        paths = files.match_files(directory)
+        matches = [_NAME.search(path) for path in paths]
+        by_partition = {int(m[1]): path for m, path in zip(matches, paths, strict=True) if m}
+        counts = {int(m[2]) for m in matches if m}
+        if len(by_partition) < len(paths) or len(counts) > 1 or max(by_partition) >= max(counts):
             raise ValueError(
-                f"{directory!r} must hold one whole set of files partition-*-of-{count:05d}.ofbr, "
-                f"got {[file.rsplit('/', 1)[-1] for file in self._files[:3]]} ... Write it with "
-                "`ofb records partition`."
+                f"{directory!r} must hold one set of files partition-*-of-*.ofbr that agree on "
+                f"their number, got {[os.path.basename(path) for path in paths[:3]]} ... Write it "
+                "with `ofb records partition`."
             )
-        self._schema = reader.read_schema(self._files)
-        self._compression = compression_of(self._files[0])
-        self.num_partitions = count
+        if tf.io.gfile.glob(os.path.join(glob.escape(directory), f"{UNFINISHED_PREFIX}*")):
+            raise ValueError(
+                f"{directory!r} holds a directory {UNFINISHED_PREFIX}*: `ofb records partition` is "
+                "still running or was interrupted. Wait, or remove the directory and run it again."
+            )
+        with concurrent.futures.ThreadPoolExecutor(reader.MAX_READERS) as pool:
+            compressions = dict(zip(paths, pool.map(files.check_headers, paths), strict=True))
+        self._schema = reader.read_schema(paths)
+        self.num_partitions = counts.pop()
         self.num_outputs = self._schema.num_outputs
+        self._files = [by_partition.get(k, "") for k in range(self.num_partitions)]
+        self._compressions = [compressions.get(path, "") for path in self._files]
 
     def dataset(self, partition: tf.Tensor) -> tf.data.Dataset:
         """One partition's columns, sorted by id, as one element. See `sorted_file_dataset`.
@@ -51,7 +73,10 @@ class PartitionedRecords:
           partition: int64 scalar in `[0, num_partitions)`.
 
         Returns:
-          A dataset of one dict of columns.
+          A dataset of one dict of columns, which are empty where the partition has no file.
         """
-        filename = tf.gather(tf.constant(self._files), partition)
-        return sorted_file_dataset(filename, self._schema, compression=self._compression)
+        return sorted_file_dataset(
+            tf.gather(tf.constant(self._files), partition),
+            self._schema,
+            compression=tf.gather(tf.constant(self._compressions), partition),
+        )

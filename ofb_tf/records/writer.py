@@ -2,28 +2,31 @@
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
+import operator
 import os
 import threading
 import time
+import uuid
 import weakref
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import constants
-from ofb_tf.records import batch
-from ofb_tf.records import blocks as block_format
-from ofb_tf.records.output_file import OutputFile, finalise_dead_files
+from ofb_tf import constants, hashing
+from ofb_tf.records import blocks, files, reader
+from ofb_tf.records.reader import ForwardRecords
+from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _LOGITS_DTYPES = ("float32", "float16")
-_COMPRESSIONS = (None, "GZIP", "ZLIB")
+_EXIT_SECONDS = 30.0
 
 
 @dataclasses.dataclass
 class WriterCounts:
-    """What a writer did so far.
+    """Counters of a writer.
 
     Attributes:
       num_records: records taken by `write`.
@@ -44,14 +47,15 @@ class WriterCounts:
 
 
 class ForwardRecordWriter:
-    """Writes forward records to files of one directory; safe to share between threads.
+    """Writes forward records to files in one directory; safe to share between threads.
 
-    Every writer writes files of its own, so any number of processes may share a directory. Records
+    Every writer writes its own files, so any number of processes may share a directory. Records
     gather in a block; a full block, `flush`, the flush interval and `close` write it out. What was
     flushed survives a kill of the process (not a power cut: nothing is fsynced). Files are named
-    `*.ofbr.open` until they are complete, then `*.ofbr`. A new writer finalises the open files
-    that dead writers of this machine left in the directory. A writer that is still open when the
-    interpreter exits is closed then.
+    `*.ofbr.open` until they are complete, then `*.ofbr`; what a killed process left open stays
+    readable, and `compact`, `partition` and `expire` take it once it is old enough. A writer that
+    is still open when the interpreter exits is closed then. After a fork the child starts with an
+    empty buffer and its own files.
 
     ```python
     import numpy as np
@@ -83,15 +87,15 @@ class ForwardRecordWriter:
         max_file_records: int = 50_000_000,
         max_file_bytes: int = 1 << 30,
         max_file_seconds: float = 3600.0,
-        block_records: int = block_format.MAX_BLOCK_RECORDS,
+        block_records: int = MAX_BLOCK_RECORDS,
         on_error: str = "raise",
     ):
-        """Makes the directory where it is missing; the first file begins with the first block.
+        """Creates the directory if it is missing; the first file begins with the first block.
 
         Args:
           directory: where the files go, on any file system of `tf.io.gfile`.
           num_outputs: outputs of the model, at least 1; None takes it from the first batch.
-          top_k: keep this many of each instance's largest logits, with their classes and what
+          top_k: keep this many of each record's largest logits, with their classes and what
             the loss and its gradient need of the rest; None keeps all. Less than num_outputs.
           logits_dtype: "float32", or "float16" for half the bytes and 11 bits of precision.
           compression: None, "GZIP" or "ZLIB".
@@ -99,52 +103,50 @@ class ForwardRecordWriter:
             is full.
           max_file_records: records after which a new file begins.
           max_file_bytes: bytes after which a new file begins (before compression).
-          max_file_seconds: age at which a new file begins.
-          block_records: records a block, 1 to 8192.
+          max_file_seconds: age at which a file is completed, also while nothing is written unless
+            flush_seconds is None.
+          block_records: records per block, 1 to 8192; fewer where a block would be larger than
+            `schema.MAX_BLOCK_BYTES`.
           on_error: "raise" lets `write` raise what the file system raised; "drop" counts the lost
             records, so that serving goes on. The next block tries again with a new file.
 
         Raises:
           ValueError: an argument is out of range.
+          TypeError: an integer argument is not one.
         """
-        _check_positive("num_outputs", num_outputs, optional=True)
-        _check_positive("top_k", top_k, optional=True)
-        if top_k and num_outputs and top_k >= num_outputs:
+        self._num_outputs = None if num_outputs is None else _positive("num_outputs", num_outputs)
+        self._top_k = 0 if top_k is None else _positive("top_k", top_k)
+        if self._num_outputs and self._top_k >= self._num_outputs:
             raise ValueError(
                 f"top_k must be less than num_outputs={num_outputs}; leave it out to keep all "
                 f"logits. Received: {top_k}"
             )
         _check_choice("logits_dtype", logits_dtype, _LOGITS_DTYPES)
-        _check_choice("compression", compression, _COMPRESSIONS)
         _check_choice("on_error", on_error, ("raise", "drop"))
-        _check_positive("flush_seconds", flush_seconds, optional=True)
-        _check_positive("max_file_records", max_file_records)
-        _check_positive("max_file_bytes", max_file_bytes)
-        _check_positive("max_file_seconds", max_file_seconds)
-        _check_positive("block_records", block_records)
-        if block_records > block_format.MAX_BLOCK_RECORDS:
+        for name, seconds in (
+            ("flush_seconds", 1.0 if flush_seconds is None else flush_seconds),
+            ("max_file_seconds", max_file_seconds),
+        ):
+            if not seconds > 0:
+                raise ValueError(f"{name} must be positive. Received: {seconds}")
+        self._block_records = _positive("block_records", block_records)
+        if self._block_records > MAX_BLOCK_RECORDS:
             raise ValueError(
-                f"block_records must be at most {block_format.MAX_BLOCK_RECORDS}. "
-                f"Received: {block_records}"
+                f"block_records must be at most {MAX_BLOCK_RECORDS}. Received: {block_records}"
             )
         self.directory = os.fspath(directory)
-        self.counts = WriterCounts()
         self.last_error: Exception | None = None
-        self._num_outputs = num_outputs
-        self._top_k = top_k or 0
         self._logits_dtype = np.dtype(logits_dtype)
-        self._compression = compression or ""
+        self._compression = check_compression(compression)
         self._flush_seconds = flush_seconds
-        self._max_file_records = max_file_records
-        self._max_file_bytes = max_file_bytes
+        self._max_file_records = _positive("max_file_records", max_file_records)
+        self._max_file_bytes = _positive("max_file_bytes", max_file_bytes)
         self._max_file_seconds = max_file_seconds
-        self._block_records = block_records
         self._on_error = on_error
         self._closed = False
-        self._schema: block_format.Schema | None = None
+        self._schema: Schema | None = None
         self._reset()
         tf.io.gfile.makedirs(self.directory)
-        finalise_dead_files(self.directory)
         _open_writers.add(self)
 
     def write(
@@ -156,13 +158,13 @@ class ForwardRecordWriter:
         model_version: int | np.ndarray = 0,
         timestamp: int | np.ndarray | None = None,
     ) -> None:
-        """Records a batch of n forward passes.
+        """Records a batch of n forward passes; n may be 0.
 
         Args:
-          example_ids: int64 or string `[n]`; strings become 64-bit fingerprints.
+          example_ids: integers or text `[n]`; text becomes its 64-bit fingerprint.
           logits: float `[n, num_outputs]`, or `[n]` for one output: logits, or the prediction of
             a regression. Values that are not finite are written as given, and counted.
-          loss: float `[n]`, where the label is known already; with logits or in their place.
+          loss: float `[n]`, if the label is already known; with logits or instead of them.
           model_version: int64, one or `[n]`.
           timestamp: int64 microseconds since 1970, one or `[n]`; now by default, and never before
             an earlier call's now, so that a clock set back does not make new records look old.
@@ -172,24 +174,29 @@ class ForwardRecordWriter:
           RuntimeError: the writer is closed.
           OSError, tf.errors.OpError: the block could not be written (`on_error="raise"`).
         """
-        ids = batch.as_ids(example_ids)
+        ids = np.asarray(hashing.to_int64(example_ids))
+        if ids.ndim != 1:
+            raise ValueError(f"write: example_ids must have shape [n]. Received: {list(ids.shape)}")
         columns: dict[str, Any] = {constants.EXAMPLE_ID: ids}
         if logits is not None:
             columns[constants.LOGITS] = self._as_logits(logits, len(ids))
         if loss is not None:
-            columns[constants.LOSS] = batch.as_floats(constants.LOSS, loss, (len(ids),))
+            columns[constants.LOSS] = _as_floats(constants.LOSS, loss, (len(ids),))
         if len(columns) == 1:
             raise ValueError("write: logits or loss must be given. Received: neither")
-        num_nonfinite = batch.count_nonfinite(columns)
-        if logits is not None and self._top_k:
-            columns |= batch.top_k_columns(columns[constants.LOGITS], self._top_k)
-        model_version = batch.as_int64(constants.MODEL_VERSION, model_version, len(ids))
+        num_outputs = columns[constants.LOGITS].shape[1] if len(ids) and logits is not None else 0
+        num_nonfinite = reader.count_nonfinite(columns.values())
+        model_version = _as_int64(constants.MODEL_VERSION, model_version, len(ids))
         if timestamp is not None:
-            timestamp = batch.as_int64(constants.TIMESTAMP, timestamp, len(ids))
+            timestamp = _as_int64(constants.TIMESTAMP, timestamp, len(ids))
+        if num_outputs and self._top_k:
+            columns |= _top_k_columns(columns[constants.LOGITS], self._top_k)
         with self._lock:
             if self._closed:
                 raise RuntimeError("write: the writer is closed. Make a new ForwardRecordWriter.")
-            self._fix_schema(columns)
+            if not len(ids):
+                return
+            self._set_schema(columns, num_outputs)
             if timestamp is None:
                 self._now = max(self._now, time.time_ns() // 1000)
                 timestamp = self._now
@@ -221,11 +228,11 @@ class ForwardRecordWriter:
                 return
             self._closed = True
             self._stop.set()
-            _open_writers.discard(self)
             try:
                 self._write_block()
             finally:
                 self._close_file()
+                _open_writers.discard(self)
 
     def __enter__(self) -> "ForwardRecordWriter":
         return self
@@ -234,44 +241,43 @@ class ForwardRecordWriter:
         self.close()
 
     def _reset(self) -> None:
-        """Begins anew, as a forked child must: buffer, file and flusher are its parent's."""
+        """The state of a writer that has written nothing, which is also that of a forked child."""
+        self.counts = WriterCounts()
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._flusher: threading.Thread | None = None
-        self._file: OutputFile | None = None
-        self._buffer: dict[str, np.ndarray] = {}
-        self._runs: dict[str, list[tuple[Any, int]]] = {
-            constants.MODEL_VERSION: [],
-            constants.TIMESTAMP: [],
-        }
+        self._file: _OutputFile | None = None
+        self._file_start = 0.0
         self._buffered = 0
         self._now = 0
 
     def _as_logits(self, logits: Any, num_records: int) -> np.ndarray:
         array = np.asarray(logits)
-        if array.ndim == 1 and self._num_outputs in (None, 1):
+        width = self._num_outputs
+        if array.ndim == 1 and width in (None, 1):
             array = array[:, None]
-        if self._num_outputs is None and array.ndim == 2 and array.shape[1] > self._top_k:
-            self._num_outputs = array.shape[1]
-        return batch.as_floats(
-            constants.LOGITS, array, (num_records, self._num_outputs or f"more than {self._top_k}")
-        )
+        if width is None and array.ndim == 2 and array.shape[1] > self._top_k:
+            width = array.shape[1]
+        expected = (num_records, width or f"more than {self._top_k}")
+        return _as_floats(constants.LOGITS, array, expected)
 
-    def _fix_schema(self, columns: dict[str, np.ndarray]) -> None:
+    def _set_schema(self, columns: dict[str, np.ndarray], num_outputs: int) -> None:
+        """Takes the schema from the first batch, and checks that of the others."""
         names = (*columns, constants.MODEL_VERSION, constants.TIMESTAMP)
-        schema = block_format.Schema(
-            num_outputs=(self._num_outputs or 0) if constants.LOGITS in columns else 0,
-            top_k=self._top_k if constants.LOGITS in columns else 0,
-            columns=tuple(c.name for c in block_format.COLUMNS if c.name in names),
-        )
+        schema = Schema.of(names, num_outputs, self._top_k if num_outputs else 0)
         if self._schema is None:
-            self._schema = schema
-            for column in block_format.COLUMNS:
-                if column.name not in schema.columns or column.runs:
-                    continue
-                dtype = self._logits_dtype if column.narrow_dtype else column.dtype
-                width = (schema.logits_width,) if column.per_output else ()
-                self._buffer[column.name] = np.empty((self._block_records, *width), dtype)
+            block_records = min(self._block_records, schema.records_per_block())
+            if not block_records:
+                raise ValueError(
+                    f"write: a record of {schema} is larger than a block may be "
+                    f"({MAX_BLOCK_BYTES} bytes). Set top_k."
+                )
+            self._schema, self._block_records = schema, block_records
+            self._num_outputs = num_outputs or self._num_outputs
+            self._buffer = schema.empty(block_records)
+            if num_outputs:
+                shape = self._buffer[constants.LOGITS].shape
+                self._buffer[constants.LOGITS] = np.empty(shape, self._logits_dtype)
         elif schema != self._schema:
             raise ValueError(
                 f"write: this writer's records have {self._schema}, got {schema}. Give the same "
@@ -284,13 +290,11 @@ class ForwardRecordWriter:
         while start < num_records:
             count = min(num_records - start, self._block_records - self._buffered)
             for name, buffer in self._buffer.items():
-                data = columns[name][start : start + count]
+                data = columns[name]
                 with np.errstate(over="ignore"):  # float32 beyond float16's range becomes inf
-                    buffer[self._buffered : self._buffered + count] = data
-            for name, runs in self._runs.items():
-                value = columns[name]
-                part = value if isinstance(value, int) else value[start : start + count]
-                runs.append((part, count))
+                    buffer[self._buffered : self._buffered + count] = (
+                        data if isinstance(data, int) else data[start : start + count]
+                    )
             self._buffered += count
             start += count
             if self._buffered == self._block_records:
@@ -300,17 +304,19 @@ class ForwardRecordWriter:
         count = self._buffered
         if not count or self._schema is None:
             return
-        columns: dict[str, Any] = {name: data[:count] for name, data in self._buffer.items()}
-        for name, runs in self._runs.items():
-            columns[name] = batch.join_runs(runs)
-            self._runs[name] = []
+        columns = {name: data[:count] for name, data in self._buffer.items()}
         self._buffered = 0
         try:
             if self._file is None:
-                self._file = OutputFile(self.directory, self._compression)
+                # Names sort by time: between records of one timestamp the later file wins.
+                name = f"records-{time.time_ns() // 1000:016d}-{uuid.uuid4().hex[:16]}"
+                stem = os.path.join(self.directory, name)
+                self._file = _OutputFile(
+                    stem + files.OPEN_SUFFIX, stem + files.SUFFIX, self._compression
+                )
                 self.counts.num_files += 1
                 self._file_start = time.monotonic()
-            self._file.write_block(block_format.encode_block(self._schema, columns), count)
+            self._file.write_block(self._schema, columns)
         except (OSError, tf.errors.OpError) as error:
             self.counts.num_dropped += count
             self.last_error = error
@@ -325,8 +331,12 @@ class ForwardRecordWriter:
         if (
             self._file.num_records >= self._max_file_records
             or self._file.num_bytes >= self._max_file_bytes
-            or time.monotonic() - self._file_start >= self._max_file_seconds
         ):
+            self._close_file()
+        self._close_aged_file()
+
+    def _close_aged_file(self) -> None:
+        if time.monotonic() - self._file_start >= self._max_file_seconds:
             self._close_file()
 
     def _close_file(self) -> None:
@@ -352,6 +362,174 @@ class ForwardRecordWriter:
                 self._flusher.start()
 
 
+def write_record_file(path: str, records: ForwardRecords, *, compression: str = "") -> None:
+    """Writes records to one file, which appears under its name when it is complete.
+
+    Args:
+      path: file, replaced if it exists; its directory must exist.
+      records: sorted by id, as `ForwardRecords` are; none of them makes a file of an empty block.
+      compression: "", "GZIP" or "ZLIB".
+
+    Raises:
+      OSError, tf.errors.OpError: it could not be written; nothing is left of it.
+    """
+    arrays = {name: np.asarray(column) for name, column in records.columns.items()}
+    table = np.asarray(records.version_table)
+    write_columns(path, reader.Columns(records.schema, arrays, table), compression=compression)
+
+
+def write_columns(path: str, columns: reader.Columns, *, compression: str = "") -> None:
+    """`write_record_file` of columns whose rows are in any order.
+
+    Raises:
+      OSError, tf.errors.OpError: it could not be written; nothing is left of it.
+    """
+    compression = check_compression(compression)
+    # Under an open name, so that `expire` sees what an interruption leaves behind.
+    temporary = os.path.join(os.path.dirname(path), f".tmp-{uuid.uuid4().hex}{files.OPEN_SUFFIX}")
+    file = _OutputFile(temporary, path, compression)
+    try:
+        step = max(columns.schema.records_per_block(), 1)
+        for start in range(0, max(len(columns), 1), step):
+            part = columns.rows(slice(start, start + step)).arrays
+            part[constants.MODEL_VERSION] = columns.version_table[part[constants.MODEL_VERSION]]
+            file.write_block(columns.schema, part)
+        file.close()
+    except BaseException:
+        file.abandon(keep=False)
+        raise
+
+
+def check_compression(compression: str | None) -> str:
+    """TensorFlow's name of a compression, or a ValueError."""
+    _check_choice("compression", compression, (None, "", "GZIP", "ZLIB"))
+    return compression or ""
+
+
+class _OutputFile:
+    """A file of blocks that has a temporary name until `close` completes it.
+
+    Attributes:
+      num_records: records in whole blocks.
+      num_blocks: whole blocks.
+      num_bytes: bytes of whole blocks, before compression.
+    """
+
+    def __init__(self, temporary: str, path: str, compression: str):
+        self.num_records = 0
+        self.num_blocks = 0
+        self.num_bytes = 0
+        self._temporary = temporary
+        self._path = path
+        self._writer = tf.io.TFRecordWriter(temporary, compression)
+
+    def write_block(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
+        """Writes a block and hands it to the operating system; after an error call `abandon`."""
+        serialized = blocks.encode_block(schema, columns)
+        self._writer.write(serialized)
+        self._writer.flush()
+        self.num_records += len(columns[constants.EXAMPLE_ID])
+        self.num_blocks += 1
+        self.num_bytes += len(serialized) + files.FRAME_BYTES
+
+    def close(self) -> None:
+        """Writes the footer and gives the file its final name; whole blocks survive an error."""
+        try:
+            footer = blocks.Footer(self.num_blocks, self.num_records)
+            self._writer.write(blocks.encode_footer(footer))
+            self._writer.flush()
+            self._writer.close()
+            tf.io.gfile.rename(self._temporary, self._path, overwrite=True)
+        except (OSError, tf.errors.OpError):
+            self.abandon()
+            raise
+
+    def abandon(self, keep: bool = True) -> None:
+        """Gives up, and unless told otherwise keeps the whole blocks, if any; never raises."""
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            self._writer.close()
+        if not (keep and self.num_blocks):
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                tf.io.gfile.remove(self._temporary)
+
+    def leak(self) -> None:
+        """Keeps TensorFlow's writer from ever being destroyed in this process.
+
+        Its destructor ends the compressed stream, in the file that a forked child shares with its
+        parent.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._writer))
+
+
+def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
+    """float32 of this shape, or a ValueError."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise ValueError(f"write: {name} must be floats. Received dtype: {array.dtype}")
+    if array.shape != shape and (array.size or shape[0]):
+        wanted = ", ".join(str(size) for size in shape)
+        raise ValueError(
+            f"write: {name} must have shape [{wanted}] to match {shape[0]} example ids. "
+            f"Received: {list(array.shape)}"
+        )
+    return array.astype(np.float32, copy=False)
+
+
+def _as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:
+    """An int, or a copy as int64 `[n]`, or a ValueError."""
+    array = np.asarray(values)
+    fits = array.dtype.kind in "iu" and array.shape in ((), (num_records,))
+    if not fits and not isinstance(values, int):
+        raise ValueError(
+            f"write: {name} must be int64, one or [{num_records}]. "
+            f"Received: {array.dtype} {list(array.shape)}"
+        )
+    if not fits or (array.dtype == np.uint64 and array.size and array.max() >= 2**63):
+        raise ValueError(f"write: {name} must fit into int64. Received: {values}")
+    return int(array) if array.ndim == 0 else np.array(array, np.int64)
+
+
+def _top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """The top-k form of many logits: constant size, whatever the number of classes.
+
+    Args:
+      logits: float32 `[n, num_outputs]`.
+      k: at least 1 and less than num_outputs.
+
+    Returns:
+      `logits` float32 `[n, k]`, descending, `class_ids` int32 `[n, k]`, and over all classes
+      `logsumexp` and `sum_squared_probabilities` float32 `[n]`. A row with a logit that is NaN or
+      +inf has NaN for the latter two, so that the sampler treats it as missing.
+    """
+    largest = np.argpartition(logits, -k, axis=1)[:, -k:]
+    kept = np.take_along_axis(logits, largest, axis=1)
+    order = np.argsort(-kept, axis=1, kind="stable")
+    # In float64: the sums run over up to millions of classes.
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+        total = shifted.sum(axis=1)
+        logsumexp = logits.max(axis=1) + np.log(total)
+        sum_squares = np.square(shifted).sum(axis=1) / np.square(total)
+    return {
+        constants.LOGITS: np.take_along_axis(kept, order, axis=1),
+        constants.CLASS_IDS: np.take_along_axis(largest, order, axis=1).astype(np.int32),
+        constants.LOGSUMEXP: logsumexp.astype(np.float32),
+        constants.SUM_SQUARED_PROBABILITIES: sum_squares.astype(np.float32),
+    }
+
+
+def _positive(name: str, value: int) -> int:
+    value = operator.index(value)
+    if value < 1:
+        raise ValueError(f"{name} must be positive. Received: {value}")
+    return value
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")
+
+
 def _flush_regularly(
     writer_ref: "weakref.ref[ForwardRecordWriter]", stop: threading.Event, seconds: float
 ) -> None:
@@ -360,36 +538,50 @@ def _flush_regularly(
         if writer is None:
             return
         # Counted and kept in last_error; the next block's write raises if the fault lasts.
-        with contextlib.suppress(OSError, tf.errors.OpError):
+        with contextlib.suppress(OSError, tf.errors.OpError), writer._lock:
             writer.flush()
+            writer._close_aged_file()
         del writer
 
 
-def _check_positive(name: str, value: float | None, *, optional: bool = False) -> None:
-    if not (optional and value is None) and (value is None or not value > 0):
-        raise ValueError(f"{name} must be positive. Received: {value}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")
+_open_writers: "weakref.WeakSet[ForwardRecordWriter]" = weakref.WeakSet()
+_forking = threading.local()
 
 
 def _close_at_exit() -> None:
     for writer in list(_open_writers):
-        with contextlib.suppress(OSError, tf.errors.OpError):
-            writer.close()
+        # A thread that is stuck on a stalled disk must not keep the process from exiting.
+        if writer._lock.acquire(timeout=_EXIT_SECONDS):
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                writer.close()
+            writer._lock.release()
 
 
-_open_writers: "weakref.WeakSet[ForwardRecordWriter]" = weakref.WeakSet()
+def _lock_for_fork() -> None:
+    """No block is half written while the process is copied."""
+    _forking.writers = list(_open_writers)
+    for writer in _forking.writers:
+        writer._lock.acquire()
+
+
+def _unlock_in_parent() -> None:
+    while _forking.writers:
+        _forking.writers.pop()._lock.release()
 
 
 def _reset_in_child() -> None:
-    for writer in list(_open_writers):
+    while _forking.writers:
+        writer = _forking.writers.pop()
+        if writer._file is not None:
+            writer._file.leak()
         writer._reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_in_child)
+    os.register_at_fork(
+        before=_lock_for_fork,
+        after_in_parent=_unlock_in_parent,
+        after_in_child=_reset_in_child,
+    )
 
 atexit.register(_close_at_exit)

@@ -11,10 +11,10 @@ _GOLDEN_RATIO = 0.6180339887498949
 def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     """Inclusion probabilities proportional to size, none above 1, with a fixed sum.
 
-    Solves sum(min(1, c * sizes)) = budget for c exactly: whatever c carries over 1 is capped,
-    c is made anew for the rest, until nothing more is carried over. Each round caps at least one
-    size, so it ends; few rounds are usual, none where scores are alike. Where the sizes that are
-    left sum to zero they share evenly, so all sizes zero means uniform.
+    Solves sum(min(1, c * sizes)) = budget for c exactly: whatever c carries over 1 is capped and
+    c is computed again for the rest, until nothing more is carried over. Each round caps at
+    least one size, so it ends; few rounds are usual, none where scores are similar. Where the
+    remaining sizes sum to zero they share evenly, so all sizes zero means uniform.
 
     Args:
       sizes: float64 `[n]`, finite, at least 0.
@@ -50,17 +50,25 @@ def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     return tf.where(capped, tf.ones_like(sizes), shares)
 
 
-def systematic(probabilities: tf.Tensor, order: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+def systematic(
+    probabilities: tf.Tensor,
+    order: tf.Tensor,
+    start: tf.Tensor,
+    count: int | tf.Tensor | None = None,
+) -> tf.Tensor:
     """Systematic sampling: one uniform start, then every unit step of the cumulative sum.
 
     Each example is taken with its probability. Where the probabilities sum to an integer, that
     many are taken; otherwise the integer below or above. Neighbours in the order are taken
-    together less often than independent draws would, so alike examples belong side by side.
+    together less often than independent draws would, so similar examples belong next to each
+    other.
 
     Args:
       probabilities: float64 `[n]` in [0, 1].
       order: int32 or int64 `[n]`, a permutation.
       start: float64 scalar in (0, 1) from `ofb_tf.hashing.uniform_start`.
+      count: how many to take, where the probabilities sum to it but for rounding; the result then
+        has a static shape. None takes what the sum says.
 
     Returns:
       int32 `[m]`: indices of the selected, in the order given.
@@ -70,6 +78,11 @@ def systematic(probabilities: tf.Tensor, order: tf.Tensor, start: tf.Tensor) -> 
     """
     order = tf.cast(order, tf.int32)
     cumulative = tf.cumsum(tf.gather(probabilities, order))
+    if count is not None:
+        cumulative *= tf.cast(count, tf.float64) / cumulative[-1]
+        steps = tf.cast(tf.range(1, count + 1), tf.float64)
+        positions = tf.searchsorted(cumulative, steps - start)
+        return tf.gather(order, tf.minimum(positions, tf.size(order) - 1))
     total = tf.concat([tf.zeros([1], tf.float64), cumulative], axis=0)[-1]
     # A sum that is an integer but for rounding is that integer: the count is then exact.
     nearest = tf.round(total)
@@ -97,7 +110,7 @@ def poisson(probabilities: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 def spread(count: tf.Tensor, batch_size: int | None) -> tf.Tensor:
     """A permutation in which an ordered selection leaves its window.
 
-    The systematic order puts alike examples side by side, so it must not be the order of
+    The systematic order puts similar examples next to each other, so it must not be the order of
     training. Where whole batches fit, they are dealt: batch j of m takes positions j, j + m,
     j + 2m, ... and is a systematic sample of its own. Otherwise positions j leave by the
     fractional part of j times the golden ratio: any run is spread evenly over the order, with

@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-from ofb_tf.selection import policy as base
+from ofb_tf.selection.policy import LOSS, SYSTEMATIC, Inclusion, Policy, Window, check_design
 
 
-class TopLoss(base.Policy):
+class TopLoss(Policy):
     """The examples with the largest losses, with weights of 1. Biased: a baseline.
 
     Training minimises the mean of the window's upper tail instead of its mean. Where labels are
@@ -25,13 +25,13 @@ class TopLoss(base.Policy):
     Shrivastava et al., CVPR 2016.
     """
 
-    score = base.LOSS
+    score = LOSS
     uniform_mix = 0.0
 
-    def __init__(self, *, design: str = base.SYSTEMATIC) -> None:
-        self.design = base.check_design(design)
+    def __init__(self, *, design: str = SYSTEMATIC) -> None:
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """1 for losses above the edge, a share at the edge, 0 below.
 
         Args:
@@ -41,10 +41,10 @@ class TopLoss(base.Policy):
         Returns:
           Probabilities with sum `budget`, weights of 1.
         """
-        return base.Inclusion(_largest(window.losses, budget), tf.ones_like(window.losses))
+        return Inclusion(_largest(window.losses, budget), tf.ones_like(window.losses))
 
 
-class BottomLoss(base.Policy):
+class BottomLoss(Policy):
     """The examples with the smallest losses, with weights of 1. Biased: a baseline.
 
     Meant for data in which the large losses are corrupted; what the model does not know yet, it
@@ -61,13 +61,13 @@ class BottomLoss(base.Policy):
     Reference: Shah et al., "Choosing the Sample with Lowest Loss makes SGD Robust", AISTATS 2020.
     """
 
-    score = base.LOSS
+    score = LOSS
     uniform_mix = 0.0
 
-    def __init__(self, *, design: str = base.SYSTEMATIC) -> None:
-        self.design = base.check_design(design)
+    def __init__(self, *, design: str = SYSTEMATIC) -> None:
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """1 for losses below the edge, a share at the edge, 0 above.
 
         Args:
@@ -77,7 +77,7 @@ class BottomLoss(base.Policy):
         Returns:
           Probabilities with sum `budget`, weights of 1.
         """
-        return base.Inclusion(_largest(-window.losses, budget), tf.ones_like(window.losses))
+        return Inclusion(_largest(-window.losses, budget), tf.ones_like(window.losses))
 
 
 def _largest(values: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:

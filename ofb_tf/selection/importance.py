@@ -5,15 +5,24 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from ofb_tf.selection import designs
-from ofb_tf.selection import policy as base
+from ofb_tf.selection.policy import (
+    GRADIENT_NORM_BOUND,
+    SYSTEMATIC,
+    Inclusion,
+    Policy,
+    Window,
+    check_design,
+    check_score,
+)
 
 
-class Importance(base.Policy):
+class Importance(Policy):
     """Probability proportional to score, mixed with uniform, weighted to stay unbiased.
 
     An example with score s among n, budget b and mix m has inclusion probability
-    min(1, b * ((1 - m) * s / sum(s) + m / n)); mass over 1 goes to the others. With the rate
-    r = b / n, weights r / p are at most 1 / m.
+    min(1, b * ((1 - m) * s / sum(s) + m / n)); mass over 1 goes to the others. Weights r / p are
+    at most 1 / m for the rate r: where the budget is less than r * n (`missing="keep"`), m grows
+    to m * r * n / b.
 
     ```python
     import ofb_tf
@@ -41,16 +50,16 @@ class Importance(base.Policy):
         self,
         *,
         uniform_mix: float = 0.2,
-        score: str | Callable[[base.Window], tf.Tensor] = base.GRADIENT_NORM_BOUND,
-        design: str = base.SYSTEMATIC,
+        score: str | Callable[[Window], tf.Tensor] = GRADIENT_NORM_BOUND,
+        design: str = SYSTEMATIC,
     ) -> None:
         if not 0.0 <= uniform_mix <= 1.0:
             raise ValueError(f"uniform_mix must be in [0, 1]. Received: {uniform_mix!r}")
         self.uniform_mix = float(uniform_mix)
-        self.score = base.check_score(score)
-        self.design = base.check_design(design)
+        self.score = check_score(score)
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """Capped probabilities proportional to the mixed score.
 
         Args:
@@ -62,7 +71,16 @@ class Importance(base.Policy):
         """
         scores = tf.cast(window.scores, tf.float64)
         n = tf.maximum(tf.cast(tf.size(scores), tf.float64), 1.0)
+        # A budget below rate * n, as under missing="keep", must not push p below rate * mix.
+        mix = self.uniform_mix * _one_or_more(window.rate, n, budget)
         # All scores zero: the shares are zero too, and capped_pps makes equal sizes uniform.
         shares = tf.math.divide_no_nan(scores, tf.reduce_sum(scores))
-        sizes = (1.0 - self.uniform_mix) * shares + self.uniform_mix / n
-        return base.Inclusion(designs.capped_pps(sizes, budget))
+        sizes = (1.0 - mix) * shares + mix / n
+        return Inclusion(designs.capped_pps(sizes, budget))
+
+
+def _one_or_more(rate: float | tf.Tensor | None, n: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
+    """By how much the budget falls short of rate * n; exactly 1 where it does not."""
+    if rate is None:
+        return tf.constant(1.0, tf.float64)
+    return tf.maximum(tf.math.divide_no_nan(rate * n, budget), 1.0)

@@ -4,10 +4,18 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from ofb_tf.selection import policy as base
+from ofb_tf.selection.policy import (
+    LOSS,
+    SYSTEMATIC,
+    Inclusion,
+    Policy,
+    Window,
+    check_design,
+    check_score,
+)
 
 
-class InfoBatch(base.Policy):
+class InfoBatch(Policy):
     """All scores from the window's mean upwards; the others with probability 1 - prune.
 
     Those kept from below the mean weigh 1 / (1 - prune), the rest 1: the weighted sum estimates
@@ -36,16 +44,16 @@ class InfoBatch(base.Policy):
         self,
         *,
         prune: float = 0.5,
-        score: str | Callable[[base.Window], tf.Tensor] = base.LOSS,
-        design: str = base.SYSTEMATIC,
+        score: str | Callable[[Window], tf.Tensor] = LOSS,
+        design: str = SYSTEMATIC,
     ) -> None:
         if not 0.0 <= prune < 1.0:
             raise ValueError(f"prune must be in [0, 1). Received: {prune!r}")
         self.prune = float(prune)
-        self.score = base.check_score(score)
-        self.design = base.check_design(design)
+        self.score = check_score(score)
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """1 from the mean upwards, 1 - prune below; the budget does not enter.
 
         Args:
@@ -60,4 +68,4 @@ class InfoBatch(base.Policy):
         mean = tf.reduce_sum(scores) / n  # of equal float32 numbers it is exact in float64
         kept = tf.constant(1.0 - self.prune, tf.float64)
         probabilities = tf.where(scores >= mean, tf.ones_like(scores), kept)
-        return base.Inclusion(probabilities, tf.cast(1.0 / probabilities, tf.float32))
+        return Inclusion(probabilities, tf.cast(1.0 / probabilities, tf.float32))

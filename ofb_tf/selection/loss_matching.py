@@ -3,10 +3,10 @@
 import tensorflow as tf
 
 from ofb_tf import hashing
-from ofb_tf.selection import policy as base
+from ofb_tf.selection.policy import LOSS, SYSTEMATIC, Inclusion, Policy, Window, check_design
 
 
-class LossMatching(base.Policy):
+class LossMatching(Policy):
     """A subset with the window's mean loss, with weights of 1.
 
     Our reading of the objective of arXiv 2104.13114, of which only the abstract is public to us.
@@ -33,16 +33,16 @@ class LossMatching(base.Policy):
     Learning", arXiv 2104.13114, 2021.
     """
 
-    score = base.LOSS
+    score = LOSS
     uniform_mix = 0.0
 
-    def __init__(self, *, tolerance: float = 1e-6, design: str = base.SYSTEMATIC) -> None:
+    def __init__(self, *, tolerance: float = 1e-6, design: str = SYSTEMATIC) -> None:
         if not 0.0 <= tolerance < float("inf"):
             raise ValueError(f"tolerance must be finite and at least 0. Received: {tolerance!r}")
         self.tolerance = float(tolerance)
-        self.design = base.check_design(design)
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """1 for the subset, 0 for the rest.
 
         Args:
@@ -65,7 +65,7 @@ class LossMatching(base.Policy):
             self.tolerance,
         )
         probabilities = tf.scatter_nd(order[:, None], tf.cast(chosen, tf.float64), [n])
-        return base.Inclusion(probabilities, tf.ones_like(window.losses))
+        return Inclusion(probabilities, tf.ones_like(window.losses))
 
 
 _ROUNDING = 1  # folded into the window's key for the draw that rounds the budget

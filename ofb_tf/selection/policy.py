@@ -23,6 +23,8 @@ class Window(NamedTuple):
       scores: float32 `[n]`, finite and at least 0: what `Policy.score` asked for.
       key: int64 scalar, a function of the seed, the epoch and the window's ids: fold data into
         it for every random draw (`ofb_tf.hashing`).
+      rate: float or float64 scalar: what weights are relative to, rate / p. The budget is
+        rate * n, or less under `missing="keep"`. None while scores are computed.
     """
 
     example_ids: tf.Tensor
@@ -31,6 +33,7 @@ class Window(NamedTuple):
     losses: tf.Tensor
     scores: tf.Tensor
     key: tf.Tensor
+    rate: float | tf.Tensor | None = None
 
 
 class Inclusion(NamedTuple):
@@ -47,7 +50,7 @@ class Inclusion(NamedTuple):
 
 
 class Policy(abc.ABC):
-    """Chooses inclusion probabilities for a window. A policy of your own has one method.
+    """Chooses inclusion probabilities for a window. Your own policy implements one method.
 
     ```python
     import tensorflow as tf

@@ -3,10 +3,10 @@
 import tensorflow as tf
 
 from ofb_tf.selection import designs
-from ofb_tf.selection import policy as base
+from ofb_tf.selection.policy import LOSS, SYSTEMATIC, Inclusion, Policy, Window, check_design
 
 
-class SelectiveBackprop(base.Policy):
+class SelectiveBackprop(Policy):
     """Probability proportional to a power of the loss's percentile, weights of 1. Biased.
 
     The example with k of n losses below it has the percentile (k + 1/2) / n; those that tie
@@ -29,16 +29,16 @@ class SelectiveBackprop(base.Policy):
     arXiv 1910.00762, 2019; there percentiles are of a queue of recent losses, here of the window.
     """
 
-    score = base.LOSS
+    score = LOSS
     uniform_mix = 0.0
 
-    def __init__(self, *, beta: float | None = None, design: str = base.SYSTEMATIC) -> None:
+    def __init__(self, *, beta: float | None = None, design: str = SYSTEMATIC) -> None:
         if beta is not None and not 0.0 <= beta < float("inf"):
             raise ValueError(f"beta must be finite and at least 0, or None. Received: {beta!r}")
         self.beta = beta
-        self.design = base.check_design(design)
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """Percentiles to the power of beta, scaled to the budget.
 
         Args:
@@ -60,4 +60,4 @@ class SelectiveBackprop(base.Policy):
             beta = tf.constant(self.beta, tf.float64)
         # Relative to the largest, so that a large beta leaves something above 0.
         sizes = tf.pow(percentiles / tf.reduce_max(percentiles), beta)
-        return base.Inclusion(designs.capped_pps(sizes, budget), tf.ones_like(losses))
+        return Inclusion(designs.capped_pps(sizes, budget), tf.ones_like(losses))

@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-from ofb_tf.selection import policy as base
+from ofb_tf.selection.policy import SYSTEMATIC, Inclusion, Policy, Window, check_design
 
 
-class Uniform(base.Policy):
+class Uniform(Policy):
     """Every example alike, with weights of exactly 1. Needs no records.
 
     Args:
@@ -17,10 +17,10 @@ class Uniform(base.Policy):
 
     needs_records = False
 
-    def __init__(self, *, design: str = base.SYSTEMATIC) -> None:
-        self.design = base.check_design(design)
+    def __init__(self, *, design: str = SYSTEMATIC) -> None:
+        self.design = check_design(design)
 
-    def inclusion(self, window: base.Window, budget: tf.Tensor) -> base.Inclusion:
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """The budget's share for every example.
 
         Args:
@@ -32,4 +32,4 @@ class Uniform(base.Policy):
         """
         n = tf.size(window.example_ids)
         share = tf.math.divide_no_nan(budget, tf.cast(n, tf.float64))
-        return base.Inclusion(tf.fill([n], tf.minimum(share, 1.0)))
+        return Inclusion(tf.fill([n], tf.minimum(share, 1.0)))

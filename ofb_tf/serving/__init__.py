@@ -1,6 +1,26 @@
-"""Recording forward passes where models serve; `interceptor` needs grpc (extra `serving`)."""
+"""Recording forward passes where models serve. `record_stub` needs grpc (extra `serving`)."""
+
+from typing import TYPE_CHECKING, Any
 
 from ofb_tf.serving.callback import RecordPredictions
 from ofb_tf.serving.export import export_recording_model
+from ofb_tf.serving.recorder import PredictionRecorder, RecorderCounts
 
-__all__ = ["RecordPredictions", "export_recording_model"]
+if TYPE_CHECKING:
+    from ofb_tf.serving.grpc import record_stub
+
+__all__ = [
+    "PredictionRecorder",
+    "RecordPredictions",
+    "RecorderCounts",
+    "export_recording_model",
+    "record_stub",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "record_stub":
+        from ofb_tf.serving.grpc import record_stub
+
+        return record_stub
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

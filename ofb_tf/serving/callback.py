@@ -5,12 +5,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from ofb_tf import constants
+from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecordWriter
 
 
 class RecordPredictions(keras.callbacks.Callback):
-    """Writes what `model.predict` computes as forward records.
+    """Writes the outputs of `model.predict` as forward records.
 
     ```python
     import keras
@@ -26,8 +26,8 @@ class RecordPredictions(keras.callbacks.Callback):
     assert len(ofb_tf.ForwardRecords.load("records")) == 100
     ```
 
-    Ids come in the order of prediction from `example_ids`, or from the model's own output where
-    that is a dict with `example_id` and `logits`.
+    Ids come from `example_ids`, in the order of prediction, or from the model's own output, a dict
+    with `example_id` and `logits`.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class RecordPredictions(keras.callbacks.Callback):
 
         Args:
           writer: takes the records; it stays open.
-          example_ids: int64 or string `[n]`, one for each example of the prediction, in order;
-            None where the model's output carries them.
+          example_ids: int64 or string `[n]`, one per predicted example, in order; None if the
+            model outputs them.
           model_version: int64.
-          id_output: the output with the ids, where `example_ids` is None.
-          logits_output: the output with the logits, where the model's output is a dict.
+          id_output: the output with the ids, used if `example_ids` is None.
+          logits_output: the output with the logits, if the model's output is a dict.
 
         Raises:
-          ValueError: example_ids is not `[n]`.
+          ValueError: example_ids is not `[n]`, or neither integers nor strings.
         """
         super().__init__()
-        self._ids = None if example_ids is None else np.asarray(example_ids)
+        self._ids = None if example_ids is None else np.asarray(hashing.to_int64(example_ids))
         if self._ids is not None and self._ids.ndim != 1:
             raise ValueError(f"example_ids must have shape [n]. Received: {list(self._ids.shape)}")
         self._writer = writer
@@ -70,7 +70,7 @@ class RecordPredictions(keras.callbacks.Callback):
         """Writes the batch.
 
         Raises:
-          ValueError: ids or logits are not there, or the ids run out.
+          ValueError: ids or logits are missing, or there are too few ids.
         """
         logs = logs or {}
         # Keras merges a dict of outputs into the logs.
@@ -85,10 +85,7 @@ class RecordPredictions(keras.callbacks.Callback):
             ids = self._ids[self._position : self._position + len(logits)]
             self._position += len(logits)
             if len(ids) < len(logits):
-                raise ValueError(
-                    f"RecordPredictions: example_ids must name every example. Received: "
-                    f"{len(self._ids)} ids for at least {self._position} examples"
-                )
+                raise _wrong_number(len(self._ids), f"at least {self._position}")
         elif self._id_output in logs:
             ids = _ids_of_output(logs[self._id_output])
         else:
@@ -99,25 +96,29 @@ class RecordPredictions(keras.callbacks.Callback):
         self._writer.write(ids, logits, model_version=self._model_version)
 
     def on_predict_end(self, logs: dict | None = None) -> None:
-        """Checks that ids and examples went together to the end.
+        """Checks that every id was used.
 
         Raises:
-          ValueError: more ids than examples.
+          ValueError: there are more ids than examples.
         """
         if self._ids is not None and self._position != len(self._ids):
-            raise ValueError(
-                f"RecordPredictions: example_ids must name every example once. Received: "
-                f"{len(self._ids)} ids for {self._position} examples"
-            )
+            raise _wrong_number(len(self._ids), str(self._position))
+
+
+def _wrong_number(num_ids: int, num_examples: str) -> ValueError:
+    return ValueError(
+        "RecordPredictions: example_ids must name every example once. Received: "
+        f"{num_ids} ids for {num_examples} examples"
+    )
 
 
 def _ids_of_output(ids: Any) -> np.ndarray:
     if isinstance(ids, float):  # what Keras makes of a batch of one
         if abs(ids) >= 2**53:
             raise ValueError(
-                "RecordPredictions: Keras hands the id of a batch of one on as a float, which "
-                f"cannot hold it. Received: {ids}. Give example_ids, or a batch_size that leaves "
-                "no single example."
+                "RecordPredictions: Keras turns the id of a batch of one into a float, which "
+                f"cannot represent it. Received: {ids}. Give example_ids, or a batch_size that "
+                "leaves no single example."
             )
-        return np.array([int(ids)])
-    return np.reshape(np.asarray(ids), [-1])
+        ids = int(ids)
+    return np.reshape(hashing.to_int64(ids), [-1])

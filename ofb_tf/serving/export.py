@@ -1,4 +1,4 @@
-"""A SavedModel whose answers can be recorded: predictions, logits and the example's id."""
+"""A SavedModel whose responses can be recorded: predictions, logits and the example's id."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.records.importers import EXAMPLES
 
-EXAMPLES = "examples"
 PREDICTIONS = "predictions"
 SIGNATURE = "serving_default"
 
@@ -29,32 +29,32 @@ def export_recording_model(
     task: str | None = None,
     preprocess: Callable[[dict[str, tf.Tensor]], Any] | None = None,
 ) -> None:
-    """Writes a SavedModel that answers serialized tf.Examples with what a record needs.
+    """Writes a SavedModel that returns logits and ids together with its predictions.
 
-    Its `serving_default` takes `examples`, string `[n]`, and returns `predictions` float32
-    `[n, k]`, `logits` float32 `[n, k]` and `example_id` int64 `[n]`. It serves under TensorFlow
-    Serving and TFX's BulkInferrer as any other model.
+    Its `serving_default` takes `examples`, string `[n]` of serialized tf.Examples, and returns
+    `predictions` float32 `[n, k]`, `logits` float32 `[n, k]` and `example_id` int64 `[n]`. It
+    runs under TensorFlow Serving and TFX's BulkInferrer like any other model.
 
     Args:
       model: Keras model whose output is the logits `[n, k]` (for regression the prediction).
-      path: directory of the SavedModel; TensorFlow Serving wants it to end in a version number.
+      path: directory of the SavedModel; TensorFlow Serving expects it to end in a version number.
       feature_spec: as for `tf.io.parse_example`: the model's inputs by name, and the id.
-      id_key: feature with the id, int64 or string (by its 64-bit fingerprint), one an example.
-        None: the id is the fingerprint of the serialized example, `hashing.fingerprint`, the same
-        in the graph, in Python and in Beam. It is of the bytes: let clients serialize with
+      id_key: feature with the id, int64 or string (by its 64-bit fingerprint), one per example.
+        None: the id is `hashing.fingerprint` of the serialized example, the same in the graph, in
+        Python and in Beam. It depends on the bytes: let clients serialize with
         `SerializeToString(deterministic=True)`, as `tfx_components` does.
       task: "multiclass" (predictions are the softmax), "binary" (the sigmoid) or "regression";
         None means multiclass, and needs more than one output.
-      preprocess: from the parsed features to the model's input; by default the features that the
-        model names as its inputs.
+      preprocess: maps the parsed features to the model's input; by default, selects the features
+        named like the model's inputs.
 
     Raises:
       ValueError: the id or an input is not in `feature_spec`, or the task does not fit.
     """
     if id_key is not None and id_key not in feature_spec:
         raise ValueError(
-            f"id_key must be a feature of feature_spec, or None for a fingerprint of the whole "
-            f"example. Received: id_key={id_key!r}, features {sorted(feature_spec)}"
+            "id_key must be a feature of feature_spec, or None for the example's fingerprint. "
+            f"Received: id_key={id_key!r}, features {sorted(feature_spec)}"
         )
     num_outputs = model.output_shape[-1] if isinstance(model.output_shape, tuple) else None
     if num_outputs is None:
@@ -92,13 +92,10 @@ def export_recording_model(
 def _input_selector(
     model: keras.Model, feature_spec: Mapping[str, Any]
 ) -> Callable[[dict[str, tf.Tensor]], Any]:
-    """Picks the model's inputs out of the parsed features, in the model's own structure."""
-    names = (
-        dict.fromkeys(model.input)
-        if isinstance(model.input, dict)
-        else [tensor.name for tensor in model.inputs]
-    )
-    missing = [name for name in names if name not in feature_spec]
+    """Picks the model's inputs from the parsed features, in the model's own structure."""
+    is_dict = isinstance(model.input, dict)
+    inputs = model.input if is_dict else {tensor.name: tensor for tensor in model.inputs}
+    missing = [name for name in inputs if name not in feature_spec]
     if missing:
         raise ValueError(
             f"The model's inputs {missing} must be features of feature_spec. Received: "
@@ -106,16 +103,14 @@ def _input_selector(
         )
 
     def select(features: dict[str, tf.Tensor]) -> Any:
-        if isinstance(names, dict):
-            return {name: _with_rank(features[name], model.input[name]) for name in names}
-        chosen = [_with_rank(features[t.name], t) for t in model.inputs]
-        return chosen if isinstance(model.input, list) else chosen[0]
+        chosen = {name: _with_rank(features[name], tensor) for name, tensor in inputs.items()}
+        return chosen if is_dict else keras.tree.pack_sequence_as(model.input, [*chosen.values()])
 
     return select
 
 
 def _with_rank(feature: tf.Tensor, model_input: Any) -> tf.Tensor:
-    """A scalar feature `[n]` as the `[n, 1]` that a Keras input of one number wants."""
+    """A scalar feature `[n]` as the `[n, 1]` that a Keras input of one number expects."""
     if len(model_input.shape) == 2 and feature.shape.rank == 1:
         return feature[:, None]
     return feature

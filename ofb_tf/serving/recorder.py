@@ -1,30 +1,34 @@
-"""A background writer between a client's responses and the record files."""
+"""A background thread that writes ids and logits of Predict responses as forward records."""
 
+import atexit
 import collections
 import dataclasses
 import logging
+import os
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ofb_tf.records import ForwardRecordWriter, prediction_log
+from ofb_tf import constants
+from ofb_tf.records import ForwardRecordWriter, importers
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class RecorderCounts:
-    """What became of the calls that a recorder saw.
+    """What became of the calls that a recorder was offered, in this process.
 
     Attributes:
-      num_responses: answered calls that were offered.
-      num_recorded: instances handed to the writer (which counts what it wrote).
-      num_full: responses dropped because the queue was full.
-      num_unusable: responses without ids or logits, or with shapes that do not go together.
-      num_failed_calls: calls that the server answered with an error; nothing to record.
+      num_responses: responses offered.
+      num_recorded: examples handed to the writer (which counts what it wrote).
+      num_full: responses dropped because the queue was full or the recorder was closed.
+      num_unusable: responses without usable ids and logits, or of another message type.
+      num_failed_calls: calls that ended in an error; there is nothing to record.
       num_write_errors: responses lost because the writer raised.
+      num_abandoned: responses still waiting or being written when `close` ran out of time.
     """
 
     num_responses: int = 0
@@ -33,42 +37,48 @@ class RecorderCounts:
     num_unusable: int = 0
     num_failed_calls: int = 0
     num_write_errors: int = 0
+    num_abandoned: int = 0
 
 
 class PredictionRecorder:
-    """Takes ids and logits out of Predict responses and writes them, off the caller's thread.
+    """Writes ids and logits of Predict responses as forward records, in a background thread.
+
+    `offer` costs the caller an append to a queue; it never waits and never raises. The thread
+    starts with the first response, looks at the queue every `poll_seconds` (so that no caller has
+    to wake it), decodes and writes. When the queue is full, responses are dropped and counted.
+
+    A forked process, such as a worker of a pre-forking server, records through a thread, an empty
+    queue and counts of its own into files of its own; what waited at the fork is the parent's. A
+    recorder that is still open when the interpreter exits is closed then.
 
     Attributes:
       counts: `RecorderCounts`: what became of the calls so far.
       last_error: the last error, or None.
-
-    `offer` costs the caller an append to a queue; it never waits and never raises. A background
-    thread looks at the queue every `poll_seconds` (a caller never has to wake it), decodes and
-    writes. When the queue is full, responses are dropped and counted.
     """
 
     def __init__(
         self,
         writer: ForwardRecordWriter,
         *,
-        id_output: str | None = "example_id",
-        logits_output: str = "logits",
+        id_output: str | None = constants.EXAMPLE_ID,
+        logits_output: str = constants.LOGITS,
         model_name: str | None = None,
         queue_size: int = 1024,
         poll_seconds: float = 0.005,
     ):
-        """Starts the background thread.
+        """Makes a recorder.
 
         Args:
-          writer: takes the records; `close` closes it. Give it `on_error="drop"` to go on after a
-            full disk.
+          writer: takes the records; `close` closes it. Give it `on_error="drop"` to continue
+            after a full disk.
           id_output: the response's tensor with the ids; None: the fingerprint of each of the
             request's serialized `examples`.
           logits_output: the response's tensor with the logits (for regression the prediction).
-          model_name: record only this model's answers; None: all.
-          queue_size: responses that may wait.
-          poll_seconds: time between two looks at the queue. Decoding holds the interpreter, some
-            50 microseconds a response, and a caller waits for all that one look found: look often.
+          model_name: record only this model's responses; None: all.
+          queue_size: the maximum number of waiting responses.
+          poll_seconds: seconds between two looks at the queue. Decoding holds the GIL for about
+            50 microseconds per response; a long poll delays callers by a whole batch, so keep it
+            short.
 
         Raises:
           ValueError: queue_size or poll_seconds is not positive.
@@ -77,28 +87,40 @@ class PredictionRecorder:
             raise ValueError(f"queue_size must be at least 1. Received: {queue_size}")
         if not poll_seconds > 0:
             raise ValueError(f"poll_seconds must be positive. Received: {poll_seconds}")
-        self.counts = RecorderCounts()
-        self.last_error: Exception | None = None
         self._writer = writer
-        self._fields = prediction_log.PredictFields(id_output, logits_output)
+        self._fields = importers.PredictFields(id_output, logits_output)
         self._model_name = model_name
-        self._queue: collections.deque[tuple[Any, Any, int]] = collections.deque()
         self._queue_size = queue_size
         self._poll_seconds = poll_seconds
+        self._reset()
+        _open_recorders.add(self)
+
+    def _reset(self) -> None:
+        """The state of a new recorder, or of one in a forked child, where no thread runs."""
+        self.counts = RecorderCounts()
+        self.last_error: Exception | None = None
+        self._queue: collections.deque[tuple[Any, Any, int]] = collections.deque()
         self._lock = threading.Lock()
         self._drain_lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ofb-recorder", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._abandoned = False
 
     def offer(self, request: Any, response: Any) -> None:
-        """Queues an answered call; at once, and without raising.
+        """Queues an answered call, without waiting and without raising.
 
         Args:
           request: `PredictRequest`.
           response: `PredictResponse`; neither may be changed afterwards.
         """
-        if self._model_name is not None and request.model_spec.name != self._model_name:
+        try:
+            wanted = self._model_name is None or request.model_spec.name == self._model_name
+        except Exception:
+            with self._lock:
+                self.counts.num_responses += 1
+            self._count_error("num_unusable", _wrong_type(request, response))
+            return
+        if not wanted:
             return
         with self._lock:
             self.counts.num_responses += 1
@@ -106,6 +128,7 @@ class PredictionRecorder:
                 self.counts.num_full += 1
                 return
             self._queue.append((request, response, time.time_ns() // 1000))
+            self._running_thread()
 
     def count_failure(self) -> None:
         """Counts a call that ended in an error."""
@@ -113,16 +136,34 @@ class PredictionRecorder:
             self.counts.num_failed_calls += 1
 
     def flush(self) -> None:
-        """Waits until what was offered so far is written out."""
+        """Waits until the responses offered so far are written out."""
         self._drain()
         self._guard(self._writer.flush)
 
-    def close(self) -> None:
-        """Writes what waits, stops the thread and closes the writer."""
-        self._stop.set()
-        self._thread.join()
-        self._drain()
-        self._guard(self._writer.close)
+    def close(self, timeout: float | None = 30.0) -> None:
+        """Writes what waits, stops the thread and closes the writer.
+
+        What is not written in time, on a stalled disk, is counted in `num_abandoned` and logged,
+        and `last_error` becomes a TimeoutError; like every other loss it does not raise.
+
+        Args:
+          timeout: seconds to wait at most; None: until all is written.
+        """
+        with self._lock:
+            self._stop.set()
+            thread = self._running_thread()
+        if thread is not None:
+            thread.join(timeout)
+        if (thread is None or thread.is_alive()) and not self._abandoned:
+            self._abandoned = True
+            self.counts.num_abandoned = len(self._queue)
+            self.last_error = TimeoutError(
+                f"PredictionRecorder.close: the writer did not finish within {timeout} seconds; "
+                f"{len(self._queue)} responses are lost, and what the writer has buffered may be. "
+                "Check the disk, or give a longer timeout."
+            )
+            _LOGGER.warning("%s", self.last_error)
+        _open_recorders.discard(self)
 
     def __enter__(self) -> "PredictionRecorder":
         return self
@@ -130,28 +171,45 @@ class PredictionRecorder:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
+    def _running_thread(self) -> threading.Thread | None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="ofb-recorder", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # too many threads: the next offer tries again
+                self.last_error = error
+            else:
+                self._thread = thread
+        return self._thread
+
     def _run(self) -> None:
         while not self._stop.wait(self._poll_seconds):
             self._drain()
+        self._drain()
+        self._guard(self._writer.close)
 
     def _drain(self) -> None:
         # One at a time, so that flush returns only when what another thread took is written too.
         with self._drain_lock:
-            while self._queue:
-                self._record(*self._queue.popleft())
+            while self._queue and not self._abandoned:
+                self._record(*self._queue[0])
+                self._queue.popleft()  # only now: while it is being written, it still waits
 
     def _record(self, request: Any, response: Any, timestamp: int) -> None:
         try:
             batch = self._fields.extract(request, response)
-        except prediction_log.UnusableError as error:
+        except importers.UnusableError as error:
             self._count_error("num_unusable", error)
+            return
+        except Exception:
+            self._count_error("num_unusable", _wrong_type(request, response))
             return
         try:
             self._writer.write(
                 batch.example_ids,
                 batch.logits,
                 model_version=batch.model_version,
-                timestamp=np.full(len(batch.example_ids), timestamp),
+                timestamp=timestamp,
             )
         except ValueError as error:
             self._count_error("num_unusable", error)
@@ -160,7 +218,7 @@ class PredictionRecorder:
         else:
             self.counts.num_recorded += len(batch.example_ids)
 
-    def _guard(self, action: Any) -> None:
+    def _guard(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:
@@ -170,6 +228,30 @@ class PredictionRecorder:
         with self._lock:
             count = getattr(self.counts, name) + 1
             setattr(self.counts, name, count)
-        self.last_error = error
+            self.last_error = error
         if count & (count - 1) == 0:  # the first, second, fourth, …: a log must not flood
             _LOGGER.warning("Forward records lost (%s is now %d): %s", name, count, error)
+
+
+def _wrong_type(request: Any, response: Any) -> importers.UnusableError:
+    return importers.UnusableError(
+        "request and response must be a PredictRequest and a PredictResponse. Received: "
+        f"{type(request).__name__} and {type(response).__name__}. Offer deserialized messages."
+    )
+
+
+def _close_at_exit() -> None:
+    for recorder in list(_open_recorders):
+        if recorder._thread is not None:
+            recorder.close()
+
+
+def _reset_in_child() -> None:
+    for recorder in list(_open_recorders):
+        recorder._reset()
+
+
+_open_recorders: "weakref.WeakSet[PredictionRecorder]" = weakref.WeakSet()
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,21 +1,17 @@
-"""Keras callbacks: records from training's own forward passes, and TensorBoard."""
+"""Keras callbacks: recording forward passes, saving the input's place, guarding selection."""
 
 import os
-import time
+import warnings
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from ofb_tf import constants
+from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecordWriter
+from ofb_tf.selection import Inclusion, Policy, Window, get_policy
 from ofb_tf.training import metrics
 from ofb_tf.training.model import OFBModel
-
-FORWARD_LOGITS = "forward_logits"
-
-_SCALAR, _TENSOR = 1, 2  # DataClass of summary.proto
 
 
 class RecordForwardPasses(keras.callbacks.Callback):
@@ -100,7 +96,8 @@ class RecordForwardPasses(keras.callbacks.Callback):
                 "RecordForwardPasses: elements must be dicts with 'example_id', without "
                 f"class_weight and on one replica. Received fields: {sorted(fields)}"
             )
-        ids, logits = fields[constants.EXAMPLE_ID], fields[FORWARD_LOGITS]
+        ids = hashing.to_int64(fields[constants.EXAMPLE_ID])
+        logits = fields[constants.FORWARD_LOGITS]
         if self._ids is None:
             with tf.init_scope():  # variables of a fixed shape, as XLA wants them
                 shape = [self.batch_size]
@@ -112,7 +109,7 @@ class RecordForwardPasses(keras.callbacks.Callback):
                 f"RecordForwardPasses: batch_size={self.batch_size}, but a batch has {size}."
             )
         room = self.batch_size - size
-        ids = tf.pad(tf.cast(ids, tf.int64), [[0, room]])
+        ids = tf.pad(ids, [[0, room]])
         logits = tf.pad(logits, [[0, room], [0, 0]])
         self._ids.assign(tf.ensure_shape(ids, self._ids.shape))
         self._logits.assign(tf.ensure_shape(logits, self._logits.shape))
@@ -134,85 +131,28 @@ class RecordForwardPasses(keras.callbacks.Callback):
         self._writer.close()
 
 
-class OFBTensorBoard(keras.callbacks.Callback):
-    """Writes what `OFBModel` measures of weights and records, with histograms, for TensorBoard.
-
-    Scalars under `ofb/`, once an epoch: `effective_sample_size`, `mean_weight`, `max_weight`, and
-    `realized_rate`, `record_coverage`, `score_correlation`, `variance_ratio` where they are
-    measured. Histograms: `ofb/importance_weight`, and `ofb/record_age_seconds` where elements keep
-    `timestamp` (`ofb_sample(keep_record=True)`), with the age at the beginning of the epoch.
+class OFBTensorBoard(keras.callbacks.TensorBoard):
+    """Deprecated: `keras.callbacks.TensorBoard` writes what `OFBModel` reports for each epoch.
 
     Args:
       log_dir: directory of the event files.
-
-    Raises:
-      ValueError: in `fit`, the model is not an `OFBModel`.
+      **kwargs: as for `keras.callbacks.TensorBoard`.
     """
 
-    def __init__(self, log_dir: str | os.PathLike):
-        super().__init__()
-        self.log_dir = os.fspath(log_dir)
-        self._writer: Any = None
-        self._weights: Any = None
-        self._ages: Any = None
-        self._now: Any = None
-        self._has_ages = False
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Opens the event file."""
-        _check_model(self.model, type(self).__name__)
-        self._writer = tf.summary.create_file_writer(self.log_dir)
-        with self.model.distribute_strategy.scope():
-            self._weights = metrics.LogHistogram(2.0**-6, 2.0**10, 32)
-            self._ages = metrics.LogHistogram(1e-3, 1e9, 48)
-            self._now = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.model.observe(self)
-        self.model.make_train_function()
-
-    def update(self, fields: dict[str, tf.Tensor]) -> None:
-        """Counts one step's weights and ages; runs in the graph.
-
-        Args:
-          fields: the step's tensors by name, as of `OFBModel.observe`.
-        """
-        self._weights.update_state(fields[constants.IMPORTANCE_WEIGHT])
-        if constants.TIMESTAMP in fields:
-            self._has_ages = True
-            timestamp = fields[constants.TIMESTAMP]
-            age = tf.cast(self._now - timestamp, tf.float32) / constants.MICROSECONDS
-            missing = timestamp < 0
-            self._ages.update_state(tf.where(missing, float("nan"), tf.maximum(age, 0.0)))
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the epoch's histograms."""
-        self._now.assign(time.time_ns() // 1000)
-        self._weights.reset_state()
-        self._ages.reset_state()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the epoch's scalars and histograms."""
-        with self._writer.as_default():
-            for name, value in (logs or {}).items():
-                if name in metrics.OWN_FIGURES:
-                    _write(f"ofb/{name}", np.float32(value), epoch, "scalars", _SCALAR)
-            histograms = {"importance_weight": self._weights}
-            if self._has_ages:
-                histograms["record_age_seconds"] = self._ages
-            for name, histogram in histograms.items():
-                _write(f"ofb/{name}", histogram.buckets(), epoch, "histograms", _TENSOR)
-        self._writer.flush()
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the event file."""
-        self.model.stop_observing(self)
-        self._writer.close()
+    def __init__(self, log_dir: str | os.PathLike, **kwargs: Any):
+        warnings.warn(
+            "OFBTensorBoard is deprecated, use keras.callbacks.TensorBoard.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        super().__init__(os.fspath(log_dir), **kwargs)
 
 
 class BackupIterator(keras.callbacks.Callback):
-    """Saves the place in the input at the end of every epoch, beside `BackupAndRestore`.
+    """Saves the place in the input at the end of every epoch, next to `BackupAndRestore`.
 
-    `keras.callbacks.BackupAndRestore` restores the model and the epoch; the input would begin
-    anew. With both, a run that was killed goes on as if it had never stopped:
+    `keras.callbacks.BackupAndRestore` restores the model and the epoch; the input would start
+    over. With both, a run that was killed goes on as if it had never stopped:
 
     ```python
     import keras
@@ -259,15 +199,155 @@ class BackupIterator(keras.callbacks.Callback):
         self._manager.save()
 
 
-def _write(
-    tag: str, value: np.ndarray | np.float32, step: int, plugin: str, data_class: int
-) -> None:
-    """One summary as a TensorBoard plugin reads it; TensorBoard itself need not be installed."""
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin),
-        data_class=data_class,
+class SelectionGuard(keras.callbacks.Callback):
+    """Warns, and if asked falls back to uniform sampling, when the weighted estimate is worse.
+
+    It reads `variance_ratio` (`ofb_tf.training.metrics.VarianceRatio`) from a uniform part of
+    the stream: the variance of the weighted estimate over that of uniform sampling at the same
+    rate. Useless records (another model's, mixed-up ids) put it above 1.
+
+    ```python
+    import keras
+
+    import ofb_tf
+    from ofb_tf.testing import tiny_dataset
+
+    guard = ofb_tf.SelectionGuard(fall_back=True, min_examples=20)
+    sampler = ofb_tf.ofb_sample(
+        policy=guard.policy("importance"), uniform_probe=0.02, batch_size=32, seed=17
     )
-    tf.summary.write(tag, tf.constant(value), step=step, metadata=metadata)
+    feature = keras.Input((2,), name="feature")
+    model = ofb_tf.OFBModel(feature, keras.layers.Dense(1)(feature))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(tiny_dataset(8192).apply(sampler), callbacks=[guard], verbose=0)
+    assert model.variance_ratio.count() > 20  # what the guard has judged by
+    ```
+
+    Args:
+      max_variance_ratio: above 0; a larger ratio trips the guard.
+      min_examples: probe examples since the beginning of the epoch before it judges, at least 1.
+      every_batches: it judges after this many batches and at the end of every epoch.
+      fall_back: whether `policy` becomes uniform when the guard trips. Batches that tf.data has
+        prefetched are still weighted as they were selected: the estimate stays unbiased.
+
+    Attributes:
+      tripped: whether the guard has tripped.
+
+    Raises:
+      ValueError: an argument is out of range; in `fit`, the model is not an `OFBModel`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_variance_ratio: float = 1.0,
+        min_examples: int = 200,
+        every_batches: int = 50,
+        fall_back: bool = False,
+    ):
+        super().__init__()
+        if not max_variance_ratio > 0:
+            raise ValueError(f"max_variance_ratio must be above 0. Received: {max_variance_ratio}")
+        for name, value in (("min_examples", min_examples), ("every_batches", every_batches)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {value}")
+        self.max_variance_ratio = max_variance_ratio
+        self.min_examples = min_examples
+        self.every_batches = every_batches
+        self.fall_back = fall_back
+        self.tripped = False
+        self._is_uniform = tf.Variable(False, trainable=False)
+
+    def policy(self, policy: str | Policy = "importance") -> "GuardedPolicy":
+        """The policy that this guard can make uniform.
+
+        Args:
+          policy: a name or a `Policy`: what is used until the guard trips.
+
+        Returns:
+          A `Policy` for `ofb_sample`, in the process that trains.
+
+        Raises:
+          ValueError: an unknown name.
+          TypeError: neither a name nor a `Policy`.
+        """
+        return GuardedPolicy(get_policy(policy), self._is_uniform)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Checks the model; raises ValueError unless it is an `OFBModel`."""
+        if not isinstance(self.model, OFBModel):
+            raise ValueError(
+                f"SelectionGuard needs an OFBModel. Received: {type(self.model).__name__}"
+            )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Judges every `every_batches` batches."""
+        if (batch + 1) % self.every_batches == 0:
+            self._judge()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Judges; says so where there was nothing to judge by."""
+        self._judge()
+        if self.model.variance_ratio.count() == 0:
+            warnings.warn(
+                "SelectionGuard saw no example with uniform_probe and a weight. Sample with "
+                "ofb_sample(uniform_probe=0.02) on dict elements.",
+                stacklevel=2,
+            )
+
+    def _judge(self) -> None:
+        monitor = self.model.variance_ratio
+        count = monitor.count()
+        if self.tripped or count < self.min_examples:
+            return
+        ratio = float(monitor.result())
+        if ratio <= self.max_variance_ratio:
+            return
+        self.tripped = True
+        figures = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        correlation = figures.get(metrics.SCORE_CORRELATION)
+        stale = "" if correlation is None else f" and score_correlation is {correlation:.2f}"
+        action = "sampling is uniform from here on" if self.fall_back else "fall_back=False"
+        warnings.warn(
+            f"SelectionGuard: the weighted estimate has {ratio:.2f} times the variance of uniform "
+            f"sampling on {count} probe examples (max_variance_ratio={self.max_variance_ratio})"
+            f"{stale}; {action}. Check that the records belong to these examples and to a model "
+            "like this one; raise uniform_mix, or use policy='uniform'.",
+            stacklevel=3,
+        )
+        if self.fall_back:
+            self._is_uniform.assign(True)
+
+
+class GuardedPolicy(Policy):
+    """Another policy, or uniform sampling with weights of 1, as a variable says.
+
+    The variable is state, so an iterator over such a dataset cannot be checkpointed, and it has
+    to be in the process that trains (not in a tf.data service worker).
+
+    Args:
+      policy: the policy.
+      is_uniform: bool scalar variable.
+    """
+
+    def __init__(self, policy: Policy, is_uniform: tf.Variable):
+        self.design = policy.design
+        self.score = policy.score
+        self.needs_records = policy.needs_records
+        self.uniform_mix = getattr(policy, "uniform_mix", 1.0)  # bounds the uniform probe
+        self._policy = policy
+        self._is_uniform = is_uniform
+
+    def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
+        """The policy's inclusion, or `budget / n` for all."""
+        chosen = self._policy.inclusion(window, budget)
+        n = tf.maximum(tf.cast(tf.size(window.scores), tf.float64), 1.0)
+        even = tf.ones_like(chosen.probabilities) * tf.minimum(budget / n, 1.0)
+        is_uniform = self._is_uniform.read_value()
+        weights = chosen.weights
+        if weights is not None:
+            weights = tf.where(is_uniform, tf.ones_like(weights), weights)
+        return Inclusion(tf.where(is_uniform, even, chosen.probabilities), weights)
 
 
 def _check_model(model: keras.Model, callback: str) -> None:

@@ -6,23 +6,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-EFFECTIVE_SAMPLE_SIZE = "effective_sample_size"
-MEAN_WEIGHT = "mean_weight"
-MAX_WEIGHT = "max_weight"
+from ofb_tf import constants
+
 RECORD_COVERAGE = "record_coverage"
 SCORE_CORRELATION = "score_correlation"
 VARIANCE_RATIO = "variance_ratio"
-REALIZED_RATE = "realized_rate"
 OWN_FIGURES = (
-    EFFECTIVE_SAMPLE_SIZE,
-    MEAN_WEIGHT,
-    MAX_WEIGHT,
-    REALIZED_RATE,
+    constants.EFFECTIVE_SAMPLE_SIZE,
+    constants.MEAN_WEIGHT,
+    constants.MAX_WEIGHT,
+    constants.REALIZED_RATE,
     RECORD_COVERAGE,
     SCORE_CORRELATION,
     VARIANCE_RATIO,
 )
-"""What `OFBModel.fit` may report beside the user's metrics."""
+"""What `OFBModel.fit` may report in addition to the user's metrics."""
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
@@ -36,7 +34,7 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
       probabilities and weights do not belong together.
     - `max_weight`: at most 1/λ under `Importance` with uniform mix λ.
 
-    A non-finite weight makes all three NaN or infinite: it shows, and is never averaged away.
+    A non-finite weight makes all three NaN or infinite instead of being averaged away.
 
     Args:
       name: the metric's name.
@@ -45,7 +43,7 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
 
     def __init__(self, name: str = "importance_weight_statistics", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
-        # One slot a replica: summed over replicas on read, which is the aggregation that Keras
+        # One slot per replica: summed over replicas on read, which is the aggregation that Keras
         # has, it is the vector of every replica's maximum.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self._sums = self.add_variable((3,), "zeros", name="sums")
@@ -84,9 +82,9 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
         """The three figures, float32 scalars; 0 where no weight was seen."""
         count, total, squares = tf.unstack(tf.convert_to_tensor(self._sums))
         return {
-            EFFECTIVE_SAMPLE_SIZE: tf.math.divide_no_nan(total * total, count * squares),
-            MEAN_WEIGHT: tf.math.divide_no_nan(total, count),
-            MAX_WEIGHT: tf.reduce_max(tf.convert_to_tensor(self._maxima)),
+            constants.EFFECTIVE_SAMPLE_SIZE: tf.math.divide_no_nan(total * total, count * squares),
+            constants.MEAN_WEIGHT: tf.math.divide_no_nan(total, count),
+            constants.MAX_WEIGHT: tf.reduce_max(tf.convert_to_tensor(self._maxima)),
         }
 
 
@@ -94,7 +92,7 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
 class RecordStatistics(keras.metrics.Metric):
     """How much of the stream has a record, and how stale the records are.
 
-    Both are weighted by the importance weights, so they speak of the stream and not of what was
+    Both are weighted by the importance weights, so they describe the stream and not what was
     selected from it.
 
     - `record_coverage`: fraction with a record, in [0, 1].
@@ -123,8 +121,7 @@ class RecordStatistics(keras.metrics.Metric):
         weight = tf.ones_like(current) if sample_weight is None else sample_weight
         weight = tf.cast(weight, tf.float32)
         known = tf.math.is_finite(recorded) & tf.math.is_finite(current)
-        # Correlation does not change with a shift; large losses are compressed for the same
-        # A few large losses would decide alone; their logarithms do not.
+        # log1p: otherwise a few large losses would dominate the correlation.
         a, b = (tf.where(known, tf.math.log1p(tf.nn.relu(v)), 0.0) for v in (recorded, current))
         counted = tf.where(known, weight, 0.0)
         has_record = tf.where(tf.math.is_finite(recorded), weight, 0.0)
@@ -176,7 +173,7 @@ class VarianceRatio(keras.metrics.Metric):
           y_true: gradient norms g in this step, float `[n]`; those not finite are left out.
           y_pred: importance weights, float `[n]`.
           sample_weight: what makes the batch stand for the stream: 1 for examples of a uniform
-            holdout and 0 for others, or the importance weights where there is no holdout.
+            probe and 0 for others, or the importance weights where there is no probe.
         """
         norms, weights = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
         counted = tf.cast(sample_weight, tf.float32)
@@ -201,52 +198,6 @@ class VarianceRatio(keras.metrics.Metric):
         """float32 scalar, at least 0; 0 where nothing was counted."""
         _, weighted, uniform = tf.unstack(tf.convert_to_tensor(self._sums))
         return tf.math.divide_no_nan(weighted, uniform)
-
-
-@keras.saving.register_keras_serializable(package="ofb_tf")
-class LogHistogram(keras.metrics.Metric):
-    """Counts of positive values between edges on a log scale; no entry in logs.
-
-    Args:
-      low: lowest inner edge, above 0.
-      high: highest inner edge.
-      bins: number of bins between them; two more take what lies outside.
-      name: the metric's name.
-      **kwargs: as of `keras.metrics.Metric`.
-    """
-
-    def __init__(
-        self, low: float, high: float, bins: int = 40, name: str = "histogram", **kwargs: Any
-    ) -> None:
-        super().__init__(name=name, **kwargs)
-        self.edges = np.geomspace(low, high, bins + 1).astype(np.float32)
-        self._counts = self.add_variable((bins + 2,), "zeros", name="counts")
-
-    def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
-        """Counts values.
-
-        Args:
-          y_true: float, any shape; those that are not finite are left out (the name is Keras's).
-          y_pred: unused.
-          sample_weight: unused.
-        """
-        del y_pred, sample_weight
-        values = tf.reshape(tf.cast(y_true, tf.float32), [-1])
-        bins = tf.searchsorted(tf.constant(self.edges), values, side="right")
-        one_hot = tf.one_hot(bins, len(self.edges) + 1)
-        finite = tf.cast(tf.math.is_finite(values), tf.float32)
-        self._counts.assign_add(tf.reduce_sum(one_hot * finite[:, None], axis=0))
-
-    def result(self) -> dict[str, tf.Tensor]:
-        """Nothing: a histogram is read by `buckets`."""
-        return {}
-
-    def buckets(self) -> np.ndarray:
-        """Left edge, right edge and count of every bin, eagerly: float64 `[bins + 2, 3]`."""
-        counts = keras.ops.convert_to_numpy(self._counts)
-        lefts = np.concatenate([[0.0], self.edges])
-        rights = np.concatenate([self.edges, [self.edges[-1] * 2]])
-        return np.stack([lefts, rights, counts], axis=1).astype(np.float64)
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")

@@ -8,11 +8,21 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants
-from ofb_tf.selection import Policy, get_policy, scores
-from ofb_tf.selection import policy as base
-from ofb_tf.training import metrics
-from ofb_tf.training import step as step_selection
-from ofb_tf.training.fields_model import NO_INPUT, FieldsModel, Functional
+from ofb_tf.selection import Policy, get_policy, scores, window
+from ofb_tf.selection.policy import SYSTEMATIC
+from ofb_tf.training import metrics, step
+from ofb_tf.transforms.element_spec import times
+
+# The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
+Functional: Any = type(keras.Model(_input := keras.Input((1,)), _input))
+NO_INPUT = frozenset(
+    {
+        *constants.RECORD_FIELDS,
+        constants.EXAMPLE_ID,
+        constants.UNIFORM_PROBE,
+        constants.UNIFORM_HOLDOUT,
+    }
+)
 
 
 def _is_functional_call(args: tuple, kwargs: dict) -> bool:
@@ -23,7 +33,7 @@ def _is_functional_call(args: tuple, kwargs: dict) -> bool:
 
 
 @keras.saving.register_keras_serializable(package="ofb_tf")
-class OFBModel(FieldsModel):
+class OFBModel(keras.Model):
     """A `keras.Model` that applies importance weights, once, as Keras sample weights.
 
     Built as a `keras.Model` is: `OFBModel(inputs, outputs)` or by subclassing with `call`;
@@ -50,7 +60,7 @@ class OFBModel(FieldsModel):
     - `realized_rate`, with `backward_rate`: selected over seen.
     - `record_coverage`, `score_correlation`, where elements keep their record fields
       (`ofb_sample(keep_record=True)`).
-    - `variance_ratio`, where elements have the field `uniform_holdout`.
+    - `variance_ratio`, where elements have the field `uniform_probe`.
 
     `ofb_sample` never emits a non-finite weight; one that comes from elsewhere makes these
     figures and the loss NaN, so that it shows. Metrics given as `metrics=` describe the selected
@@ -71,7 +81,7 @@ class OFBModel(FieldsModel):
     ```
 
     Args:
-      *args: as of `keras.Model`.
+      *args: as for `keras.Model`.
       label_key: field of the label in dict elements.
       backward_rate: in (0, 1): the fraction of a batch that is selected in the step; None for
         batches that are selected already.
@@ -79,7 +89,7 @@ class OFBModel(FieldsModel):
         that is to be saved needs a name.
       task: "multiclass", "binary" or "regression"; None takes it from the compiled loss.
       selection_seed: int64, of the draws in the step, with the optimiser's step count.
-      **kwargs: as of `keras.Model`.
+      **kwargs: as for `keras.Model`.
 
     Raises:
       ValueError: an argument is out of range, or the policy's design selects no fixed number.
@@ -87,6 +97,8 @@ class OFBModel(FieldsModel):
     Reference: Horvitz & Thompson, "A generalization of sampling without replacement from a finite
     universe", Journal of the American Statistical Association 47, 1952.
     """
+
+    _testing = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "OFBModel":
         """A functional model where the arguments are those of `keras.Model(inputs, outputs)`."""
@@ -111,7 +123,7 @@ class OFBModel(FieldsModel):
         if task is not None and task not in constants.TASKS:
             raise ValueError(f"task must be one of {constants.TASKS} or None. Received: {task!r}")
         policy = get_policy(selection_policy)
-        if backward_rate is not None and policy.design != base.SYSTEMATIC:
+        if backward_rate is not None and policy.design != SYSTEMATIC:
             raise ValueError(
                 "selection_policy must have design='systematic', which selects a fixed number. "
                 f"Received: {policy.design!r}"
@@ -126,7 +138,7 @@ class OFBModel(FieldsModel):
         self.task = task
         self._policy = policy
         self.importance_weight_statistics = metrics.ImportanceWeightStatistics()
-        self.realized_rate = metrics.Ratio(name=metrics.REALIZED_RATE)
+        self.realized_rate = metrics.Ratio(name=constants.REALIZED_RATE)
         self.record_statistics = metrics.RecordStatistics()
         self.variance_ratio = metrics.VarianceRatio()
         self._shown = {self.importance_weight_statistics.name}
@@ -164,7 +176,7 @@ class OFBModel(FieldsModel):
         `forward_logits` float32 (of the whole batch, with `backward_rate`).
 
         Args:
-          observer: an object with the method `update`; the train function is traced anew.
+          observer: an object with the method `update`; the train function is traced again.
         """
         if observer not in self._observers:
             self._observers.append(observer)
@@ -189,6 +201,49 @@ class OFBModel(FieldsModel):
         if self._testing:
             shown = set()
         return [m for m in super().metrics if m.name in shown or not isinstance(m, metrics.OWN)]
+
+    def unpack(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
+        """Splits one batch into inputs, labels and weights.
+
+        Args:
+          data: a dict with `label_key`, or a tuple `(x,)`, `(x, y)`, `(x, y, weight)`, or a tuple
+            whose first entry is such a dict.
+
+        Returns:
+          `(x, y, weight)` as Keras takes them; what is absent is None.
+
+        Raises:
+          ValueError: an input that the model names is not among the fields.
+        """
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(x, dict):
+            return x, y, weight
+        fields = dict(x)
+        if y is None:
+            y = fields.pop(self.label_key, None)
+        importance = fields.pop(constants.IMPORTANCE_WEIGHT, None)
+        if importance is not None:
+            weight = importance if weight is None else times(importance, weight)
+        return self._select_inputs(fields), y, weight
+
+    def _select_inputs(self, fields: dict[str, Any]) -> Any:
+        """The fields that the model reads, in the structure that it was built with."""
+        if not isinstance(self, Functional):
+            return {name: value for name, value in fields.items() if name not in NO_INPUT}
+        names = [tensor.name for tensor in self.inputs]
+        if isinstance(self.input, dict):
+            names = list(self.input)
+        missing = [name for name in names if name not in fields]
+        if missing:
+            raise ValueError(
+                f"OFBModel: inputs {missing} are not among the element's fields "
+                f"{sorted(fields)}. Name each keras.Input(..., name=) after its field, "
+                "or map the dataset to (x, y, weight)."
+            )
+        if isinstance(self.input, dict):
+            return {name: fields[name] for name in names}
+        values = [fields[name] for name in names]
+        return values if len(values) > 1 else values[0]
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `keras.Model` on the unpacked (and selected) batch, weights counted.
@@ -235,29 +290,28 @@ class OFBModel(FieldsModel):
         self, rate: float, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]
     ) -> tuple:
         """One forward pass over all, and what of the batch goes on, with its weights."""
-        reading = step_selection.read_outputs(self.loss, self.task)
+        outputs_of = step.read_outputs(self.loss, self.task)
         if "training" in inspect.signature(self.call).parameters:
             outputs = self(x, training=False)
         else:
             outputs = self(x)
-        logits = tf.stop_gradient(reading.logits(outputs))
-        n, count = step_selection.sizes(logits, rate)
-        indices, importance = step_selection.select_fixed_count(
+        logits = tf.stop_gradient(outputs_of.logits(outputs))
+        n, count = step.sizes(logits, rate)
+        indices, importance = window.select_count(
             self._policy,
             count,
-            reading.task,
-            logits,
-            reading.labels(y),
-            step_selection.step_key(self.selection_seed, self.optimizer.iterations),
+            outputs_of.task,
+            outputs_of.labels(y),
+            {constants.LOGITS: logits},
+            step.step_key(self.selection_seed, self.optimizer.iterations),
         )
         self.realized_rate.update_state(count, n)
         self._shown.add(self.realized_rate.name)
-        seen["forward_logits"] = logits
+        seen[constants.FORWARD_LOGITS] = logits
         x, y, weight = keras.tree.map_structure(
             lambda part: None if part is None else tf.gather(part, indices), (x, y, weight)
         )
-        weight = importance if weight is None else importance * tf.cast(weight, importance.dtype)
-        return x, y, weight
+        return x, y, importance if weight is None else times(importance, weight)
 
     def compute_loss(
         self,
@@ -288,42 +342,131 @@ class OFBModel(FieldsModel):
     def _compare_records(
         self, seen: dict[str, Any], y: Any, y_pred: Any, weight: tf.Tensor | None
     ) -> None:
+        probe = seen.get(constants.UNIFORM_PROBE, seen.get(constants.UNIFORM_HOLDOUT))
         has_scores = constants.LOGITS in seen or constants.LOSS in seen
-        if not has_scores and "uniform_holdout" not in seen:
+        if not has_scores and probe is None:
             return
-        reading = step_selection.read_outputs(self.loss, self.task)
-        logits = tf.stop_gradient(reading.logits(y_pred))
-        labels = reading.labels(y)
+        outputs_of = step.read_outputs(self.loss, self.task)
+        current = {constants.LOGITS: tf.stop_gradient(outputs_of.logits(y_pred))}
+        labels = outputs_of.labels(y)
+        if weight is not None and weight.shape.rank > 1:
+            weight = tf.reduce_mean(weight, axis=range(1, weight.shape.rank))
         if has_scores:
             recorded = seen.get(constants.LOSS)
             if recorded is None:
-                recorded = scores.example_loss(seen[constants.LOGITS], labels, reading.task)
+                recorded = scores.example_loss(seen, labels, outputs_of.task)
             if constants.HAS_RECORD in seen:
                 recorded = tf.where(seen[constants.HAS_RECORD], recorded, float("nan"))
-            current = scores.example_loss(logits, labels, reading.task)
-            self.record_statistics.update_state(recorded, current, weight)
+            losses = scores.example_loss(current, labels, outputs_of.task)
+            self.record_statistics.update_state(recorded, losses, weight)
             self._shown.add(self.record_statistics.name)
-        if "uniform_holdout" in seen and weight is not None:
-            norms = scores.gradient_norm_bound(logits, labels, reading.task)
-            self.variance_ratio.update_state(norms, weight, seen["uniform_holdout"])
+        if probe is not None and weight is not None:
+            norms = scores.gradient_norm_bound(current, labels, outputs_of.task)
+            self.variance_ratio.update_state(norms, weight, probe)
             self._shown.add(self.variance_ratio.name)
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.
 
         Args:
-          x: a dataset of what `ofb_sample` emits, or as of `keras.Model.fit`.
-          y: as of `keras.Model.fit`; None with a dataset.
-          **kwargs: as of `keras.Model.fit`; `class_weight` multiplies the importance weights.
+          x: a dataset of what `ofb_sample` emits, or as for `keras.Model.fit`.
+          y: as for `keras.Model.fit`; None with a dataset.
+          *args: as for `keras.Model.fit`.
+          **kwargs: as for `keras.Model.fit`; `class_weight` multiplies the importance weights.
 
         Returns:
-          Keras's `History`, with the figures of the class beside the metrics.
+          Keras's `History`, with what `OFBModel` reports next to the metrics.
         """
-        step_selection.warn_of_biased_reduction(getattr(self, "loss", None))
+        step.warn_of_biased_reduction(getattr(self, "loss", None))
+        bound = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs)
+        arguments = dict(bound.arguments)
         if isinstance(x, tf.data.Dataset):
-            x = self._as_tuples(x, kwargs.pop("class_weight", None))
-        validation = self._as_tuples(kwargs.pop("validation_data", None))
-        return super().fit(x, y, validation_data=validation, **kwargs)
+            arguments["x"] = self._as_tuples(x, arguments.pop("class_weight", None))
+        arguments["validation_data"] = self._as_tuples(arguments.get("validation_data"))
+        del arguments["self"]
+        return super().fit(**arguments)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """`keras.Model.test_step` on the unpacked batch.
+
+        Args:
+          data: one batch, as for `unpack`.
+
+        Returns:
+          The metrics' results by name, without those of the weights.
+        """
+        outside, self._testing = self._testing, True
+        try:
+            return super().test_step(self.unpack(data))
+        finally:
+            self._testing = outside
+
+    def predict_step(self, data: Any) -> Any:
+        """`keras.Model.predict_step` on the inputs among the fields.
+
+        Args:
+          data: one batch, as for `unpack`; label and weight are not looked at.
+
+        Returns:
+          The model's outputs.
+        """
+        return super().predict_step((self.unpack(data)[0],))
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; weights that come with the data are applied.
+
+        Args:
+          x: a dataset as for `fit`, or as for `keras.Model.evaluate`.
+          y: as for `keras.Model.evaluate`.
+          *args: as for `keras.Model.evaluate`.
+          **kwargs: as for `keras.Model.evaluate`.
+
+        Returns:
+          As `keras.Model.evaluate`, without the statistics of the weights.
+        """
+        outside, self._testing = self._testing, True
+        try:
+            return super().evaluate(self._as_tuples(x), y, *args, **kwargs)
+        finally:
+            self._testing = outside
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; a dataset of dicts may carry labels, weights and ids.
+
+        Args:
+          x: a dict of fields, a dataset, or as for `keras.Model.predict`.
+          *args: as for `keras.Model.predict`.
+          **kwargs: as for `keras.Model.predict`.
+
+        Returns:
+          The outputs as numpy arrays.
+        """
+        if isinstance(x, dict):
+            x = self.unpack(x)[0]
+        return super().predict(x, *args, **kwargs)
+
+    def _as_tuples(self, data: Any, class_weight: dict[int, float] | None = None) -> Any:
+        """Maps a dataset of dicts to `(x, y, weight)` where Keras itself looks into elements.
+
+        It does so for class weights, which are multiplied in here because Keras refuses them
+        beside sample weights, and to build a model under a distribution strategy.
+        """
+        if not isinstance(data, tf.data.Dataset):
+            return data
+        is_distributed = self.distribute_strategy.num_replicas_in_sync > 1
+        if class_weight is None and not (is_distributed and isinstance(data.element_spec, dict)):
+            return data
+        table = None if class_weight is None else _class_weight_table(class_weight)
+
+        @tf.autograph.experimental.do_not_convert
+        def unpack(*element: Any) -> tuple:
+            x, y, weight = self.unpack(element if len(element) > 1 else element[0])
+            if table is not None:
+                factor = _class_weights_of(table, y)
+                weight = factor if weight is None else times(factor, weight)
+            return tuple(part for part in (x, y, weight) if part is not None)
+
+        return data.map(unpack, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _own_config(self) -> dict[str, Any]:
         if not isinstance(self.selection_policy, str):
@@ -392,3 +535,20 @@ def _rebase(cls: type) -> None:
     cls.__bases__ = tuple(
         FunctionalOFBModel if base is OFBModel else base for base in cls.__bases__
     )
+
+
+def _class_weight_table(class_weight: dict[int, float]) -> tf.Tensor:
+    """A vector of weights from `class_weight`; a class without an entry gets 1, as in Keras."""
+    table = [1.0] * (max(class_weight) + 1)
+    for index, value in class_weight.items():
+        table[index] = float(value)
+    return tf.constant(table)
+
+
+def _class_weights_of(table: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Weights `[n]` of integer labels `[n]` or `[n, 1]`, or one-hot labels `[n, k]`."""
+    if labels.shape.rank == 2:
+        labels = labels[:, 0] if labels.shape[1] == 1 else tf.argmax(labels, 1)
+    labels = tf.cast(labels, tf.int64)
+    inside = labels < tf.size(table, tf.int64)
+    return tf.where(inside, tf.gather(table, tf.where(inside, labels, 0)), 1.0)

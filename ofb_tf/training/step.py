@@ -1,7 +1,4 @@
-"""Selection inside a training step: which of a large batch go on to the backward pass.
-
-Everything has a fixed size, so that it compiles under XLA: `count` of n examples, always.
-"""
+"""What the training step needs to select: how a model's outputs are read, sizes and keys."""
 
 import dataclasses
 import warnings
@@ -11,8 +8,6 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.selection import Policy, Window, designs, scores
-from ofb_tf.selection import policy as base
 
 _TASK_OF_LOSS = {
     "categorical_crossentropy": constants.MULTICLASS,
@@ -131,68 +126,3 @@ def step_key(seed: int, iterations: tf.Variable) -> tf.Tensor:
     """The key of one step's draw, from a seed and the optimiser's step count: int64 scalar."""
     step = tf.cast(tf.convert_to_tensor(iterations), tf.int64)
     return hashing.fold_in(tf.constant(seed, tf.int64), step)
-
-
-def select_fixed_count(
-    policy: Policy,
-    count: int | tf.Tensor,
-    task: str,
-    logits: tf.Tensor,
-    labels: tf.Tensor,
-    key: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Selects exactly `count` of n examples by systematic sampling.
-
-    An example without a usable score (non-finite logits, label out of range) gets the mean score
-    of the others, or all are alike where none has one.
-
-    Args:
-      policy: gives inclusion probabilities; they are rescaled to sum to `count` if they do not.
-      count: in [1, n], an integer or an int32 scalar.
-      task: "multiclass", "binary" or "regression".
-      logits: float32 `[n, k]`.
-      labels: `[n]`.
-      key: int64 scalar: the draw is a function of it.
-
-    Returns:
-      int32 `[count]` indices, and float32 `[count]` weights: (count / n) / p, or the policy's own.
-    """
-    n = tf.size(labels)
-    rate = tf.cast(count, tf.float64) / tf.cast(n, tf.float64)
-    losses = scores.example_loss(logits, labels, task)
-    values = losses
-    if policy.score == base.GRADIENT_NORM_BOUND:
-        values = scores.gradient_norm_bound(logits, labels, task)
-    ids = tf.range(tf.cast(n, tf.int64))
-    if callable(policy.score):
-        values = policy.score(Window(ids, labels, logits, losses, losses, key))
-    usable = scores.valid_examples(logits, labels, task) & tf.math.is_finite(values)
-    usable &= tf.math.is_finite(losses) & (values >= 0.0)
-    window = Window(
-        ids, labels, logits, _mean_where_not(usable, losses), _mean_where_not(usable, values), key
-    )
-    inclusion = policy.inclusion(window, tf.cast(count, tf.float64))
-    probabilities = designs.capped_pps(
-        tf.cast(inclusion.probabilities, tf.float64), tf.cast(count, tf.float64)
-    )
-    if policy.needs_records:
-        strata = scores.stratification_key(logits, labels, window.losses, window.scores, task)
-        strata = tf.where(usable, strata, tf.constant(float("inf"), strata.dtype))
-    else:
-        strata = hashing.hash01(ids, key)
-    order = tf.argsort(strata, stable=True)
-    cumulative = tf.cumsum(tf.gather(probabilities, order))
-    cumulative *= tf.cast(count, tf.float64) / cumulative[-1]
-    steps = tf.range(1, count + 1)
-    start = hashing.uniform_start(hashing.fold_in(key, tf.constant(3, tf.int64)))
-    positions = tf.searchsorted(cumulative, tf.cast(steps, tf.float64) - start)
-    indices = tf.gather(order, tf.minimum(positions, n - 1))
-    if inclusion.weights is not None:
-        return indices, tf.cast(tf.gather(inclusion.weights, indices), tf.float32)
-    return indices, tf.cast(rate / tf.gather(probabilities, indices), tf.float32)
-
-
-def _mean_where_not(usable: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    kept = tf.where(usable, values, tf.zeros_like(values))
-    mean = tf.math.divide_no_nan(tf.reduce_sum(kept), tf.reduce_sum(tf.cast(usable, values.dtype)))
-    return tf.where(usable, values, mean)

@@ -1,7 +1,8 @@
 """What an element of the stream looks like, and where its id, label and record fields are.
 
 An element is a dict, `(x, y)`, `(x, y, sample_weight)` or a serialized tf.Example. Checks happen
-when a transformation is applied to a dataset, and name the field, what was expected and what came.
+when a transformation is applied to a dataset; messages name the field, what was expected and
+what was received.
 """
 
 import dataclasses
@@ -19,12 +20,12 @@ ID_DTYPES = (tf.int64, tf.int32, tf.string)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ElementSpec:
     """Where things are in the elements of one dataset.
 
     Attributes:
       stage: the transformation's name, for errors.
-      spec: the element spec of single elements (or of batches, where `batched`).
+      spec: the dataset's `element_spec`.
       id_key: the field with the id.
       label_key: the field with the label, for dicts and serialized tf.Examples.
       batched: whether elements are batches.
@@ -88,7 +89,7 @@ class Layout:
         for name, field in spec.items():
             if not field.shape.rank:
                 raise ValueError(
-                    f"{self.stage}: with batched_input=True {name!r} must lead with a batch "
+                    f"{self.stage}: with batched_input=True {name!r} must have a leading batch "
                     f"dimension, got {field}. Batch the dataset, or leave batched_input out."
                 )
         return {k: tf.TensorSpec(v.shape[1:], v.dtype) for k, v in spec.items()}
@@ -97,13 +98,14 @@ class Layout:
         """Whether elements carry the id field."""
         return self.id_key in self.keys_spec()
 
-    def check_id(self, remedy: str) -> None:
+    def check_id(self) -> None:
         """Raises ValueError unless there is a scalar id of an id dtype."""
         keys = self.keys_spec()
         if self.id_key not in keys:
             raise ValueError(
                 f"{self.stage}: field {self.id_key!r} is missing from the elements, which have "
-                f"{sorted(self.fields(self.spec)) or self.spec}. {remedy}"
+                f"{sorted(self.fields(self.spec)) or self.spec}. Set id_key to the field that "
+                "holds the example's id."
             )
         self._check_scalar(self.id_key, keys[self.id_key], ID_DTYPES)
 
@@ -144,28 +146,36 @@ def attach(
 ) -> Any:
     """An element with its importance weight, and record fields where they are kept.
 
+    A weight that the element has already, from a selection upstream or as a sample weight, is
+    multiplied: the product stays unbiased.
+
     Args:
       stage: the transformation's name, for errors.
-      element: a dict, `(x, y)` or `(x, y, sample_weight)`, single or batched alike.
+      element: a dict, `(x, y)` or `(x, y, sample_weight)`, single or batched.
       extras: `importance_weight` and the record fields to add.
       drop: record fields to remove from the element's dict.
 
     Returns:
-      The same structure: a dict with `extras` added; `(x, y, weight)`, where the weight is the
-      product with the sample weight that came; record fields join x, which must be a dict then.
+      The same structure: a dict with `extras` added; `(x, y, weight)`, with the weight in the
+      shape of the sample weight where there was one; record fields join x, which must be a dict
+      then.
 
     Raises:
       ValueError: another structure.
     """
+    extras = dict(extras)
+    weight = extras[constants.IMPORTANCE_WEIGHT]
     if isinstance(element, dict):
+        if constants.IMPORTANCE_WEIGHT in element:
+            earlier = element[constants.IMPORTANCE_WEIGHT]
+            extras[constants.IMPORTANCE_WEIGHT] = times(weight, earlier)
         return {k: v for k, v in element.items() if k not in drop} | extras
     if not isinstance(element, tuple) or len(element) not in (2, 3):
         raise ValueError(
             f"{stage}: parse_fn or decode_fn must return a dict, (x, y) or "
             f"(x, y, sample_weight). Received: {element}"
         )
-    extras = dict(extras)
-    weight = extras.pop(constants.IMPORTANCE_WEIGHT)
+    del extras[constants.IMPORTANCE_WEIGHT]
     features = element[0]
     if isinstance(features, dict):
         features = {k: v for k, v in features.items() if k not in drop} | extras
@@ -175,5 +185,22 @@ def attach(
             f"got {features}. Make x a dict, or leave keep_record out."
         )
     if len(element) == 3:
-        weight *= tf.cast(element[2], weight.dtype)
+        weight = times(weight, element[2])
     return features, element[1], weight
+
+
+def times(weight: tf.Tensor, sample_weight: tf.Tensor) -> tf.Tensor:
+    """Importance weights times sample weights that may have further dimensions.
+
+    Args:
+      weight: float32 `[n]` or a scalar.
+      sample_weight: `[n, ...]`, or `[...]` for a scalar weight.
+
+    Returns:
+      float32 of the shape of `sample_weight`.
+    """
+    sample_weight = tf.convert_to_tensor(sample_weight)
+    further = (sample_weight.shape.rank or 0) - (weight.shape.rank or 0)
+    if further > 0:
+        weight = tf.reshape(weight, tf.concat([tf.shape(weight), [1] * further], axis=0))
+    return weight * tf.cast(sample_weight, weight.dtype)

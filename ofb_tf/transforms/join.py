@@ -1,24 +1,250 @@
-"""Records + stream → stream with record fields: a lookup by id, in tensor operations."""
+"""Records + stream → stream with record fields: an index over sorted ids, and the join.
 
-from collections.abc import Sequence
+Tensor operations without mutable state, so that all of it works under the tf.data service and
+across iterator checkpoints.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords
-from ofb_tf.transforms.element_spec import DatasetTransform, Layout
-from ofb_tf.transforms.lookup import load_records, lookup_in_memory, oldest_timestamp
+from ofb_tf.records.reader import as_tensor, release_freed
+from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec
 
-KEEP, DROP, ERROR = "keep", "drop", "error"
+MISSING_FLAG = "flag"
+_MISSING = (MISSING_FLAG, constants.MISSING_DROP, constants.MISSING_ERROR)
 _JOIN_BATCH = 4096
+# Buckets are a power of two, at most this many records to a bucket on average.
+_RECORDS_PER_BUCKET = 2.4
+_COLUMNS = (
+    constants.LOGITS,
+    constants.LOSS,
+    constants.TIMESTAMP,
+    constants.CLASS_IDS,
+    constants.LOGSUMEXP,
+    constants.SUM_SQUARED_PROBABILITIES,
+)
+
+Find = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+class RecordIndex:
+    """Finds records by id: a table of bucket offsets, then a binary search in the bucket.
+
+    The records' ids are sorted; their leading bits (over the range of ids) give the bucket, and
+    a fixed number of halving steps, enough for the fullest bucket, gives the row. The graph
+    holds no mutable state, so it works under the tf.data service and iterator checkpoints.
+    Evenly spread ids (hashes, counters) need few steps; clustered ones at most log2(n).
+
+    Args:
+      example_ids: int64 `[n]`, ascending, unique, n at least 1.
+    """
+
+    def __init__(self, example_ids: tf.Tensor) -> None:
+        ids = np.asarray(example_ids)
+        self._ids = example_ids
+        first, last = int(ids[0]), int(ids[-1])
+        bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
+        self._shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
+        num_buckets = ((last - first) >> self._shift) + 1
+        starts = np.uint64(first % 2**64) + (
+            np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)
+        )
+        offsets = np.searchsorted(ids, starts.view(np.int64))
+        fullest = int(np.max(np.diff(offsets, append=ids.size)))
+        # The search starts one row before the bucket's first, so that a row it ends on is one
+        # whose id it has read; and early enough that no step leads past the last row.
+        offsets = np.minimum(offsets - 1, ids.size - 1 - fullest)
+        self._steps = _halving_steps(fullest)
+        self._offsets = as_tensor(offsets.astype(np.int32))
+        self._first, self._last_bucket = first, num_buckets - 1
+        del starts, offsets
+        release_freed()
+
+    def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows of the records with these ids.
+
+        Args:
+          example_ids: int64 `[n]`.
+
+        Returns:
+          int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
+        """
+        # As an unsigned number, an id below the first is far above the last: it looks in the last
+        # bucket, as one above does, and is not found there.
+        distance = tf.bitcast(example_ids - self._first, tf.uint64)
+        bucket = tf.minimum(
+            tf.bitwise.right_shift(distance, tf.constant(self._shift, tf.uint64)),
+            tf.constant(self._last_bucket, tf.uint64),
+        )
+        row = tf.gather(self._offsets, tf.bitcast(bucket, tf.int64))
+        # Steps forward for as long as the id there is not above the one sought. Ids are sorted
+        # throughout, so no step needs the bucket's end as a bound.
+        nearest = None
+        for step in self._steps:
+            ahead = row + step
+            there = tf.gather(self._ids, ahead)
+            forward = there <= example_ids
+            row = tf.where(forward, ahead, row)
+            nearest = there if nearest is None else tf.where(forward, there, nearest)
+        found = nearest == example_ids
+        return tf.where(found, row, 0), found
+
+
+def _halving_steps(length: int) -> list[int]:
+    """Steps of a binary search over that many rows; their sum is the length."""
+    steps = []
+    while length:
+        steps.append((length + 1) // 2)
+        length -= steps[-1]
+    return steps
+
+
+def search(sorted_ids: tf.Tensor) -> Find:
+    """The same lookup by plain binary search, for ids that are only known in the graph.
+
+    Args:
+      sorted_ids: int64 `[n]`, ascending, unique, n at least 1.
+
+    Returns:
+      A function as `RecordIndex.find`.
+    """
+
+    def find(example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        row = tf.minimum(tf.searchsorted(sorted_ids, example_ids), tf.size(sorted_ids) - 1)
+        return row, tf.gather(sorted_ids, row) == example_ids
+
+    return find
+
+
+class RecordLookup:
+    """Record fields for a batch of ids.
+
+    Args:
+      find: from int64 ids `[n]` to int32 rows `[n]` and bool `[n]`: whether there is one.
+      columns: the record fields by name, each leading with the number of records.
+      model_versions: from rows to int64 model versions.
+      oldest: microseconds since 1970: an older record counts as missing. None for no limit.
+    """
+
+    def __init__(
+        self,
+        find: Find,
+        columns: dict[str, tf.Tensor],
+        model_versions: Callable[[tf.Tensor], tf.Tensor],
+        oldest: int | None,
+    ) -> None:
+        self._find = find
+        self._columns = columns
+        self._model_versions = model_versions
+        self._oldest = oldest
+
+    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The fields of these examples' records.
+
+        Args:
+          example_ids: int64 `[n]`.
+
+        Returns:
+          `has_record` bool `[n]`; `logits` `[n, k]` and / or `loss` float32 `[n]`, as the
+          records have them, not-a-number where there is no record; `model_version` and
+          `timestamp` int64 `[n]`, -1 there; the columns of the top-k form where they have it.
+        """
+        row, found = self._find(example_ids)
+        if self._oldest is not None:
+            found &= tf.gather(self._columns[constants.TIMESTAMP], row) >= self._oldest
+        fields = {
+            constants.HAS_RECORD: found,
+            constants.MODEL_VERSION: tf.where(found, self._model_versions(row), -1),
+        }
+        for name, column in self._columns.items():
+            if column.shape.rank == 0:  # one value for all records
+                fields[name] = tf.fill(tf.shape(row), column)
+                continue
+            values = tf.gather(column, row)
+            mask = found[:, None] if values.shape.rank == 2 else found
+            nothing = float("nan") if column.dtype.is_floating else -1
+            fields[name] = tf.where(mask, values, tf.constant(nothing, column.dtype))
+        return fields
+
+
+def oldest_timestamp(max_age: float | None, as_of: int | None) -> int | None:
+    """The timestamp, in microseconds, below which a record is too old; None for no limit.
+
+    Raises:
+      ValueError: `max_age` is not positive.
+    """
+    if max_age is None:
+        return None
+    if not max_age > 0:
+        raise ValueError(f"max_age must be positive seconds or None. Received: {max_age!r}")
+    now = int(time.time() * constants.MICROSECONDS) if as_of is None else as_of
+    return now - int(max_age * constants.MICROSECONDS)
+
+
+def load_records(
+    records: ForwardRecords | str | Sequence[str], as_of: int | None
+) -> ForwardRecords:
+    """Records as they are, or loaded from a pattern.
+
+    Raises:
+      FileNotFoundError: no file matches.
+      ValueError: there is no record at all.
+    """
+    if not isinstance(records, ForwardRecords):
+        records = ForwardRecords.load(records, as_of=as_of)
+    if not len(records):
+        raise ValueError("records must hold at least one record. Received: none")
+    return records
+
+
+def lookup_in_memory(records: ForwardRecords, oldest: int | None) -> RecordLookup:
+    """A lookup in records that are in memory, which the graph captures."""
+    columns = {name: records.columns[name] for name in _COLUMNS if name in records.columns}
+    if constants.CLASS_IDS in columns:
+        columns[constants.NUM_OUTPUTS] = tf.constant(records.num_outputs, tf.int32)
+
+    def model_versions(row: tf.Tensor) -> tf.Tensor:
+        index = tf.cast(tf.gather(records.version_indices, row), tf.int32)
+        return tf.gather(records.version_table, index)
+
+    return RecordLookup(RecordIndex(records.example_ids).find, columns, model_versions, oldest)
+
+
+def lookup_in_columns(loaded: dict[str, tf.Tensor], oldest: int | None) -> RecordLookup:
+    """A lookup in one partition's columns, an element of `PartitionedRecords.dataset`."""
+    # A row of nothing at the end keeps lookups legal in an empty partition: its id is the last
+    # one there is, and `found` is false beyond the true rows.
+    num_records = tf.size(loaded[constants.EXAMPLE_ID])
+    ids = tf.concat([loaded[constants.EXAMPLE_ID], tf.constant([2**63 - 1], tf.int64)], axis=0)
+    columns = {
+        name: tf.concat([column, tf.zeros([1, *column.shape[1:]], column.dtype)], axis=0)
+        for name, column in loaded.items()
+        if name in (*_COLUMNS, constants.MODEL_VERSION)
+    }
+    if constants.NUM_OUTPUTS in loaded:
+        columns[constants.NUM_OUTPUTS] = loaded[constants.NUM_OUTPUTS]
+    versions = columns.pop(constants.MODEL_VERSION)
+    find = search(ids)
+
+    def find_true_row(example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        row, found = find(example_ids)
+        return row, found & (row < num_records)
+
+    return RecordLookup(find_true_row, columns, lambda row: tf.gather(versions, row), oldest)
 
 
 def join_forward_records(
     records: ForwardRecords | str | Sequence[str],
     *,
     id_key: str = constants.EXAMPLE_ID,
-    missing: str = KEEP,
+    missing: str = MISSING_FLAG,
     max_age: float | None = None,
     as_of: int | None = None,
 ) -> DatasetTransform:
@@ -41,18 +267,18 @@ def join_forward_records(
       records: `ForwardRecords`, or a pattern, directory, file or list of them to load. Of
         several records of an id the newest counts.
       id_key: the field with the example's id: int64, int32 or string (by its fingerprint).
-      missing: what becomes of an example without a record: "keep" it with `has_record` False,
-        "drop" it, or "error".
+      missing: what becomes of an example without a record: "flag" leaves it in with
+        `has_record` False, "drop" leaves it out, "error" raises. "keep" is the deprecated name
+        of "flag".
       max_age: in seconds; an older record counts as missing. None for no limit.
       as_of: microseconds since 1970: records written later are left out, ages count from here.
         None for all records, and ages from now.
 
     Returns:
       A function from a dataset of dicts (or of tuples that begin with a dict) to one in which the
-      dict has `has_record` (bool),
-      `model_version`, `timestamp` (int64, microseconds) and, as the records have them,
-      `logits` (`[k]`) and `loss` (float32) added; logits and loss are not-a-number and version
-      and timestamp -1 where there is no record.
+      dict has `has_record` (bool), `model_version`, `timestamp` (int64, microseconds) and, as the
+      records have them, `logits` (`[k]`) and `loss` (float32) added; logits and loss are
+      not-a-number and version and timestamp -1 where there is no record.
 
     Raises:
       ValueError: an argument out of range; at application, elements that are not single dicts
@@ -61,33 +287,40 @@ def join_forward_records(
       CorruptRecordsError: a record file is damaged.
       tf.errors.InvalidArgumentError: when run, with `missing="error"`, an example has no record.
     """
-    if missing not in (KEEP, DROP, ERROR):
-        raise ValueError(f"missing must be 'keep', 'drop' or 'error'. Received: {missing!r}")
+    if missing == constants.MISSING_KEEP:
+        warnings.warn(
+            "join_forward_records: missing='keep' is deprecated, use missing='flag'.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        missing = MISSING_FLAG
+    if missing not in _MISSING:
+        raise ValueError(f"missing must be one of {_MISSING}. Received: {missing!r}")
     oldest = oldest_timestamp(max_age, as_of)
     lookup = lookup_in_memory(load_records(records, as_of), oldest)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        layout = Layout("join_forward_records", dataset.element_spec, id_key)
-        layout.check_id("Set id_key to the field that holds the example's id.")
+        elements = ElementSpec("join_forward_records", dataset.element_spec, id_key)
+        elements.check_id()
 
-        # TensorFlow 2.16's autograph calls methods of `layout` without their instance.
+        # TensorFlow 2.16's autograph calls methods of `elements` without their instance.
         @tf.autograph.experimental.do_not_convert
         def join(*parts: Any) -> Any:
             batch = parts[0] if len(parts) == 1 else parts
-            example_ids = hashing.to_int64(layout.fields(batch)[id_key])
+            example_ids = hashing.to_int64(elements.fields(batch)[id_key])
             record = lookup.fields(example_ids)
-            if missing == ERROR:
+            if missing == constants.MISSING_ERROR:
                 with tf.control_dependencies(
                     [assert_joined(record[constants.HAS_RECORD], example_ids)]
                 ):
                     record = {name: tf.identity(value) for name, value in record.items()}
-            return layout.with_fields(batch, layout.fields(batch) | record)
+            return elements.with_fields(batch, elements.fields(batch) | record)
 
         joined = dataset.batch(_JOIN_BATCH).map(join, num_parallel_calls=tf.data.AUTOTUNE)
         joined = joined.unbatch()
-        if missing == DROP:
+        if missing == constants.MISSING_DROP:
             joined = joined.filter(
-                lambda *parts: layout.fields(parts[0] if len(parts) == 1 else parts)[
+                lambda *parts: elements.fields(parts[0] if len(parts) == 1 else parts)[
                     constants.HAS_RECORD
                 ]
             )

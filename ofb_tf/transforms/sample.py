@@ -1,6 +1,9 @@
 """`ofb_sample`: window → scores → policy → weighted examples, inside a tf.data pipeline."""
 
+import dataclasses
+import operator
 import secrets
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,16 +12,19 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords, PartitionedRecords
 from ofb_tf.selection import Policy, get_policy, window
-from ofb_tf.transforms.element_spec import Layout, attach
-from ofb_tf.transforms.join import assert_joined
-from ofb_tf.transforms.lookup import (
+from ofb_tf.transforms import statistics
+from ofb_tf.transforms.element_spec import ElementSpec, attach
+from ofb_tf.transforms.join import (
     RecordLookup,
+    assert_joined,
     load_records,
     lookup_in_columns,
     lookup_in_memory,
     oldest_timestamp,
 )
-from ofb_tf.transforms.sampling_config import STAGE, SamplingConfig, check_fields, element_layout
+
+STAGE = "ofb_sample"
+_BATCH_SIZE = 256
 
 
 def ofb_sample(
@@ -34,8 +40,8 @@ def ofb_sample(
     batch_size: int | None = None,
     drop_remainder: bool = False,
     seed: int | None = None,
-    missing: str = window.UNIFORM,
-    uniform_holdout: float = 0.0,
+    missing: str = constants.MISSING_UNIFORM,
+    uniform_probe: float = 0.0,
     max_age: float | None = None,
     as_of: int | None = None,
     parse_fn: Callable | None = None,
@@ -44,8 +50,9 @@ def ofb_sample(
     batched_input: bool = False,
     keep_record: bool = False,
     redraw_each_iteration: bool = True,
+    uniform_holdout: float | None = None,
 ) -> "OFBSampler":
-    """Lets about `rate` of the stream through, chosen by what serving recorded, with weights.
+    """Subsamples the stream to about `rate` by recorded serving outputs, with importance weights.
 
     ```python
     import ofb_tf
@@ -64,7 +71,9 @@ def ofb_sample(
     labels into inclusion probabilities p, a design selects by them, and each selected example
     leaves with the importance weight rate / p: the weighted mean over the selection estimates
     the window's mean loss, and its gradient, without bias, and uniform sampling has weights of
-    exactly 1. Selection is a function of `seed`, the epoch and the ids.
+    exactly 1. Selection is a function of `seed`, the epoch and the ids. Sample first and
+    repeat afterwards: then every repetition draws again. Where the dataset repeats, is infinite
+    or has no ids, a window's number also enters the draw.
 
     Args:
       records: `ForwardRecords`, or a pattern, directory, file or list of them to load and join;
@@ -83,15 +92,15 @@ def ofb_sample(
         selection is never unbatched, which is the fast path.
       drop_remainder: whether a last, smaller batch is dropped, for a static batch size.
       seed: fixes the selection; None draws one now.
-      missing: an example without a usable record (none, too old, or a non-finite logit, loss,
-        score, or label out of range) is sampled with p = rate and weight 1 ("uniform"); always
-        kept, with weight `rate`, at the cost of the others' budget ("keep"; where they exceed
-        it, the others keep a fifth of their rate and the realised rate rises); excluded
-        ("drop": the estimate then covers only examples with a record); or an error ("error").
-      uniform_holdout: in [0, rate * uniform_mix]: the fraction of the stream that is flagged, in
-        a bool field `uniform_holdout`, as a uniform sample for unbiased monitoring. Each
-        selected example is flagged with probability uniform_holdout / p, so that selection,
-        weights and budget stay as they are.
+      missing: what happens to an example without a usable record (none, too old, a non-finite
+        logit, loss or score, or a label out of range). "uniform": sampled with p = rate and
+        weight 1. "keep": always selected, with weight `rate`; this uses up budget, but the other
+        examples keep at least a fifth of their rate. "drop": left out; the estimate then covers
+        only examples with a record. "error": raises.
+      uniform_probe: in [0, rate * uniform_mix]: the fraction of the stream that is flagged, in a
+        bool field `uniform_probe`, as a uniform sample for unbiased monitoring. Each selected
+        example is flagged with probability uniform_probe / p, so that selection, weights and
+        budget stay as they are; with `missing="drop"` it covers examples with a record.
       max_age: in seconds; an older record counts as missing. None for no limit.
       as_of: microseconds since 1970: records written later are left out, ages count from here.
       parse_fn: for serialized tf.Examples: a function from a vector of serialized examples to
@@ -103,18 +112,27 @@ def ofb_sample(
       batched_input: whether elements are batches (of any size) instead of single examples.
       keep_record: whether `has_record`, `logits`, `loss`, `model_version` and `timestamp` stay
         in the elements that come out.
-      redraw_each_iteration: whether every iteration over the dataset draws anew.
+      redraw_each_iteration: whether every iteration over the dataset makes new draws.
+      uniform_holdout: deprecated name of `uniform_probe`; the field then has this name too.
 
     Returns:
       A function for `dataset.apply`, with the methods `statistics` and `partitions`. Dicts come
-      out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`, and
-      `(x, y, sample_weight)` with the product.
+      out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`; a
+      sample weight or an importance weight that was there is multiplied.
 
     Raises:
       ValueError: an argument out of range, no record file matches, or, at application,
         elements that lack a field or have it in another shape or dtype; the message names the
         field, what was expected, what came and the remedy.
     """
+    probe_field = constants.UNIFORM_PROBE
+    if uniform_holdout is not None:
+        probe_field, uniform_probe = constants.UNIFORM_HOLDOUT, uniform_holdout
+        warnings.warn(
+            "ofb_sample: uniform_holdout is deprecated, use uniform_probe.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     config = SamplingConfig(
         rate=rate,
         policy=get_policy(policy),
@@ -127,7 +145,8 @@ def ofb_sample(
         drop_remainder=drop_remainder,
         seed=secrets.randbits(62) if seed is None else seed,
         missing=missing,
-        uniform_holdout=uniform_holdout,
+        uniform_probe=uniform_probe,
+        probe_field=probe_field,
         parse_fn=parse_fn,
         feature_spec=feature_spec,
         decode_fn=decode_fn,
@@ -141,11 +160,74 @@ def ofb_sample(
     return OFBSampler(config, load_records(records, as_of), oldest)
 
 
-_BATCH_SIZE = 256
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """The arguments of `ofb_sample`, checked. See there for what each is."""
+
+    rate: float
+    policy: Policy
+    task: str | None
+    num_outputs: int | None
+    id_key: str
+    label_key: str
+    window_size: int
+    batch_size: int | None
+    drop_remainder: bool
+    seed: int
+    missing: str
+    uniform_probe: float
+    probe_field: str
+    parse_fn: Callable | None
+    feature_spec: dict[str, Any] | None
+    decode_fn: Callable | None
+    batched_input: bool
+    keep_record: bool
+    redraw_each_iteration: bool
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate <= 1.0:
+            raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
+        for name, least in (("window_size", 1), ("batch_size", 1), ("seed", -(2**63))):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _integer(name, getattr(self, name), least))
+        if self.window_size * self.rate < 1.0 - 1e-9:  # 49 * (1 / 49) is below 1 in floats
+            raise ValueError(
+                "window_size * rate must be at least 1, or most windows select nothing. "
+                f"Received: window_size={self.window_size}, rate={self.rate}"
+            )
+        if self.task is not None and self.task not in constants.TASKS:
+            raise ValueError(
+                f"task must be one of {constants.TASKS} or None. Received: {self.task!r}"
+            )
+        if self.missing not in constants.MISSING:
+            raise ValueError(
+                f"missing must be one of {constants.MISSING}. Received: {self.missing!r}"
+            )
+        mix = getattr(self.policy, "uniform_mix", 1.0)
+        if not 0.0 <= self.uniform_probe <= self.rate * mix:
+            raise ValueError(
+                f"{self.probe_field} must be in [0, rate * uniform_mix], the least inclusion "
+                f"probability, which is {self.rate * mix:.4g}. Received: {self.uniform_probe!r}"
+            )
+        for name in ("parse_fn", "decode_fn"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be a function. Received: {getattr(self, name)!r}")
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number < 2**63:
+        raise ValueError(
+            f"{name} must be an integer of at least {least} and below 2^63. Received: {value!r}"
+        )
+    return number
 
 
 class OFBSampler:
-    """What `ofb_sample` returns: a function for `dataset.apply`, which can also count.
+    """What `ofb_sample` returns: a function for `dataset.apply`, with statistics.
 
     Args:
       config: the arguments of `ofb_sample`.
@@ -233,10 +315,10 @@ class OFBSampler:
     def statistics(
         self, examples: tf.data.Dataset | Callable[[tf.Tensor], tf.data.Dataset]
     ) -> dict[str, float]:
-        """Counts what sampling these examples meets and does; takes one pass over them.
+        """Reports coverage, realised rate and weight statistics in one pass over the examples.
 
-        A tf.data pipeline that can be checkpointed holds no counters, so this is a pass of its
-        own: over a part of the stream (`take`), or over all of it where every example matters.
+        A tf.data pipeline that can be checkpointed holds no counters, so this is a separate pass:
+        over a part of the stream (`take`), or over all of it where every example matters.
 
         Args:
           examples: what would be sampled, finite: a dataset, or as for `partitions`.
@@ -252,43 +334,54 @@ class OFBSampler:
           ValueError: the elements do not fit; see `ofb_sample`.
         """
 
-        def count(batch: Any, record: dict, sample: window.WindowSample, key: tf.Tensor) -> dict:
-            return window.count(record, sample)
+        def count(batch: Any, record: dict, selection: window.Selection, key: tf.Tensor) -> dict:
+            return statistics.count(record, selection)
 
         partitioned = isinstance(self._records, PartitionedRecords)
         select: Callable = self._select_partitions if partitioned else self._select_windows
         total = None
         for counts in select(examples, count).as_numpy_iterator():
-            total = counts if total is None else window.add_counts(total, counts)
-        return window.summarize(total)
+            total = counts if total is None else statistics.add(total, counts)
+        return statistics.summarize(total)
 
     def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
         """Samples each window; `then` makes the elements of what is returned."""
-        sample = self._sampler(dataset.element_spec, self._lookup, then)
-        windows = self._with_epoch(self._batch(dataset))
-        return windows.map(sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        select = self._selector(dataset.element_spec, self._lookup, then)
+        keyed = tf.data.Dataset.zip(self._batch(dataset), self._keys())
+        return self._map_windows(keyed, select, self._is_numbered(dataset))
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
         """The same, partition by partition, each with its records."""
         assert isinstance(self._records, PartitionedRecords)
         records = self._records
+        is_numbered = self._is_numbered(examples(tf.constant(0, tf.int64)))
 
-        def in_partition(partition: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
+        def in_partition(partition: tf.Tensor, key: tf.Tensor) -> tf.data.Dataset:
             dataset = examples(partition)
 
             def with_records(columns: dict[str, tf.Tensor]) -> tf.data.Dataset:
                 lookup = lookup_in_columns(columns, self._oldest)
-                sample = self._sampler(dataset.element_spec, lookup, then)
-                return self._batch(dataset).map(
-                    lambda *batch: sample(_element(batch), epoch),
-                    num_parallel_calls=tf.data.AUTOTUNE,
-                    deterministic=True,
-                )
+                select = self._selector(dataset.element_spec, lookup, then)
+                keyed = self._batch(dataset).map(lambda *batch: (_element(batch), key))
+                return self._map_windows(keyed, select, is_numbered)
 
             return records.dataset(partition).flat_map(with_records)
 
         numbers = tf.data.Dataset.range(records.num_partitions)
-        return self._with_epoch(numbers).flat_map(in_partition)
+        return tf.data.Dataset.zip(numbers, self._keys()).flat_map(in_partition)
+
+    def _map_windows(
+        self, keyed: tf.data.Dataset, select: Callable, is_numbered: bool
+    ) -> tf.data.Dataset:
+        if is_numbered:
+            keyed = tf.data.Dataset.zip(keyed, tf.data.Dataset.counter(dtype=tf.int64)).map(
+                lambda pair, number: (pair[0], hashing.fold_in(pair[1], number))
+            )
+        return keyed.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _is_numbered(self, dataset: tf.data.Dataset) -> bool:
+        """Whether a window's number must enter its draws, because ids alone would repeat them."""
+        return not self._resolve(dataset.element_spec)[0].has_id() or _repeats(dataset)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         size = self._config.window_size
@@ -302,82 +395,83 @@ class OFBSampler:
         # In two steps, single examples are copied while they are in the processor's cache.
         return dataset.batch(_BATCH_SIZE).rebatch(size)
 
-    def _with_epoch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Pairs elements with an int64 that differs from pass to pass.
+    def _keys(self) -> tf.data.Dataset:
+        """The key of all draws of a pass, int64, from the seed and an epoch; without end.
 
-        The dataset's source stays what the tf.data service's dynamic sharding splits: a flat_map
-        over epochs would give every worker all windows.
+        It is zipped to windows, whose source stays what the tf.data service's dynamic sharding
+        splits: a flat_map over epochs would give every worker all windows.
         """
         config = self._config
-        # One draw a pass, which survives a checkpoint. Its source is endless also where nothing
-        # is drawn anew, so that under dynamic sharding no worker is left without an epoch.
+        # One draw per pass, which survives a checkpoint. Its source is endless also where nothing
+        # is redrawn, so that under dynamic sharding no worker is left without an epoch.
         epochs = _draws(config.seed).take(1)
 
         def repeated(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
-            return tf.data.Dataset.from_tensors(epoch).repeat()
+            key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
+            return tf.data.Dataset.from_tensors(key).repeat()
 
-        epochs = epochs.flat_map(repeated)
-        return tf.data.Dataset.zip(dataset, epochs)
+        return epochs.flat_map(repeated)
 
-    def _sampler(self, spec: Any, lookup: RecordLookup | None, then: Callable) -> Callable:
-        """The function of one window and the epoch; raises where the elements do not fit."""
+    def _selector(self, spec: Any, lookup: RecordLookup | None, then: Callable) -> Callable:
+        """The function of one window and its key; raises where the elements do not fit."""
         config = self._config
-        layout, task = self._resolve(spec)
+        elements, task = self._resolve(spec)
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
-        def sample(batch: Any, epoch: tf.Tensor) -> Any:
-            key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
-            keys = layout.keys(batch)
+        def select(batch: Any, key: tf.Tensor) -> Any:
+            keys = elements.keys(batch)
             example_ids = None
-            if layout.id_key in keys:
-                example_ids = hashing.to_int64(keys[layout.id_key])
+            if elements.id_key in keys:
+                example_ids = hashing.to_int64(keys[elements.id_key])
             if lookup is not None:
                 record = lookup.fields(example_ids)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
-            labels = keys[layout.label_key]
-            sampled = window.sample_window(
-                policy=config.policy,
+            labels = keys[elements.label_key]
+            if labels.dtype.is_integer or labels.dtype == tf.bool:
+                labels = tf.cast(labels, tf.int64)
+            selection = window.select(
+                config.policy,
                 rate=config.rate,
                 task=task,
                 missing=config.missing,
                 example_ids=example_ids,
-                labels=tf.cast(labels, tf.int64) if labels.dtype == tf.bool else labels,
+                labels=labels,
                 record=record,
                 key=key,
                 batch_size=config.batch_size,
             )
-            return then(batch, record, sampled, key)
+            return then(batch, record, selection, key)
 
-        return sample
+        return select
 
-    def _resolve(self, spec: Any) -> tuple[Layout, str]:
-        layout = element_layout(spec, self._config)
+    def _resolve(self, spec: Any) -> tuple[ElementSpec, str]:
+        elements = _element_spec(spec, self._config)
         num_outputs = None if self._records is None else self._records.num_outputs
-        return layout, check_fields(layout, num_outputs, self._config)
+        return elements, _check_fields(elements, num_outputs, self._config)
 
     def _gather(
-        self, batch: Any, record: dict, sample: window.WindowSample, key: tf.Tensor
+        self, batch: Any, record: dict, selection: window.Selection, key: tf.Tensor
     ) -> tuple[Any, dict[str, tf.Tensor]]:
         """What was selected of a window, and its weights (and flags and record fields)."""
-        config, indices = self._config, sample.indices
-        if config.missing == window.ERROR:
-            with tf.control_dependencies([assert_joined(sample.has_score, sample.example_ids)]):
+        config, indices = self._config, selection.indices
+        if config.missing == constants.MISSING_ERROR:
+            with tf.control_dependencies([assert_joined(selection.usable, selection.example_ids)]):
                 indices = tf.identity(indices)
-        extras = {constants.IMPORTANCE_WEIGHT: sample.weights}
-        if config.uniform_holdout:
-            extras["uniform_holdout"] = window.uniform_holdout(sample, config.uniform_holdout, key)
+        extras = {constants.IMPORTANCE_WEIGHT: selection.weights}
+        if config.uniform_probe:
+            extras[config.probe_field] = window.uniform_probe(selection, config.uniform_probe, key)
         if config.keep_record:
-            record = {constants.HAS_RECORD: sample.has_score} | record
+            record = {constants.HAS_RECORD: selection.usable} | record
             extras |= {name: tf.gather(value, indices) for name, value in record.items()}
         return tf.nest.map_structure(lambda part: tf.gather(part, indices), batch), extras
 
     def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
-        layout, _ = self._resolve(dataset.element_spec)
+        elements, _ = self._resolve(dataset.element_spec)
         # Fields that the join made are only in extras; those that came with the element go.
-        drop = constants.RECORD_FIELDS if self._records is None and not layout.serialized else ()
+        drop = constants.RECORD_FIELDS if self._records is None and not elements.serialized else ()
         return _leave(selected, self._config, drop)
 
 
@@ -396,6 +490,19 @@ def _draws(seed: int) -> tf.data.Dataset:
         rerandomize_each_iteration=True,
     )
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
+
+
+def _repeats(dataset: tf.data.Dataset) -> bool:
+    """Whether examples may come more than once: the dataset is infinite or repeats upstream."""
+    if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        return True
+    parts = [dataset]
+    while parts:
+        part = parts.pop()
+        if type(part).__name__ == "_RepeatDataset":
+            return True
+        parts += part._inputs()
+    return False
 
 
 def _element(parts: tuple) -> Any:
@@ -429,3 +536,118 @@ def _leave(
     if config.batch_size is not None:
         decoded = decoded.batch(config.batch_size, drop_remainder=config.drop_remainder)
     return decoded
+
+
+def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
+    """Where id and label are in elements of this spec; raises ValueError where they do not fit."""
+    feature_spec = config.feature_spec
+    if feature_spec is None:
+        label_dtype = tf.float32 if config.task == constants.REGRESSION else tf.int64
+        feature_spec = {
+            config.id_key: tf.io.FixedLenFeature([], tf.int64),
+            config.label_key: tf.io.FixedLenFeature([], label_dtype),
+        }
+    elements = ElementSpec(
+        stage=STAGE,
+        spec=spec,
+        id_key=config.id_key,
+        label_key=config.label_key,
+        batched=config.batched_input,
+        feature_spec=feature_spec,
+    )
+    if elements.serialized and spec.shape.rank != (1 if config.batched_input else 0):
+        raise ValueError(
+            f"{STAGE}: serialized tf.Examples must be string scalars, got {spec}. Sample before "
+            "batch(), or set batched_input=True for batches."
+        )
+    if elements.serialized and config.parse_fn is None and config.decode_fn is None:
+        raise ValueError(
+            f"{STAGE}: elements are serialized tf.Examples, so parse_fn (a function from "
+            "serialized examples to features) is needed."
+        )
+    if not elements.serialized and (config.parse_fn or config.feature_spec):
+        raise ValueError(
+            f"{STAGE}: parse_fn and feature_spec are for serialized tf.Examples, got elements "
+            f"{spec}. Use decode_fn for other elements."
+        )
+    return elements
+
+
+def _check_fields(elements: ElementSpec, num_outputs: int | None, config: SamplingConfig) -> str:
+    """Checks id, label and record fields.
+
+    Args:
+      elements: where the fields are.
+      num_outputs: outputs of the records to join (0: only losses); None where elements carry
+        the record fields.
+      config: the arguments of `ofb_sample`.
+
+    Returns:
+      The task.
+
+    Raises:
+      ValueError: a field is missing or misshapen.
+    """
+    elements.check_label()
+    if num_outputs is not None or elements.has_id():
+        elements.check_id()
+    if not config.policy.needs_records:
+        return config.task or constants.REGRESSION
+    keys = elements.keys_spec()
+    if num_outputs is not None:
+        width = num_outputs or None
+        source = f"records hold num_outputs={num_outputs}"
+    else:
+        if constants.LOGITS not in keys and constants.LOSS not in keys:
+            raise ValueError(
+                f"{STAGE}: neither {constants.LOGITS!r} nor {constants.LOSS!r} is in the "
+                "elements. Pass records=, apply join_forward_records first, or use "
+                "policy='uniform'."
+            )
+        width, source = None, f"elements have {keys.get(constants.LOGITS)}"
+        if constants.LOGITS in keys:
+            width = _logits_width(keys[constants.LOGITS])
+        if constants.LOSS in keys and keys[constants.LOSS].shape.rank != 0:
+            raise ValueError(
+                f"{STAGE}: {constants.LOSS!r} must be a scalar float, got {keys[constants.LOSS]}."
+            )
+    if config.num_outputs is not None and width != config.num_outputs:
+        raise ValueError(
+            f"{STAGE}: {constants.LOGITS!r} must be [{config.num_outputs}], got [{width}] "
+            f"({source}). Write records with the model that serves this stream."
+        )
+    task = config.task or _infer_task(width, keys[config.label_key], source)
+    if width is not None and (task == constants.MULTICLASS) != (width > 1):
+        expected = "[num_classes], at least 2" if task == constants.MULTICLASS else "[1]"
+        raise ValueError(
+            f"{STAGE}: {constants.LOGITS!r} must be {expected} for task={task!r}, got [{width}] "
+            f"({source}). Write records with the model that serves this stream, or set task."
+        )
+    if task == constants.MULTICLASS and not keys[config.label_key].dtype.is_integer:
+        raise ValueError(
+            f"{STAGE}: {config.label_key!r} must be an integer class id for task='multiclass', "
+            f"got {keys[config.label_key]}. Cast it, or set task."
+        )
+    return task
+
+
+def _logits_width(spec: tf.TensorSpec) -> int | None:
+    if not spec.dtype.is_floating or spec.shape.rank not in (0, 1):
+        raise ValueError(
+            f"{STAGE}: {constants.LOGITS!r} must be a float scalar or vector, got {spec}."
+        )
+    return 1 if spec.shape.rank == 0 else spec.shape[0]
+
+
+def _infer_task(width: int | None, label: tf.TensorSpec, source: str) -> str:
+    if width is None:
+        # Only the loss counts, and the label merely orders the window.
+        return constants.MULTICLASS if label.dtype.is_integer else constants.REGRESSION
+    if width > 1:
+        return constants.MULTICLASS
+    if label.dtype.is_integer or label.dtype == tf.bool:
+        return constants.BINARY
+    raise ValueError(
+        f"{STAGE}: one output ({source}) with a {label.dtype.name} label may be binary or "
+        "regression. Set task='binary' or task='regression'."
+    )

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ofb_tf import cli
-from ofb_tf.experiments import fast_cell
+from ofb_tf.experiments import trial
 
 SMALL = (
     "compare",
@@ -34,7 +34,7 @@ def results(directory):
     return json.loads((directory / "results.json").read_text())
 
 
-def cell_files(directory):
+def trial_files(directory):
     return {path.name: path.stat().st_mtime_ns for path in directory.glob("cells/*.json")}
 
 
@@ -43,7 +43,7 @@ def test_end_to_end_and_a_second_run_runs_nothing(tmp_path, monkeypatch, capsys)
     arguments = ("--rates=0.1,0.2", f"--markdown={page}")
     assert compare(tmp_path, *arguments) == 0
     printed = capsys.readouterr()
-    assert "2 comparisons of 10 cells, 0 of them finished; about" in printed.err
+    assert "2 comparisons of 10 trials, 0 of them finished" in printed.err
     for name in ("results.json", "results.csv", "report.html", "RESULTS.md"):
         assert f"Wrote {tmp_path / name}" in printed.out
     content = results(tmp_path)
@@ -55,38 +55,40 @@ def test_end_to_end_and_a_second_run_runs_nothing(tmp_path, monkeypatch, capsys)
         assert one["policies"]["importance"]["realized_rate"] == one["rate"]
     assert len(list(csv.reader((tmp_path / "results.csv").open()))) == 1 + 6
     assert "click_stream (0.1 positives), rate 0.2" in page.read_text()
+    assert compare(tmp_path, *arguments, f"--picture={tmp_path / 'picture.png'}") == 2
+    assert "results must have a comparison with" in capsys.readouterr().err
 
-    before = cell_files(tmp_path)
-    assert len(before) == 10  # everything is one cell for both rates
+    before = trial_files(tmp_path)
+    assert len(before) == 10  # everything is one trial for both rates
     next((tmp_path / "cells").glob("*importance-1*")).unlink()
     ran = []
-    run_cell = fast_cell.run_cell
+    run = trial.run
     monkeypatch.setattr(
-        fast_cell, "run_cell", lambda *cell: (ran.append(cell[1:]), run_cell(*cell))[1]
+        trial, "run", lambda *one, **settings: (ran.append(one[1:]), run(*one, **settings))[1]
     )
     assert compare(tmp_path, *arguments) == 0
     assert ran == [("importance", 1)]
     assert "9 of them finished" in capsys.readouterr().err
-    after = cell_files(tmp_path)
+    after = trial_files(tmp_path)
     assert sum(before[name] != after[name] for name in before) == 1
     for one, again in zip(content["comparisons"], results(tmp_path)["comparisons"], strict=True):
         for policy, figures in one["policies"].items():
             assert figures["values"] == again["policies"][policy]["values"]
 
 
-def test_a_failed_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, capsys):
-    run_cell = fast_cell.run_cell
+def test_a_failed_trial_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, capsys):
+    run = trial.run
 
-    def failing(config, policy, seed):
+    def failing(config, policy, seed, **settings):
         if (policy, seed) == ("importance", 1):
             raise MemoryError("too large")
-        return run_cell(config, policy, seed)
+        return run(config, policy, seed, **settings)
 
-    monkeypatch.setattr(fast_cell, "run_cell", failing)
+    monkeypatch.setattr(trial, "run", failing)
     assert compare(tmp_path) == 1
     printed = capsys.readouterr().err
     assert "MemoryError: too large" in printed
-    assert "1 cells failed" in printed
+    assert "1 trials failed" in printed
     assert list(results(tmp_path)["comparisons"][0]["policies"]) == ["uniform", "everything"]
     monkeypatch.undo()
     assert compare(tmp_path) == 0
@@ -94,12 +96,12 @@ def test_a_failed_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, c
 
 
 def test_stopped_by_the_user(tmp_path, monkeypatch, capsys):
-    def stop(*cell):
+    def stop(*one, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fast_cell, "run_cell", stop)
+    monkeypatch.setattr(trial, "run", stop)
     assert compare(tmp_path) == 130
-    assert "The same command goes on from here" in capsys.readouterr().err
+    assert "The same command continues from here" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -107,14 +109,14 @@ def test_killed_in_the_middle_and_continued(tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     command = [sys.executable, "-m", "ofb_tf.cli", *SMALL, f"--output_dir={stopped}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while len(cell_files(stopped)) < 2 and process.poll() is None:
+        while len(trial_files(stopped)) < 2 and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
-    finished = cell_files(stopped)
+    finished = trial_files(stopped)
     assert 2 <= len(finished) < 6
     assert not (stopped / "results.json").exists()
     assert compare(stopped) == compare(whole) == 0
-    continued = cell_files(stopped)
+    continued = trial_files(stopped)
     assert len(continued) == 6
     assert {name: continued[name] for name in finished} == finished
     ours, theirs = (results(one)["comparisons"][0]["policies"] for one in (stopped, whole))
@@ -127,7 +129,7 @@ def test_killed_in_the_middle_and_continued(tmp_path):
     ("arguments", "message"),
     [
         (["--datasets=click_stream", "--rates=2"], "rate must be in (0, 1]. Received: 2.0"),
-        (["--datasets=click_stream", "--rates=much"], "rates must be a list of numbers"),
+        (["--datasets=click_stream", "--rates=much"], "--rates"),
         (["--datasets=click_stream", "--policies=best"], "policies must be among"),
         (["--datasets=click_stream", "--label_noise=1"], "label_noise must be in [0, 1)"),
         (["--datasets=click_stream", "--refresh_intervals=-1"], "0 for once a pass. Received: -1"),

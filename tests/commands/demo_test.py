@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ofb_tf import cli
+from ofb_tf.experiments import report, run
 
 
 def test_demo_end_to_end(tmp_path, capsys):
@@ -28,6 +29,26 @@ def test_demo_end_to_end(tmp_path, capsys):
     assert results["policies"]["importance"]["backward_examples"] == 60
     assert "excess_kl" in printed and "gap closure" in printed
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_values_may_follow_a_space_and_booleans_have_two_names(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(run, "run_experiment", lambda config, **more: ran.append((config, more)))
+    monkeypatch.setattr(report, "table_rows", lambda content: [["table"]])
+    for module, name in ((run, "write_results"), (report, "write_report")):
+        monkeypatch.setattr(module, name, lambda content, directory: directory)
+    flags = ["--rate", "0.2", "--policies", "top_loss,uniform", "--refresh_interval", "0"]
+    for progress, shown in (
+        (["--progress"], True),
+        (["--noprogress"], False),
+        (["--progress=false"], False),
+        ([], True),
+    ):
+        assert cli.main(["demo", *progress, *flags]) == 0
+        config, more = ran.pop()
+        assert (config.rate, config.refresh_interval) == (0.2, 0)
+        assert config.policies == ("uniform", "top_loss", "everything")
+        assert more["show_progress"] is shown
 
 
 @pytest.mark.parametrize(

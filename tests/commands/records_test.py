@@ -8,6 +8,7 @@ import pytest
 
 from ofb_tf import cli
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
+from ofb_tf.records import imports as importers
 
 
 @pytest.fixture
@@ -116,6 +117,11 @@ def test_import(tmp_path, capsys):
         (["import", "x"], "--format is required"),
         (["inspect", "x", "--nonsense"], "nonsense"),
         (["partition", "x", "--num_partitions=0"], "num_partitions"),
+        (["expire", "x", "--max_age_hours=inf"], "must be finite and above 0. Received: inf"),
+        (["expire", "x", "--max_age_hours=nan"], "must be finite and above 0. Received: nan"),
+        (["expire", "x", "--max_age_hours=0"], "must be finite and above 0. Received: 0"),
+        (["expire", "x", "--max_age_hours=-2"], "must be finite and above 0. Received: -2"),
+        (["import", "x", "--id_type=float"], "--id_type"),
     ],
 )
 def test_wrong_usage_is_code_2(capsys, arguments, message):
@@ -131,8 +137,32 @@ def test_a_pattern_that_matches_nothing_is_code_1(tmp_path, capsys):
         assert "matches nothing" in err
 
 
+def test_flags_may_stand_anywhere_and_values_after_a_space(directory, tmp_path, capsys):
+    flags = ["--output_dir", tmp_path / "out", "--nojson", "--num_partitions", 2, "--json=true"]
+    code, out, _ = run(capsys, "partition", *flags[:3], directory, *flags[3:], directory + "/*")
+    assert code == 0
+    assert json.loads(out)["num_written"] == 600
+
+
+def test_the_type_of_ids_is_passed_on(tmp_path, capsys, monkeypatch):
+    given = []
+
+    def import_records(patterns, output_dir, **settings):
+        given.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(importers, "import_records", import_records)
+    for flags in (["--id_type=string"], []):
+        arguments = ["--format=csv", f"--output_dir={tmp_path}", *flags]
+        assert run(capsys, "import", "x.csv", *arguments)[0] == 1
+    assert given[0].pop("id_type") == "string"
+    assert given[0] == given[1]
+    assert given[0]["fields"].logits == ("logits",)
+
+
 def test_help(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
+    assert "ofb records inspect records/" in out
     for action in ("inspect", "verify", "compact", "partition", "import", "expire"):
         assert f"  {action}" in out

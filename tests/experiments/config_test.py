@@ -1,8 +1,14 @@
-"""Validation of `SimulationConfig`."""
+"""Settings, the names of trials, and the suites."""
+
+import itertools
+import pathlib
+import re
 
 import pytest
 
 from ofb_tf.experiments import SimulationConfig
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments.config import Trial
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,118 @@ def test_defaults_of_a_dataset_and_settings_over_them():
 def test_interval_between_refreshes():
     assert SimulationConfig(window_size=100, refresh_interval=4).interval_length(1000) == 400
     assert SimulationConfig(window_size=100, refresh_interval=0).interval_length(1000) == 1000
+
+
+def trial(policy="importance", seed=0, **settings):
+    return Trial(SimulationConfig(**{"dataset": "click_stream", **settings}), policy, seed)
+
+
+def test_everything_that_a_trial_depends_on_is_in_its_name():
+    names = {
+        trial(**settings).file_name
+        for settings in (
+            {},
+            {"policy": "top_loss"},
+            {"seed": 1},
+            {"rate": 0.2},
+            {"window_size": 640},
+            {"refresh_interval": 94},
+            {"passes": 2},
+            {"num_examples": 1000},
+            {"test_examples": 1000},
+            {"learning_rate": 1e-2},
+            {"positive_rate": 0.03},
+            {"label_noise": 0.1},
+            {"missing_records": 0.2},
+            {"steps_per_window": 4},
+            {"uniform_mix": 0.5},
+            {"policy": "selective_backprop"},
+            {"policy": "selective_backprop", "selective_beta": 1.0},
+            {"dataset": "mnist"},
+        )
+    }
+    assert len(names) == 18
+
+
+def test_names_of_trials_stay_so_that_old_results_resume():
+    assert trial().file_name == "click_stream-importance-0-9ad304c894b70806878cafb7.json"
+    assert (
+        trial("everything", rate=0.2).file_name
+        == "click_stream-everything-0-b743a71ed41469ffb27295dd.json"
+    )
+
+
+def test_trials_share_what_they_do_not_depend_on():
+    assert trial().file_name == trial(seeds=7, policies=("top_loss",)).file_name
+    mnist = trial(dataset="mnist")
+    assert mnist.file_name == trial(dataset="mnist", data_dir="/elsewhere").file_name
+    assert mnist == trial(dataset="mnist", positive_rate=0.3)
+    stale = {"refresh_interval": 94, "missing_records": 0.2}
+    assert trial("uniform", **stale) == trial("uniform")
+    assert trial("uniform", rate=0.2) != trial("uniform")
+    assert trial("everything", rate=0.2, **stale) == trial("everything")
+    assert trial("uniform", uniform_mix=0.5) == trial("uniform")
+    assert trial("importance", selective_beta=1.0) == trial("importance")
+    large = {"window_size": 5120, "steps_per_window": 4}
+    assert trial("everything", **large) == trial("everything", window_size=1280)
+    assert trial("uniform", **large) != trial("uniform", window_size=1280)
+    assert trial("everything", label_noise=0.2) != trial("everything")
+
+
+def test_a_new_version_of_selection_runs_every_trial_again(monkeypatch):
+    before = trial().file_name
+    monkeypatch.setattr(configs, "TRIAL_VERSION", configs.TRIAL_VERSION + 1)
+    assert trial().file_name != before
+
+
+def test_standard_suite_has_the_tasks_of_its_name():
+    suite = configs.standard(seeds=5, data_dir=None)
+    titles = [one.title for one in suite]
+    assert len(set(titles)) == len(titles)
+    for title in (
+        "mnist, rate 0.1",
+        "diamonds, rate 0.3",
+        "click_stream (0.004 positives), rate 0.02",
+        "click_stream (0.03 positives), rate 0.05",
+        "mnist, rate 0.1, snapshot refreshed every 94 windows",
+        "diamonds, rate 0.1, snapshot refreshed once a pass",
+        "mnist, rate 0.1, selective_backprop with beta 1",
+        "mnist, rate 0.1, 0.1 of labels random",
+        "diamonds, rate 0.1, 0.05 of targets outliers",
+        "click_stream (0.01 positives), rate 0.1, 0.2 of records missing",
+    ):
+        assert title in titles
+    fewer = {"Other rates", "Larger windows", "Uniform mix"}
+    for one in suite:
+        policies = {**dict.fromkeys(fewer, 3), "Milder selective_backprop": 4}.get(one.group, 8)
+        assert len(one.config.policies) == policies, one.title
+    groups = [one.group for one in suite]
+    assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
+    assert {one.config.seeds for one in suite} == {5}
+
+
+def test_quick_suite_needs_no_dataset():
+    suite = configs.quick(seeds=2)
+    assert {one.config.dataset for one in suite} == {"click_stream"}
+    assert {one.config.seeds for one in suite} == {2}
+    assert len({one.title for one in suite}) == 3
+    # Uniform and everything are the same trials where records are missing.
+    assert len({one for comparison in suite for one in comparison.trials()}) == (8 + 8 + 6) * 2
+
+
+def test_grid_combines_every_axis():
+    axes = {"rate": [0.1, 0.2], "missing_records": [0.0, 0.3], "label_noise": []}
+    made = configs.grid(["mnist", "diamonds"], axes, seeds=2, passes=None)
+    found = {(m.config.dataset, m.config.rate, m.config.missing_records) for m in made}
+    assert len(made) == len(found) == 8
+    assert made[0].config.passes == 6
+
+
+def test_every_advice_points_at_a_table_of_the_standard_suite():
+    choosing = pathlib.Path(__file__).parents[2] / "docs" / "CHOOSING.md"
+    named = set(re.findall(r"RESULTS\.md#([^)]+)\)", choosing.read_text(encoding="utf-8")))
+    titles = [one.title for one in configs.standard(seeds=5, data_dir=None)]
+    titles += ["Gap closure", "Where the default does not win"]
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert named - anchors == set()
+    assert anchors - named == set()

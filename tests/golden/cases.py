@@ -1,12 +1,14 @@
 """Selections of fixed streams, kept in files: what a change of the code must leave as it is.
 
-`python -m tests.golden.cases` rewrites the core file; `OFB_WRITE_GOLDEN=1` makes the TFX test
-rewrite its own. A file is rewritten only with an entry in CHANGELOG.md that says why.
+`python -m tests.golden.cases [NAME ...]` rewrites those cases of tf.data, or all cases;
+`OFB_WRITE_GOLDEN=1` makes the TFX test rewrite those that run. Rewrite a case only with an entry
+in CHANGELOG.md that says why.
 """
 
 import itertools
 import json
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -73,7 +75,7 @@ def tf_data_cases() -> dict:
     for task in ("binary", "regression"):
         cases[f"importance/systematic/{task}"] = {"policy": "importance", "task": task}
     cases["importance/systematic/batches_of_7"] = {"policy": "importance", "batch_size": 7}
-    cases["importance/systematic/holdout"] = {"policy": "importance", "uniform_holdout": 0.02}
+    cases["importance/systematic/probe"] = {"policy": "importance", "uniform_probe": 0.02}
     cases["importance/poisson/loss"] = {
         "policy": ofb_tf.Importance(score="loss", uniform_mix=0.4, design="poisson")
     }
@@ -98,8 +100,8 @@ def run_tf_data(
     batches = list(stream.examples(text_ids).apply(sampler).as_numpy_iterator())
     chosen = {"places": np.concatenate([b["place"] for b in batches]).tolist()}
     chosen["weights"] = rounded(np.concatenate([b["importance_weight"] for b in batches]))
-    if "uniform_holdout" in arguments:
-        flags = np.concatenate([b["uniform_holdout"] for b in batches])
+    if "uniform_probe" in arguments:
+        flags = np.concatenate([b["uniform_probe"] for b in batches])
         chosen["flagged"] = np.flatnonzero(flags).tolist()
     return chosen
 
@@ -172,8 +174,8 @@ def assert_same(chosen: dict, golden: dict, *, rtol: float) -> None:
 
 
 if __name__ == "__main__":
-    store("tf_data", {name: run_tf_data(**case) for name, case in tf_data_cases().items()})
-    store(
-        "train_step",
-        {"/".join(case): run_train_step(*case) for case in train_step_cases()},
-    )
+    names = sys.argv[1:] or tf_data_cases()
+    kept = stored("tf_data") if sys.argv[1:] else {}
+    store("tf_data", kept | {name: run_tf_data(**tf_data_cases()[name]) for name in names})
+    if not sys.argv[1:]:
+        store("train_step", {"/".join(case): run_train_step(*case) for case in train_step_cases()})

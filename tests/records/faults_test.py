@@ -47,11 +47,10 @@ def test_fifty_kills_lose_nothing_that_was_flushed(tmp_path):
         np.testing.assert_array_equal(
             before.model_versions, ids // faulty_processes.BATCH * faulty_processes.BATCH
         )
-        ForwardRecordWriter(directory).close()
+        maintenance.compact(directory, directory, delete_inputs=True, open_file_max_age=0)
         after = ForwardRecords.load(directory)
         np.testing.assert_array_equal(after.example_ids, ids)
-        compressed = int(directory[-2:]) % 5 == 4
-        assert compressed or after.counts.num_open_files == 0
+        assert (after.counts.num_open_files, after.counts.num_files) == (0, 1)
 
 
 @pytest.mark.slow
@@ -60,6 +59,28 @@ def test_an_exit_without_close_loses_nothing(tmp_path):
     records = ForwardRecords.load(tmp_path)
     np.testing.assert_array_equal(records.example_ids, np.arange(10))
     assert records.counts.num_open_files == 0
+
+
+@pytest.mark.slow
+def test_a_forked_child_never_touches_its_parents_file(tmp_path):
+    for directory, status in run("fork_writers", tmp_path).items():
+        assert status == 0, directory
+        expected = [*range(300), *(range(1000, 1120) if directory.endswith("write") else ())]
+        records = ForwardRecords.load(directory)
+        np.testing.assert_array_equal(records.example_ids, expected)
+        assert (records.counts.num_duplicates, records.counts.num_open_files) == (0, 0)
+        assert_right(records)
+
+
+@pytest.mark.slow
+def test_a_hostile_file_is_an_error_in_bounded_memory(tmp_path):
+    result = run("read_hostile_files", tmp_path / "hostile")
+    assert len(result["raised"]) == 3 * (5 * 2 * 3 + 1)
+    for name, message in result["raised"].items():
+        assert "claims" in message, name
+    assert result["size"] < 3_000_000
+    assert result["after"] < 700_000  # kilobytes
+    assert result["after"] - result["before"] < 50_000
 
 
 @pytest.mark.slow
@@ -135,14 +156,11 @@ def test_nothing_is_written_outside_the_directory(tmp_path):
     (outside / "victim.ofbr.open").write_bytes(b"not ours")
     with ForwardRecordWriter(inside) as writer:
         writer.write([1, 2], [[0.5], [1.0]], timestamp=0)
-        writer.flush()
-        # A name in the directory that points elsewhere, and one that is not a file at all.
-        (inside / "link.ofbr.open").symlink_to(outside / "victim.ofbr.open")
-        (inside / "folder.ofbr.open").mkdir()
-        ForwardRecordWriter(inside).close()
+    link = inside / "link.ofbr.open"  # a name in the directory that points elsewhere
+    link.symlink_to(outside / "victim.ofbr.open")
+    maintenance.expire(link, max_age=1, open_file_max_age=0)
+    assert not link.is_symlink()
     assert (outside / "victim.ofbr.open").read_bytes() == b"not ours"
-    (inside / "link.ofbr.open").unlink()
-    (inside / "folder.ofbr.open").rmdir()
     maintenance.partition(inside, inside / "parts", 3)
     maintenance.compact(inside, inside, delete_inputs=True)
     assert sorted(os.listdir(tmp_path)) == ["inside", "outside"]

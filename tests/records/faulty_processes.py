@@ -3,17 +3,26 @@
 One interpreter imports the library once and forks, since an import takes seconds.
 """
 
+import gzip
 import json
 import os
 import random
 import resource
 import signal
+import struct
 import sys
 import time
+import zlib
 
 import numpy as np
 
-from ofb_tf.records import ForwardRecordWriter
+from ofb_tf.records import (
+    CorruptRecordsError,
+    ForwardRecords,
+    ForwardRecordWriter,
+    PartitionedRecords,
+    verify,
+)
 
 BATCH = 37
 
@@ -84,6 +93,91 @@ def forget_to_close(directory):
     writer.write(ids, logits_of(ids))
     globals()["kept"] = writer
     print("{}")
+
+
+def fork_writers(directory):
+    """A child of a writer's process exits in every way, and writes or not; prints its status."""
+    status = {}
+    for compression in (None, "GZIP", "ZLIB"):
+        for ending in ("_exit", "exit", "collect", "write"):
+            name = os.path.join(directory, f"{compression}-{ending}")
+            with ForwardRecordWriter(name, compression=compression, block_records=100) as writer:
+                ids = np.arange(150)  # a block in the file, and half of one in the buffer
+                writer.write(ids, logits_of(ids))
+                child = os.fork()
+                if not child:
+                    if ending == "exit":
+                        sys.exit(0)
+                    if ending == "collect":
+                        file = writer._file
+                        del file, writer
+                    if ending == "write":
+                        writer.write(ids[:120] + 1000, logits_of(ids[:120] + 1000))
+                        writer.close()
+                        del writer
+                        sys.exit(0)
+                    os._exit(0)
+                status[name] = os.waitpid(child, 0)[1]
+                writer.write(ids + 150, logits_of(ids + 150))
+    print(json.dumps(status))
+
+
+def checksum(data):
+    """TFRecord's masked CRC-32C, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def read_hostile_files(directory):
+    """Reads files whose headers claim too much; prints what was raised, and the memory it took."""
+    os.makedirs(directory, exist_ok=True)
+    good = os.path.join(directory, "good")
+    with ForwardRecordWriter(good) as writer:
+        writer.write([1], [[0.5]])
+    (name,) = os.listdir(good)
+    with open(os.path.join(good, name), "rb") as file:
+        block = file.read()
+    raised = {}
+    for power in (33, 36, 40, 47, 62):
+        length = struct.pack("<Q", 2**power)
+        header = length + checksum(length)
+        for where, data in (("first", header), ("second", block + header)):
+            for kind, content in (
+                ("plain", data + bytes(1000)),
+                ("gzip", gzip.compress(data + bytes(1000))),
+                ("zlib", zlib.compress(data + bytes(1000))),
+            ):
+                key = f"{power}-{where}-{kind}"
+                write_hostile(os.path.join(directory, key), content, raised)
+    # Two GiB of zeros in two megabytes: a deflated megabyte, over and over.
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    length = struct.pack("<Q", 2**31)
+    start = deflate.compress(length + checksum(length)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    megabyte = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    bomb = b"\x1f\x8b\x08\0\0\0\0\0\0\3" + start + megabyte * 2048
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    write_hostile(os.path.join(directory, "bomb"), bomb, raised)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"raised": raised, "size": len(bomb), "before": before, "after": after}))
+
+
+def write_hostile(directory, content, raised):
+    os.makedirs(directory)
+    path = os.path.join(directory, "partition-00000-of-00001.ofbr")
+    with open(path, "wb") as file:
+        file.write(content)
+    for name, read in (("load", ForwardRecords.load), ("partitioned", PartitionedRecords)):
+        try:
+            read(directory)
+            raised[f"{directory}: {name}"] = None
+        except CorruptRecordsError as error:
+            raised[f"{directory}: {name}"] = str(error)
+    raised[f"{directory}: verify"] = verify(directory)[0].damages[0].reason
 
 
 def fill(directory, count):

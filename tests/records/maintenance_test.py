@@ -1,5 +1,6 @@
 import os
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import tensorflow as tf
 from ofb_tf.records import (
     ForwardRecords,
     ForwardRecordWriter,
-    inspection,
     maintenance,
     partition_of,
     read_schema,
@@ -57,15 +57,57 @@ def test_compact_keeps_what_loading_keeps(directory, tmp_path):
     assert len(os.listdir(directory)) == 3
 
 
-def test_compact_in_place_removes_inputs_but_no_damaged_or_open_ones(directory):
+def test_compact_in_place_removes_inputs_but_no_young_open_ones(directory):
     expected = ForwardRecords.load(directory)
     with ForwardRecordWriter(directory) as w:
         w.write([1], [[1.0, 2.0]])
         w.flush()
         report = maintenance.compact(directory, directory, delete_inputs=True, compression="GZIP")
     assert len(report.removed) == 3
+    assert report.num_open_skipped == 1
     assert len(os.listdir(directory)) == 2
     assert_same(ForwardRecords.load(report.files), expected)
+
+
+def leave_open(directory, ids, *, age, cut=0, **arguments):
+    """An open file that a killed writer left behind, `age` seconds ago."""
+    before = set(os.listdir(directory)) if directory.exists() else set()
+    w = ForwardRecordWriter(directory, block_records=10, flush_seconds=None)
+    w.write(ids, np.zeros((len(ids), 2)), **arguments)
+    (name,) = set(os.listdir(directory)) - before
+    path = directory / name
+    data = path.read_bytes()
+    w.close()
+    (directory / name.removesuffix(".open")).unlink()
+    path.write_bytes(data[: len(data) - cut])
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+@pytest.mark.parametrize("command", ["compact", "partition"])
+def test_old_open_files_are_read_like_closed_ones(tmp_path, command):
+    old = leave_open(tmp_path / "in", np.arange(20), age=8000, cut=5)
+    young = leave_open(tmp_path / "in", np.arange(100, 120), age=5000)
+    write(tmp_path / "in", 0)
+    run = getattr(maintenance, command)
+    arguments = (3,) if command == "partition" else ()
+    report = run(tmp_path / "in", tmp_path / "default", *arguments)
+    ids = set(ForwardRecords.load(tmp_path / "default").example_ids.numpy())
+    assert ids & set(range(200)) == set(range(10))  # the old one's only whole block
+    assert (report.num_open_skipped, report.read.num_open_files) == (1, 1)
+    report = run(tmp_path / "in", tmp_path / "all", *arguments, open_file_max_age=4000)
+    assert set(ForwardRecords.load(tmp_path / "all").example_ids.numpy()) > set(range(100, 120))
+    assert (report.num_open_skipped, report.read.num_open_files) == (0, 2)
+    assert old.exists() and young.exists()
+
+
+def test_compact_removes_old_open_files_once_their_records_are_elsewhere(tmp_path):
+    old = leave_open(tmp_path, np.arange(20), age=8000)
+    young = leave_open(tmp_path, np.arange(100, 120), age=5)
+    report = maintenance.compact(tmp_path, tmp_path, delete_inputs=True)
+    assert report.removed == [str(old)]
+    assert sorted(map(str, tmp_path.iterdir())) == sorted([str(young), *report.files])
+    np.testing.assert_array_equal(ForwardRecords.load(report.files).example_ids, np.arange(20))
 
 
 def test_a_damaged_input_is_never_removed(directory, tmp_path):
@@ -111,6 +153,11 @@ def test_partition_refuses_a_directory_in_use(directory):
         maintenance.partition(directory, directory, 4)
     with pytest.raises(ValueError, match="num_partitions must be in"):
         maintenance.partition(directory, directory / "x", 0)
+    for command, arguments in ((maintenance.partition, (2,)), (maintenance.compact, ())):
+        with pytest.raises(ValueError, match="compression must be one of"):
+            command(directory, directory / "x", *arguments, compression="LZ4")
+        with pytest.raises(ValueError, match="open_file_max_age must be at least 0"):
+            command(directory, directory / "x", *arguments, open_file_max_age=-1)
 
 
 def test_partition_leaves_nothing_behind_when_it_fails(directory, tmp_path):
@@ -142,22 +189,68 @@ def test_expire_removes_old_files_and_rewrites_mixed_ones(tmp_path):
         np.testing.assert_array_equal(
             reader.read_columns(second).arrays[name], kept[second].arrays[name][::2]
         )
-    with pytest.raises(ValueError, match="max_age must be positive"):
-        maintenance.expire(tmp_path, max_age=0)
+    for max_age in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="max_age must be positive and finite"):
+            maintenance.expire(tmp_path, max_age=max_age)
 
 
-def test_expire_leaves_open_files(tmp_path):
+def test_expire_leaves_young_open_files(tmp_path):
     with ForwardRecordWriter(tmp_path) as w:
         w.write([1], [[1.0]], timestamp=0)
         w.flush()
-        with pytest.raises(FileNotFoundError, match="open files only"):
+        with pytest.raises(FileNotFoundError, match="open files only.*7200 seconds"):
             maintenance.expire(tmp_path, max_age=1)
     assert maintenance.expire(tmp_path, max_age=1).num_expired == 1
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("cut", [0, 5])
+def test_expire_is_a_guarantee_for_open_files_of_dead_writers(tmp_path, cut):
+    times = np.repeat([0, 10 * HOUR], 10)  # one block each
+    gone = leave_open(tmp_path, np.arange(20), age=8000, timestamp=np.zeros(20, int), cut=cut)
+    mixed = leave_open(tmp_path, np.arange(20), age=8000, timestamp=times)
+    kept = leave_open(tmp_path, np.arange(20), age=8000, timestamp=times + 20 * HOUR, cut=cut)
+    young = leave_open(tmp_path, np.arange(20), age=5, timestamp=times)
+    arguments = {"max_age": 3600, "now": 10 * 3600 + 1}
+    dry = maintenance.expire(tmp_path, **arguments, dry_run=True)
+    assert {gone, mixed, kept, young} == set(tmp_path.iterdir())
+    report = maintenance.expire(tmp_path, **arguments)
+    assert report == dry
+    closed = mixed.with_suffix("")
+    assert (report.num_open_skipped, report.files) == (1, [str(closed)])
+    assert sorted(report.removed) == sorted([str(gone), str(mixed)])
+    assert set(tmp_path.iterdir()) == {closed, kept, young}
+    np.testing.assert_array_equal(ForwardRecords.load(closed).example_ids, np.arange(10, 20))
+
+
+def test_maintenance_on_other_file_systems():
+    directory = "ram://maintenance-test"
+    name = f"{directory}/records-1.ofbr"
+    with ForwardRecordWriter("ram://maintenance-source") as w:
+        w.write([1, 2], [0.5, 0.25], timestamp=[0, 10 * HOUR])
+    (source,) = tf.io.gfile.glob("ram://maintenance-source/*.ofbr")
+    tf.io.gfile.makedirs(directory)
+    tf.io.gfile.copy(source, f"{name}.open")
+    report = maintenance.expire(directory, max_age=3600, now=10 * 3600, open_file_max_age=0)
+    assert (report.num_expired, report.removed) == (1, [f"{name}.open"])
+    assert tf.io.gfile.listdir(directory) == ["records-1.ofbr"]
+    np.testing.assert_array_equal(ForwardRecords.load(directory).example_ids, [2])
+
+
+@pytest.mark.parametrize("name", ["served.rec", "served", "a.ofbr.bak"])
+def test_expire_rewrites_a_file_of_any_name(tmp_path, name):
+    write(tmp_path / "in", 1, timestamp=np.where(np.arange(500) % 2, 0, 10 * HOUR))
+    (source,) = (tmp_path / "in").iterdir()
+    path = tmp_path / name
+    source.rename(path)
+    report = maintenance.expire(path, max_age=3600, now=10 * 3600 + 1)
+    assert (report.num_expired, report.files) == (250, [str(path)])
+    assert sorted(os.listdir(tmp_path)) == sorted(["in", name])
+    assert ForwardRecords.load(path).counts.num_read == 250
+
+
 def test_inspect_sums_up(directory):
-    summary = inspection.inspect(directory)
+    summary = maintenance.inspect(directory)
     records = ForwardRecords.load(directory)
     assert summary.num_records == 1500
     assert summary.num_ids == len(records)
@@ -177,7 +270,7 @@ def test_verify_lists_the_damage(directory):
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     cut.write_bytes(cut.read_bytes()[:-10])
-    reports = {pathlib.Path(r.path): r for r in inspection.verify(directory)}
+    reports = {pathlib.Path(r.path): r for r in maintenance.verify(directory)}
     assert reports[whole].damages == ()
     assert reports[whole].num_records == 500
     assert "checksum" in reports[damaged].damages[0].reason

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from ofb_tf.records import CorruptRecordsError, ForwardRecords, ForwardRecordWriter, read_schema
-from ofb_tf.records import blocks as block_format
-from ofb_tf.records.forward_records import newest_order
+from ofb_tf.records.reader import newest_order
+from ofb_tf.records.schema import Schema
 
 
 def write(directory, ids, logits=None, **arguments):
@@ -47,31 +47,6 @@ def test_newest_of_several_files_and_as_of(tmp_path):
     assert (records.counts.num_after, records.counts.num_duplicates) == (1, 2)
 
 
-def test_patterns(tmp_path):
-    first = write(tmp_path, [1])
-    second = write(tmp_path, [2])
-    (tmp_path / "README").write_text("not records")
-    for pattern in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/*.ofbr", [first, second]):
-        assert len(ForwardRecords.load(pattern)) == 2
-    assert len(ForwardRecords.load(first)) == 1
-    os.rename(first, tmp_path / "any_name")
-    assert len(ForwardRecords.load(tmp_path / "any_name")) == 1
-
-
-def test_patterns_that_name_nothing(tmp_path):
-    (tmp_path / "README").write_text("not records")
-    with pytest.raises(FileNotFoundError, match="holds no record files.*ForwardRecordWriter"):
-        ForwardRecords.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="matches nothing"):
-        ForwardRecords.load(tmp_path / "*.ofbr")
-    with pytest.raises(FileNotFoundError, match="none of them a record file"):
-        ForwardRecords.load(f"{tmp_path}/R*")
-    with pytest.raises(ValueError, match="at least one"):
-        ForwardRecords.load([])
-    with pytest.raises(ValueError, match="on_corrupt must be"):
-        ForwardRecords.load(tmp_path, on_corrupt="ignore")
-
-
 def test_other_numbers_of_outputs_name_both_files(tmp_path):
     first = write(tmp_path, [1], [[1.0, 2.0]])
     second = write(tmp_path, [1], [[1.0, 2.0, 3.0]])
@@ -103,17 +78,21 @@ def test_a_truncated_file_is_an_error_or_a_counted_skip(tmp_path):
     assert records.counts.num_corrupt_blocks == 1
 
 
-def test_a_flipped_byte_costs_its_block_only(tmp_path):
+def test_a_flipped_byte_loses_the_rest_of_its_file(tmp_path):
     path = write(tmp_path, np.arange(40))
+    write(tmp_path, np.arange(100, 110))
     data = bytearray(pathlib.Path(path).read_bytes())
     data[len(data) // 2] ^= 4
-    with open(path, "wb") as file:
-        file.write(data)
-    with pytest.raises(CorruptRecordsError):
-        ForwardRecords.load(path)
-    records = ForwardRecords.load(path, on_corrupt="skip")
-    assert len(records) == 30
+    pathlib.Path(path).write_bytes(data)
+    with pytest.raises(CorruptRecordsError) as error:
+        ForwardRecords.load(tmp_path)
+    records = ForwardRecords.load(tmp_path, on_corrupt="skip")
+    np.testing.assert_array_equal(records.example_ids, [*range(20), *range(100, 110)])
     assert records.counts.num_corrupt_blocks == 1
+    assert records.counts.damages == [error.value.damage]
+    assert error.value.damage.path == path
+    with pytest.raises(ValueError, match="on_corrupt must be"):
+        ForwardRecords.load(tmp_path, on_corrupt="ignore")
 
 
 def test_a_file_cut_between_blocks_misses_its_footer(tmp_path):
@@ -145,7 +124,37 @@ def test_tfrecords_of_something_else(tmp_path):
 def test_read_schema(tmp_path):
     write(tmp_path, [1], [[1.0, 2.0]], loss=[1.0])
     names = ("example_id", "logits", "loss", "model_version", "timestamp")
-    assert read_schema(tmp_path) == block_format.Schema(2, 0, names)
+    assert read_schema(tmp_path) == Schema(2, 0, names)
+
+
+@pytest.mark.parametrize("name", ["plain", "gzip", "narrow", "open", "top_k"])
+def test_files_of_the_first_release_still_load(name):
+    (path,) = (pathlib.Path(__file__).parent / "format_v1").glob(f"{name}.*")
+    records = ForwardRecords.load(path)
+    ids = np.arange(20) * 7919 - 50_000
+    np.testing.assert_array_equal(records.example_ids, ids)
+    np.testing.assert_array_equal(records.model_versions, ids // 100_000)
+    np.testing.assert_array_equal(records.timestamps, ids * 1_000_003)
+    np.testing.assert_array_equal(records.losses, (ids / 100).astype(np.float32))
+    logits = np.stack([ids / 1000, -ids / 700, ids * 0 + 1.5], 1).astype(np.float32)
+    if name == "top_k":
+        assert records.class_ids.shape == [20, 2]
+        logits = np.take_along_axis(logits, records.class_ids.numpy().astype(int), 1)
+    np.testing.assert_array_equal(
+        records.logits, logits.astype(np.float16 if name == "narrow" else np.float32)
+    )
+
+
+def test_one_dict_of_columns_and_its_attributes(tmp_path):
+    write(tmp_path, [1, 2], [[3.0, 1.0, 2.0]] * 2, loss=[0.5, 1.0])
+    records = ForwardRecords.load(tmp_path)
+    assert list(records.columns) == ["example_id", "logits", "loss", "model_version", "timestamp"]
+    assert records.logits is records.columns["logits"]
+    assert records.version_indices is records.columns["model_version"]
+    assert records.class_ids is records.logsumexp is records.sum_squared_probabilities is None
+    assert records.schema == read_schema(tmp_path)
+    with pytest.raises(AttributeError):
+        records.logits = None
 
 
 def test_from_columns_sorts_and_keeps_the_newest():
@@ -157,12 +166,14 @@ def test_from_columns_sorts_and_keeps_the_newest():
     np.testing.assert_array_equal(records.model_versions, [70_000, 1])
     assert records.counts.num_duplicates == 1
     assert ForwardRecords.from_columns([1], losses=[0.5]).num_outputs == 0
+    (example_id,) = ForwardRecords.from_columns(["7"], losses=[0.5]).example_ids
+    assert example_id == tf.strings.to_hash_bucket_fast("7", 2**63 - 1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"example_ids": [1.0], "logits": [1.0]}, "example_ids must be int64"),
+        ({"example_ids": [1.0], "logits": [1.0]}, "example_ids must be integers"),
         ({"example_ids": [1], "logits": [[1.0], [2.0]]}, r"logits must be \[1, k\]"),
         ({"example_ids": [1], "losses": [1.0, 2.0]}, r"losses must be \[1\]"),
         ({"example_ids": [1]}, "logits or losses must be given"),

@@ -221,7 +221,7 @@ def test_holdout_is_refused_where_no_probability_is_known_to_be_above_zero(name)
 @pytest.mark.parametrize("name", ALL)
 def test_fixed_count_and_xla(name):
     """What `OFBModel(backward_rate=..., selection_policy=name)` runs, compiled."""
-    from ofb_tf.training import step as step_selection
+    from ofb_tf.selection import window
 
     rng = np.random.default_rng(7)
     logits = tf.constant(rng.normal(size=(64, 5)), tf.float32)
@@ -230,7 +230,7 @@ def test_fixed_count_and_xla(name):
 
     def select():
         key = tf.constant(3, tf.int64)
-        return step_selection.select_fixed_count(policy, 16, "multiclass", logits, labels, key)
+        return window.select_count(policy, 16, "multiclass", labels, {"logits": logits}, key)
 
     plain, compiled = select(), tf.function(select, jit_compile=True)()
     assert len(set(plain[0].numpy())) == 16

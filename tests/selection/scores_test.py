@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ofb_tf import constants
 from ofb_tf.selection import scores
 
 RNG = np.random.default_rng(0)
@@ -15,6 +16,18 @@ def random_window(task, n=64, classes=7):
     if task == "binary":
         return RNG.normal(size=(n, 1)) * 5, RNG.integers(0, 2, n)
     return RNG.normal(size=(n, 1)), RNG.normal(size=n)
+
+
+def example_loss(logits, labels, task):
+    return scores.example_loss({constants.LOGITS: logits}, labels, task)
+
+
+def gradient_norm_bound(logits, labels, task):
+    return scores.gradient_norm_bound({constants.LOGITS: logits}, labels, task)
+
+
+def valid_examples(logits, labels, task):
+    return scores.valid_examples({constants.LOGITS: logits}, labels, task)
 
 
 def as_tensors(logits, labels):
@@ -33,7 +46,7 @@ def test_loss_equals_the_formula(task):
         expected = -np.where(labels == 1, np.log(p), np.log1p(-p))
     else:
         expected = (logits[:, 0] - labels) ** 2
-    got = scores.example_loss(*as_tensors(logits, labels), task)
+    got = example_loss(*as_tensors(logits, labels), task)
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-5)
 
 
@@ -43,11 +56,11 @@ def test_bound_is_the_norm_of_the_gradient_of_the_loss(task):
     logits, labels = as_tensors(*random_window(task))
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = tf.reduce_sum(scores.example_loss(logits, labels, task))
+        loss = tf.reduce_sum(example_loss(logits, labels, task))
     norms = np.linalg.norm(tape.gradient(loss, logits), axis=-1)
     if task == "regression":
         norms = norms / 2
-    got = scores.gradient_norm_bound(logits, labels, task)
+    got = gradient_norm_bound(logits, labels, task)
     np.testing.assert_allclose(got, norms, rtol=1e-4, atol=1e-6)
 
 
@@ -55,14 +68,14 @@ def test_bound_does_not_cancel_for_confident_predictions():
     logits = tf.constant([[12.0, 0.0, 0.0]])
     p_other = np.exp(-12.0) / (1 + 2 * np.exp(-12.0))
     expected = np.sqrt(2 * p_other**2 + (2 * p_other) ** 2)
-    got = scores.gradient_norm_bound(logits, tf.constant([0]), "multiclass")
+    got = gradient_norm_bound(logits, tf.constant([0]), "multiclass")
     np.testing.assert_allclose(got, [expected], rtol=0.05)
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_scalar_logits_equal_one_column(task):
     logits, labels = as_tensors(*random_window(task))
-    for function in (scores.example_loss, scores.gradient_norm_bound, scores.signed_residual):
+    for function in (example_loss, gradient_norm_bound, scores.signed_residual):
         np.testing.assert_array_equal(
             function(logits, labels, task), function(logits[:, 0], labels, task)
         )
@@ -73,16 +86,16 @@ def test_invalid_examples_are_marked():
     logits = tf.constant([[0.0, 1.0], [nan, 1.0], [inf, 0.0], [0.0, 1.0], [0.0, 1.0]])
     labels = tf.constant([1, 0, 0, 2, -1])
     np.testing.assert_array_equal(
-        scores.valid_examples(logits, labels, "multiclass"), [True, False, False, False, False]
+        valid_examples(logits, labels, "multiclass"), [True, False, False, False, False]
     )
     np.testing.assert_array_equal(
-        scores.valid_examples(
+        valid_examples(
             tf.constant([0.0, 0.0, nan, 0.0]), tf.constant([0.0, 2.0, 1.0, nan]), "binary"
         ),
         [True, False, False, False],
     )
     np.testing.assert_array_equal(
-        scores.valid_examples(tf.constant([1.0, -inf]), tf.constant([inf, 1.0]), "regression"),
+        valid_examples(tf.constant([1.0, -inf]), tf.constant([inf, 1.0]), "regression"),
         [False, False],
     )
 
@@ -90,7 +103,7 @@ def test_invalid_examples_are_marked():
 def test_multiclass_order_is_by_label_then_prediction_then_score():
     logits, labels = random_window("multiclass", n=200)
     logits, labels = as_tensors(logits, labels)
-    values = scores.gradient_norm_bound(logits, labels, "multiclass")
+    values = gradient_norm_bound(logits, labels, "multiclass")
     key = scores.stratification_key(logits, labels, values, values, "multiclass").numpy()
     predicted = tf.argmax(logits, -1).numpy()
     expected = np.lexsort((values.numpy(), predicted, labels.numpy()))
@@ -99,7 +112,7 @@ def test_multiclass_order_is_by_label_then_prediction_then_score():
 
 def test_binary_order_is_by_signed_residual():
     logits, labels = as_tensors(*random_window("binary", n=200))
-    loss = scores.example_loss(logits, labels, "binary")
+    loss = example_loss(logits, labels, "binary")
     key = scores.stratification_key(logits, labels, loss, loss, "binary").numpy()
     residual = 1 / (1 + np.exp(-logits.numpy()[:, 0])) - labels.numpy()
     np.testing.assert_allclose(key, residual, atol=1e-6)

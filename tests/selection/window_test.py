@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.selection import Importance, Inclusion, Policy, Uniform, scores
-from ofb_tf.selection.window import sample_window
+from ofb_tf.selection.window import select
 from tests.selection.designs_test import reference_capped_pps
 
 N = 200
@@ -25,8 +25,8 @@ def sample(seed=0, policy=None, rate=0.1, missing="uniform", batch_size=None, **
     ids = changes.pop("ids", IDS)
     labels = changes.pop("labels", LABELS)
     assert not changes
-    return sample_window(
-        policy=policy or Importance(),
+    return select(
+        policy or Importance(),
         rate=rate,
         task="multiclass",
         missing=missing,
@@ -39,7 +39,11 @@ def sample(seed=0, policy=None, rate=0.1, missing="uniform", batch_size=None, **
 
 
 def bound():
-    return scores.gradient_norm_bound(LOGITS, LABELS, "multiclass").numpy().astype(np.float64)
+    return (
+        scores.gradient_norm_bound({constants.LOGITS: LOGITS}, LABELS, "multiclass")
+        .numpy()
+        .astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.2, 1.0])
@@ -170,7 +174,7 @@ def some_unusable():
 def test_missing_and_unusable_records(missing, design):
     changes, unusable = some_unusable()
     got = sample(policy=Importance(design=design), missing=missing, **changes)
-    np.testing.assert_array_equal(got.has_score, ~unusable)
+    np.testing.assert_array_equal(got.usable, ~unusable)
     p, weights, indices = got.probabilities.numpy(), got.weights.numpy(), got.indices.numpy()
     assert np.isfinite(weights).all()
     expected = {"uniform": 0.1, "keep": 1.0, "drop": 0.0}[missing]
@@ -216,7 +220,7 @@ def test_a_policy_of_the_users_own():
             return Inclusion(top, weights=tf.ones_like(window.losses))
 
     got = sample(policy=TopTwo())
-    losses = scores.example_loss(LOGITS, LABELS, "multiclass").numpy()
+    losses = scores.example_loss({constants.LOGITS: LOGITS}, LABELS, "multiclass").numpy()
     assert set(got.indices.numpy()) == set(np.argsort(losses)[-2:])
     np.testing.assert_array_equal(got.weights, [1.0, 1.0])
 

@@ -4,12 +4,14 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 from ofb_tf.serving import RecordPredictions
 
 
-def test_predict_leaves_a_record_for_every_example(model, examples, tmp_path):
+def test_predict_records_every_example(model, examples, tmp_path):
     ids, inputs, _ = examples
     with ForwardRecordWriter(tmp_path) as writer:
         callback = RecordPredictions(writer, ids, model_version=5)
@@ -32,9 +34,9 @@ def test_ids_from_the_models_own_output(tmp_path):
         model.predict(inputs, batch_size=8, callbacks=[RecordPredictions(writer)], verbose=0)
         writer.flush()
         np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, inputs["id"])
-        # Under older releases of numpy, Keras makes a float of a batch of one.
+        # With older releases of numpy, Keras turns a batch of one into a float.
         callback = RecordPredictions(writer)
-        with pytest.raises(ValueError, match="cannot hold it"):
+        with pytest.raises(ValueError, match="cannot represent it"):
             callback.on_predict_batch_end(
                 0, {"example_id": float(2**53 + 1), "logits": np.ones([1, 3])}
             )
@@ -53,6 +55,15 @@ def test_a_single_example_of_a_single_output(tmp_path):
     np.testing.assert_array_equal(records.logits, logits)
 
 
+def test_binary_ids_keep_their_trailing_zero_bytes(model, tmp_path):
+    ids = [b"a", b"a\0", b"a\0\0"]
+    with ForwardRecordWriter(tmp_path) as writer:
+        callback = RecordPredictions(writer, ids)
+        model.predict(np.ones([3, 3]), callbacks=[callback], verbose=0)
+    expected = np.sort(hashing.fingerprint(tf.constant(ids)))
+    np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, expected)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -68,12 +79,14 @@ def test_ids_that_do_not_fit(model, examples, tmp_path, ids, message):
             model.predict(examples[1], batch_size=16, callbacks=[callback], verbose=0)
         with pytest.raises(ValueError, match=r"example_ids must have shape \[n\]"):
             RecordPredictions(writer, [[1]])
+        with pytest.raises(ValueError, match="must be integers"):
+            RecordPredictions(writer, [1.5])
 
 
 @pytest.mark.slow
-def test_only_the_interceptor_imports_grpc():
+def test_only_record_stub_imports_grpc():
     code = (
-        "import sys, ofb_tf, ofb_tf.serving, ofb_tf.serving.recorder, ofb_tf.records.imports;"
+        "import sys, ofb_tf, ofb_tf.serving, ofb_tf.serving.recorder, ofb_tf.records.importers;"
         "assert not {'grpc', 'tensorflow_serving'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

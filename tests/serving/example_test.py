@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tensorflow_serving.apis")
 
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "serve_and_record.py"
+EXAMPLE = pathlib.Path(__file__).parents[2] / "docs" / "examples" / "serve_and_record.py"
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_serving_recording_and_training_from_the_records(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "recorded 4096 instances of 64 calls, lost 0" in done.stdout
+    assert "recorded 4096 examples of 64 calls, lost 0" in done.stdout
     # b = rate x window, rounded at random in each window: 409 or 410 of 1024 x 4, in batches.
     selected = int(re.search(r"selected (\d+) of 4096", done.stdout)[1])
     assert 380 <= selected <= 412

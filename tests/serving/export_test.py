@@ -9,11 +9,7 @@ import tensorflow as tf
 
 from ofb_tf import hashing
 from ofb_tf.serving import export_recording_model
-
-SPEC = {
-    "example_id": tf.io.FixedLenFeature([], tf.int64),
-    "x": tf.io.FixedLenFeature([3], tf.float32),
-}
+from tests.serving.conftest import FEATURE_SPEC
 
 
 def serve(path, serialized):
@@ -40,7 +36,7 @@ def test_the_signature_answers_predictions_logits_and_ids(exported, model, examp
 
 
 def test_without_an_id_column_the_fingerprint_of_the_example_is_the_id(model, examples, tmp_path):
-    export_recording_model(model, tmp_path / "m", SPEC, id_key=None)
+    export_recording_model(model, tmp_path / "m", FEATURE_SPEC, id_key=None)
     answer = serve(tmp_path / "m", examples[2])
     np.testing.assert_array_equal(answer["example_id"], hashing.fingerprint(examples[2]))
 
@@ -76,11 +72,11 @@ def test_one_output_dict_inputs_and_string_ids(tmp_path, task, activation):
 )
 def test_arguments_that_do_not_fit(model, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        export_recording_model(model, tmp_path, SPEC, **arguments)
+        export_recording_model(model, tmp_path, FEATURE_SPEC, **arguments)
     with pytest.raises(ValueError, match="Received: None for 1 outputs"):
-        export_recording_model(one_output_model(), tmp_path, SPEC)
+        export_recording_model(one_output_model(), tmp_path, FEATURE_SPEC)
     with pytest.raises(ValueError, match=r"inputs \['x'\] must be features"):
-        export_recording_model(model, tmp_path, {"example_id": SPEC["example_id"]})
+        export_recording_model(model, tmp_path, {"example_id": FEATURE_SPEC["example_id"]})
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from tfx_testing import serialize, write_tfrecords
 import ofb_tf
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
+from ofb_tf.records.partitioned import partition_path
 from tfx_components import artifacts
-from tfx_components.artifacts import Manifest, partition_path
+from tfx_components.artifacts import Manifest
 from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
 
@@ -45,7 +46,7 @@ def _log(examples, logits, version=0, echo=None, name="logits"):
     predict.request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples, tf.string))
     predict.response.outputs[name].CopyFrom(tf.make_tensor_proto(np.float32(logits)))
     if echo is not None:
-        predict.response.outputs["example_id"].CopyFrom(tf.make_tensor_proto(np.int64(echo)))
+        predict.response.outputs["example_id"].CopyFrom(tf.make_tensor_proto(echo))
     predict.response.model_spec.version.value = version
     return log.SerializeToString()
 
@@ -143,6 +144,13 @@ def test_prediction_logs_of_tf_serving_hold_batches_and_echo_ids(tmp_path):
     assert records.example_ids.numpy().tolist() == [10, 20, 30]
     assert records.logits.numpy().tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
     assert records.model_versions.numpy().tolist() == [5, 6, 5]
+
+
+def test_text_ids_that_a_model_echoes_are_fingerprinted(tmp_path):
+    logs = [_log([b"a", b"b"], [[1.0], [2.0]], echo=[b"007", b"7"])]
+    artifact = _generate(tmp_path, **_logs(tmp_path, *logs), id_feature="id")
+    ids = ofb_tf.ForwardRecords.load(artifact.uri).example_ids.numpy()
+    np.testing.assert_array_equal(ids, np.sort(hashing.to_int64(["007", "7"])))
 
 
 def test_the_order_of_equal_timestamps_is_not_the_runners(tmp_path):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfx_testing import probabilities, read_tfrecords, selected
 
 from ofb_tf import hashing
-from ofb_tf.records.tfrecord import compression_of
+from ofb_tf.records.files import compression_of
 from tfx_components.artifacts import read_statistics
 from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import transforms as record_transforms

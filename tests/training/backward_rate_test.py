@@ -7,9 +7,8 @@ import tensorflow as tf
 
 import ofb_tf
 from ofb_tf.records import ForwardRecords
-from ofb_tf.selection import get_policy
+from ofb_tf.selection import get_policy, window
 from ofb_tf.training import callbacks
-from ofb_tf.training import step as step_selection
 
 N, NUM_FEATURES, NUM_CLASSES = 80, 5, 3
 
@@ -48,8 +47,13 @@ def test_step_is_the_weighted_step_on_the_selected(data, jit_compile):
     model = build(backward_rate=0.2, jit_compile=jit_compile)
     logits = model.predict(data["x"], verbose=0)
     key = ofb_tf.hashing.fold_in(tf.constant(0, tf.int64), tf.constant(0, tf.int64))
-    indices, weights = step_selection.select_fixed_count(
-        get_policy("importance"), 16, "multiclass", logits, tf.constant(data["label"]), key
+    indices, weights = window.select_count(
+        get_policy("importance"),
+        16,
+        "multiclass",
+        tf.constant(data["label"]),
+        {"logits": logits},
+        key,
     )
     indices = indices.numpy()
     stock = build(keras.Model)

@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import ofb_tf
-from ofb_tf.training import fields_model
-from ofb_tf.training.model import FunctionalOFBModel
+from ofb_tf.training.model import Functional, FunctionalOFBModel
 
 NUM_EXAMPLES, NUM_FEATURES, NUM_CLASSES = 48, 3, 4
 
@@ -198,7 +197,7 @@ def test_subclass_sees_features_without_ids_and_record_fields(data):
 def test_functional_subclass_leaves_other_subclasses_alone(data):
     functional = FunctionalSubclass()
     assert isinstance(functional, FunctionalOFBModel)
-    assert not issubclass(ofb_tf.OFBModel, fields_model.Functional)
+    assert not issubclass(ofb_tf.OFBModel, Functional)
     functional.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     functional.fit(_dataset(data), shuffle=False, verbose=0)
     subclassed = Subclassed()
@@ -319,7 +318,7 @@ def test_kept_records_are_compared_and_not_fed(data):
     model = _build(ofb_tf.OFBModel, optimizer=keras.optimizers.SGD(0.0))
     data["logits"] = model.predict(data["x"], verbose=0)
     data["has_record"] = np.arange(NUM_EXAMPLES) % 4 > 0
-    data["uniform_holdout"] = np.arange(NUM_EXAMPLES) % 2 == 0
+    data["uniform_probe"] = np.arange(NUM_EXAMPLES) % 2 == 0
     history = model.fit(_dataset(data), shuffle=False, verbose=0).history
     weights = data["importance_weight"]
     covered = weights[data["has_record"]].sum() / weights.sum()

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import ofb_tf
-from ofb_tf.selection import get_policy
-from ofb_tf.training import step as step_selection
+from ofb_tf.selection import get_policy, window
+from ofb_tf.training import step
 
 N, COUNT, TRIALS = 60, 12, 3000
 
@@ -23,7 +23,7 @@ def select_many(policy, logits, labels, task="multiclass", trials=TRIALS):
 
     @tf.function
     def draw(key):
-        return step_selection.select_fixed_count(policy, COUNT, task, logits, labels, key)
+        return window.select_count(policy, COUNT, task, labels, {"logits": logits}, key)
 
     drawn = [draw(tf.constant(key, tf.int64)) for key in range(trials)]
     return tuple(np.stack([d[part].numpy() for d in drawn]) for part in (0, 1))
@@ -65,9 +65,10 @@ def test_uniform_weights_are_one():
 
 def test_xla_selects_the_same():
     logits, labels = example_logits()
-    args = (get_policy("importance"), COUNT, "multiclass", logits, labels, tf.constant(7, tf.int64))
-    plain = tf.function(lambda: step_selection.select_fixed_count(*args))()
-    compiled = tf.function(lambda: step_selection.select_fixed_count(*args), jit_compile=True)()
+    key = tf.constant(7, tf.int64)
+    args = (get_policy("importance"), COUNT, "multiclass", labels, {"logits": logits}, key)
+    plain = tf.function(lambda: window.select_count(*args))()
+    compiled = tf.function(lambda: window.select_count(*args), jit_compile=True)()
     np.testing.assert_array_equal(plain[0], compiled[0])
     np.testing.assert_allclose(plain[1], compiled[1], rtol=1e-6)
 
@@ -99,7 +100,7 @@ def test_nothing_usable_is_uniform():
     ],
 )
 def test_task_is_read_from_the_loss(loss, expected):
-    reading = step_selection.read_outputs(loss, None)
+    reading = step.read_outputs(loss, None)
     assert (reading.task, reading.from_logits) == expected
 
 
@@ -108,25 +109,25 @@ def test_unknown_loss_needs_a_task():
         return y - y_pred
 
     with pytest.raises(ValueError, match="task must be given for loss=.*Received: None"):
-        step_selection.read_outputs(mine, None)
-    assert step_selection.read_outputs(mine, "binary").from_logits
+        step.read_outputs(mine, None)
+    assert step.read_outputs(mine, "binary").from_logits
 
 
 def test_probabilities_become_logits():
     logits = tf.constant([[1.0, -2.0, 0.5]])
-    reading = step_selection.OutputReading("multiclass", from_logits=False)
+    reading = step.OutputReading("multiclass", from_logits=False)
     np.testing.assert_allclose(
         tf.nn.softmax(reading.logits(tf.nn.softmax(logits))), tf.nn.softmax(logits), rtol=1e-5
     )
-    binary = step_selection.OutputReading("binary", from_logits=False)
+    binary = step.OutputReading("binary", from_logits=False)
     np.testing.assert_allclose(binary.logits(tf.sigmoid([0.3, -4.0]))[:, 0], [0.3, -4.0], rtol=1e-4)
 
 
 def test_labels_of_every_form():
-    reading = step_selection.OutputReading("multiclass")
+    reading = step.OutputReading("multiclass")
     for y in ([2, 0], [[2], [0]], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]):
         np.testing.assert_array_equal(reading.labels(tf.constant(y)), [2, 0])
     with pytest.raises(ValueError, match=r"outputs must be \[n\] or \[n, 1\] for task='binary'"):
-        step_selection.OutputReading("binary").logits(tf.zeros([3, 2]))
+        step.OutputReading("binary").logits(tf.zeros([3, 2]))
     with pytest.raises(ValueError, match="one output tensor"):
         reading.logits({"a": tf.zeros([3, 2])})

@@ -15,7 +15,7 @@ from ofb_tf.datasets import ClickStream
 
 service = tf.data.experimental.service
 
-_EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "data_service.py"
+_EXAMPLE = pathlib.Path(__file__).parents[2] / "docs" / "examples" / "data_service.py"
 _WINDOW = 128
 _NUM_EXAMPLES = 48 * _WINDOW
 _STREAM = ClickStream(num_examples=_NUM_EXAMPLES, positive_rate=0.1)
@@ -24,7 +24,7 @@ _WORKER_NAME = "worker.txt"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Dispatcher and workers; each worker has a directory of its own with its name in a file."""
+    """A dispatcher and workers, each in a directory with its name in a file."""
     dispatcher = service.DispatchServer(service.DispatcherConfig(port=0))
     with contextlib.ExitStack() as stack:
         for name in ("first", "second"):

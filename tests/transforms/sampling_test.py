@@ -197,7 +197,7 @@ def test_decode_fn_alone_takes_serialized_examples(records):
     assert dataset.element_spec == sample(dicts(), records=records).element_spec
 
 
-# Counts and the uniform holdout.
+# Counts and the uniform probe.
 
 
 def test_statistics_count_every_example(tmp_path):
@@ -235,26 +235,28 @@ def test_statistics_of_an_empty_dataset():
     assert np.isnan(got["coverage"])
 
 
-def test_the_uniform_holdout_is_a_uniform_sample_of_the_stream():
+def test_the_uniform_probe_is_a_uniform_sample_of_the_stream():
     fraction, epochs = 0.02, 150
-    dataset = sample(uniform_holdout=fraction)
+    dataset = sample(uniform_probe=fraction)
     flagged = collections.Counter()
     for _ in range(epochs):
         for element in dataset.as_numpy_iterator():
-            flagged[int(element["example_id"])] += bool(element["uniform_holdout"])
+            flagged[int(element["example_id"])] += bool(element["uniform_probe"])
     counts = np.array([flagged[i] for i in IDS.tolist()])
     deviation = np.sqrt(fraction * (1 - fraction) * epochs)
     assert abs(counts.mean() / epochs - fraction) < 5 * deviation / epochs / np.sqrt(N)
     # Halves by recorded difficulty are flagged alike.
-    scores = ofb_tf.selection.scores.gradient_norm_bound(LOGITS, LABELS, "multiclass").numpy()
+    scores = ofb_tf.selection.scores.gradient_norm_bound(
+        {"logits": LOGITS}, LABELS, "multiclass"
+    ).numpy()
     hard = scores > np.median(scores)
     gap = counts[hard].mean() - counts[~hard].mean()
     assert abs(gap) < 5 * deviation * np.sqrt(2 / (N / 2))
     plain = ids_and_weights(sample())
-    for a, b in zip(plain, ids_and_weights(sample(uniform_holdout=fraction)), strict=True):
+    for a, b in zip(plain, ids_and_weights(sample(uniform_probe=fraction)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_uniform_holdout_above_the_least_probability_is_refused():
-    with pytest.raises(ValueError, match=r"uniform_holdout must be in .* 0.02. Received: 0.05"):
-        ofb_tf.ofb_sample(uniform_holdout=0.05)
+def test_a_uniform_probe_above_the_least_probability_is_refused():
+    with pytest.raises(ValueError, match=r"uniform_probe must be in .* 0.02. Received: 0.05"):
+        ofb_tf.ofb_sample(uniform_probe=0.05)

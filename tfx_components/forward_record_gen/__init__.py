@@ -1,9 +1,9 @@
 """ForwardRecordGen: what serving left behind → an `ofb.ForwardRecords` artifact."""
 
-# TFX's decorator makes the executor; compiled Kubeflow specs name it by this module.
-from tfx_components.forward_record_gen.component import (  # type: ignore[attr-defined]
-    ForwardRecordGen,
-    ForwardRecordGen_Executor,
-)
+from tfx_components.forward_record_gen import component
+from tfx_components.forward_record_gen.component import ForwardRecordGen
+
+# Compiled Kubeflow specs name the executor's class, which TFX makes, by this module.
+ForwardRecordGen_Executor = component.ForwardRecordGen_Executor  # type: ignore[attr-defined]
 
 __all__ = ["ForwardRecordGen", "ForwardRecordGen_Executor"]

@@ -13,7 +13,7 @@ from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 from tfx.proto import example_gen_pb2, range_config_pb2
 
 from ofb_tf import constants
-from ofb_tf.records import paths
+from ofb_tf.records import files as record_files
 from tfx_components.artifacts import ForwardRecords, Manifest
 from tfx_components.component_utils import (
     TEMPORARY_PREFIX,
@@ -91,7 +91,7 @@ def ForwardRecordGen(
             )
         pattern, selected_span = _resolve_span(records_pattern or prediction_log_pattern, span)
         if records_pattern:
-            files = paths.match_files(pattern)
+            files = record_files.match_files(pattern)
             read = sources.read_record_file
         else:
             pattern = pattern or os.path.join(inference_result.uri, "*")

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.records import prediction_log, reader
+from ofb_tf.records import importers, reader
 from tfx_components.component_utils import example_fingerprints
 
 _BATCH = 8192
@@ -59,7 +59,7 @@ def read_prediction_logs(
     Raises:
       ValueError: the file is damaged, or a log lacks the logits or the ids; names file and offset.
     """
-    fields = prediction_log.PredictFields(constants.EXAMPLE_ID, logits_output)
+    fields = importers.PredictFields(id_output=constants.EXAMPLE_ID, logits_output=logits_output)
     logs: list[tuple[Any, np.ndarray, int, int]] = []
     start = 0
 
@@ -80,7 +80,7 @@ def read_prediction_logs(
             constants.TIMESTAMP: np.repeat(np.array(times, np.int64), sizes),
         }
 
-    for offset, log, reason in prediction_log.read_messages(path):
+    for offset, log, reason in importers.read_messages(path):
         if log is None:
             raise ValueError(
                 f"{path} at byte {offset}: {reason}. Every TFRecord must be a PredictionLog of a "
@@ -89,14 +89,14 @@ def read_prediction_logs(
         call = log.predict_log
         try:
             logits = fields.logits(call.response)
-        except prediction_log.UnusableError as error:
+        except importers.UnusableError as error:
             raise ValueError(
                 f"{path} at byte {offset}: {error}. Serve by the recording signature, or set "
                 "logits_output."
             ) from error
         start = start if logs else offset
         version = call.response.model_spec.version.value or model_version
-        logs.append((call, logits, version, prediction_log.timestamp_of(log) or timestamp))
+        logs.append((call, logits, version, importers.timestamp_of(log) or timestamp))
         if len(logs) == _BATCH:
             yield columns()
             logs.clear()
@@ -107,7 +107,7 @@ def read_prediction_logs(
 def _ids(
     calls: Sequence[Any],
     sizes: list[int],
-    fields: prediction_log.PredictFields,
+    fields: importers.PredictFields,
     id_feature: str,
     where: str,
 ) -> np.ndarray:
@@ -138,16 +138,15 @@ def _ids(
     return echoed
 
 
-def _echoed(
-    calls: Sequence[Any], fields: prediction_log.PredictFields, where: str
-) -> np.ndarray | None:
+def _echoed(calls: Sequence[Any], fields: importers.PredictFields, where: str) -> np.ndarray | None:
     """The ids that the responses hold, int64 `[n]`; None unless all do."""
     if not all(constants.EXAMPLE_ID in call.response.outputs for call in calls):
         return None
     try:
-        return np.concatenate([fields.ids(call.request, call.response) for call in calls])
-    except prediction_log.UnusableError as error:
+        ids = [fields.ids(call.request, call.response) for call in calls]
+    except importers.UnusableError as error:
         raise ValueError(f"{where}: {error}. Serve by the recording signature.") from error
+    return hashing.to_int64(np.concatenate(ids))
 
 
 def _are_fingerprints(echoed: np.ndarray, examples: list[bytes]) -> bool:

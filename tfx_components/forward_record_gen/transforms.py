@@ -1,17 +1,15 @@
 """Forward records as Beam transforms: any source → partitions, the newest record of each id."""
 
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
-import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.records import ForwardRecords, ForwardRecordWriter
-from tfx_components.artifacts import Manifest, partition_path
-from tfx_components.component_utils import TEMPORARY_PREFIX
+from ofb_tf.records import ForwardRecords
+from ofb_tf.records.partitioned import partition_path
+from ofb_tf.records.writer import write_record_file
+from tfx_components.artifacts import Manifest
 from tfx_components.forward_record_gen.sources import Columns
 
 _CHUNK = 1 << 18  # records that a reader gathers before it deals them to partitions
@@ -113,7 +111,7 @@ def _write_partition(
         columns[constants.MODEL_VERSION],
         columns[constants.TIMESTAMP],
     )
-    _write_record_file(partition_path(uri, partition, num_partitions), records)
+    write_record_file(partition_path(uri, partition, num_partitions), records)
     counts = [0] * num_partitions
     counts[partition] = len(records)
     versions, version_counts = np.unique(records.model_versions.numpy(), return_counts=True)
@@ -130,25 +128,6 @@ def _write_partition(
         oldest_timestamp=int(records.timestamps.numpy().min()),
         newest_timestamp=int(records.timestamps.numpy().max()),
     )
-
-
-# merge: ofb_tf.records.writer.write_record_file
-def _write_record_file(path: str, records: ForwardRecords) -> None:
-    # Renamed when complete: a retry replaces the file by the same bytes.
-    temporary = os.path.join(os.path.dirname(path), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    with ForwardRecordWriter(
-        temporary, flush_seconds=None, max_file_bytes=1 << 62, max_file_records=1 << 62
-    ) as writer:
-        writer.write(
-            records.example_ids.numpy(),
-            None if records.logits is None else records.logits.numpy(),
-            loss=None if records.losses is None else records.losses.numpy(),
-            model_version=records.model_versions.numpy(),
-            timestamp=records.timestamps.numpy(),
-        )
-    (name,) = tf.io.gfile.listdir(temporary)
-    tf.io.gfile.rename(os.path.join(temporary, name), path, overwrite=True)
-    tf.io.gfile.rmtree(temporary)
 
 
 def _merge_manifests(parts: Iterable[Manifest | None]) -> Manifest | None:

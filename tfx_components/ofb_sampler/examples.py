@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.records.tfrecord import compression_of
+from ofb_tf.records.files import compression_of
 from tfx_components.component_utils import (
     TEMPORARY_PREFIX,
     example_fingerprints,

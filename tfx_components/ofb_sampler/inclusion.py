@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ofb_tf import constants
+from ofb_tf.selection import window
 
 _LOW_BITS = 13  # of the 23 of a float32 significand: 1024 bins per octave, 0.1% wide
 _LOW_MASK = (1 << _LOW_BITS) - 1
@@ -122,18 +122,6 @@ class SplitInclusion:
         return ratio.astype(np.float32)
 
 
-# merge: ofb_tf.selection.window.budget and .missing_probability, of the same arguments
-def _budget(rate: float, missing: str, n: int, num_scored: int, uniform_mix: float) -> float:
-    """How many of the scored examples to select."""
-    if missing != constants.MISSING_KEEP:
-        return rate * num_scored
-    return max(rate * n - (n - num_scored), max(0.2, uniform_mix) * rate * num_scored)
-
-
-def _missing_probability(rate: float, missing: str) -> float:
-    return {constants.MISSING_UNIFORM: rate, constants.MISSING_KEEP: 1.0}.get(missing, 0.0)
-
-
 def solve(
     summary: ScoreSummary, *, rate: float, uniform_mix: float, missing: str
 ) -> SplitInclusion:
@@ -157,13 +145,14 @@ def solve(
     Reference: Tillé, "Sampling Algorithms", 2006, section 2.10 (the capped probabilities).
     """
     n = summary.num_scored
-    budget = _budget(rate, missing, n + summary.num_missing, n, uniform_mix)
-    missing_probability = _missing_probability(rate, missing)
+    budget = window.budget(rate, missing, n + summary.num_missing, n, uniform_mix)
+    missing_probability = window.missing_probability(rate, missing)
     sums = summary.sums()
     total = math.fsum(sums)
     if n == 0 or total == 0.0 or uniform_mix == 1.0 or budget >= n:
         share = min(1.0, budget / n) if n else 0.0
         return SplitInclusion(0.0, share, missing_probability, rate)
+    uniform_mix *= max(1.0, rate * n / budget)  # as in `Importance`, for missing="keep"
     slope, offset = (1.0 - uniform_mix) / total, uniform_mix / n
     counts = summary.counts[::-1].astype(np.float64)
     sizes = slope * sums[::-1] + offset * counts  # of whole bins, largest scores first

@@ -17,9 +17,10 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords
+from ofb_tf.records.partitioned import partition_path
 from ofb_tf.selection import Importance, Policy, Uniform, window
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
-from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats, partition_path
+from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats
 from tfx_components.ofb_sampler import examples
 from tfx_components.ofb_sampler.inclusion import ScoreSummary, SplitInclusion, solve
 
@@ -293,8 +294,7 @@ def _score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores, float32 `[n]`, 0 where unusable, and bool `[n]`: where usable."""
     fields = {name: tf.constant(record[name]) for name in constants.RECORD_FIELDS if name in record}
-    # merge: window.score(policy, task, tf.constant(labels), fields)
-    _, scores, usable = window._score(policy, task, tf.constant(labels), fields, None, None)
+    _, scores, usable = window.score(policy, task, tf.constant(labels), fields)
     return np.where(usable, scores, np.float32(0.0)), usable.numpy()
 
 

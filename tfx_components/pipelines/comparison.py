@@ -82,7 +82,7 @@ def evaluate(
         label = tf.constant(_labels(batch, label_feature))
         if task == constants.MULTICLASS:
             label = tf.cast(label, tf.int64)
-        losses.append(scores.example_loss(logits, label, task).numpy())
+        losses.append(scores.example_loss({constants.LOGITS: logits}, label, task).numpy())
         if task == constants.BINARY:
             predictions.append(tf.sigmoid(logits[:, 0]).numpy())
             labels.append(label.numpy())

@@ -17,7 +17,8 @@ import numpy as np
 from tfx.types.standard_artifacts import Examples
 from tfx.utils import path_utils
 
-from ofb_tf.experiments.results import gap_closure, standard_error
+from ofb_tf.experiments.summary import gap_closure, standard_error
+from ofb_tf.tables import format_table
 from tfx_components.artifacts import (
     ForwardRecords,
     SamplingStatistics,
@@ -137,12 +138,7 @@ def table(rows: dict[str, dict], rate: float) -> str:
                 f"{row['bytes'] / rows[EVERYTHING]['bytes']:.1%}",
             ]
         )
-    # merge: the one table formatter of ofb_tf.experiments (the second half of format_table)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
+    return format_table(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

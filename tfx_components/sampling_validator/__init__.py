@@ -1,9 +1,9 @@
 """SamplingValidator: may this sample be trained on?"""
 
-# TFX's decorator makes the executor; compiled Kubeflow specs name it by this module.
-from tfx_components.sampling_validator.component import (  # type: ignore[attr-defined]
-    SamplingValidator,
-    SamplingValidator_Executor,
-)
+from tfx_components.sampling_validator import component
+from tfx_components.sampling_validator.component import SamplingValidator
+
+# Compiled Kubeflow specs name the executor's class, which TFX makes, by this module.
+SamplingValidator_Executor = component.SamplingValidator_Executor  # type: ignore[attr-defined]
 
 __all__ = ["SamplingValidator", "SamplingValidator_Executor"]

@@ -1,1 +1,0 @@
-"""The commands of `ofb`: flags → configuration → one library call."""

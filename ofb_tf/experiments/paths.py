@@ -1,0 +1,392 @@
+"""The two ways from a served model to a trained one: through files, or in memory.
+
+Both answer with the same model, select the same examples with the same weights and train by
+`OFBModel.train_step`. `ofb demo` runs every real part of a production loop, `ThroughFiles`;
+`ofb compare` runs hundreds of trials, each on one core, `InMemory`.
+"""
+
+import abc
+import functools
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import constants, hashing
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments.workloads import Workload
+from ofb_tf.records import ForwardRecordWriter
+from ofb_tf.selection import scores, window
+from ofb_tf.training.model import OFBModel
+from ofb_tf.transforms.join import join_forward_records
+from ofb_tf.transforms.sample import ofb_sample
+
+_FORWARD_BATCH = 4096
+_REQUEST_SIZE = 1024
+# Seeds of selection: every trial's intervals have their own.
+_SEED_STRIDE = 1_000_003
+_SELECTION_FIELDS = ("rate", "window_size", "steps_per_window", "uniform_mix", "selective_beta")
+
+Examples = dict[str, tf.Tensor]
+
+
+class RecordPath(abc.ABC):
+    """Serves, selects and trains, one interval after the other.
+
+    Args:
+      config: the simulation.
+      policy: a policy's name, or "everything".
+      seed: of initial weights and selection.
+      workload: the dataset's, for this seed.
+
+    Attributes:
+      clock: gives seconds, of which differences are reported.
+      model: an `OFBModel`, at first untrained, with the initial weights of the seed.
+      batch_size: examples per optimiser step.
+    """
+
+    clock: Callable[[], float]
+
+    def __init__(
+        self, config: configs.SimulationConfig, policy: str, seed: int, workload: Workload
+    ):
+        self.config, self.policy, self.seed, self.workload = config, policy, seed, workload
+        self.is_everything = policy == configs.EVERYTHING
+        self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
+        self._compiled = compiled_model(config.dataset, workload)
+        self._compiled.reset(workload.initial_weights(seed), config.learning_rate)
+        self.model = self._compiled.model
+        self._records: Any = None  # of the interval that was served last
+
+    def outputs(self, examples: Examples) -> np.ndarray:
+        """Outputs of the model as it is now: float32 `[n, num_outputs]`."""
+        return self._compiled.outputs(examples)
+
+    @abc.abstractmethod
+    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
+        """Has a snapshot of the model answer requests and record its outputs.
+
+        Args:
+          interval: number of the snapshot.
+          examples: the interval's.
+          kept: bool `[n]`: whose records are written; the others are lost.
+        """
+
+    @abc.abstractmethod
+    def train(self, interval: int, examples: Examples) -> float:
+        """Selects from the interval and trains on what was selected.
+
+        Args:
+          interval: its number.
+          examples: its examples, with the records of the last `serve` if there was one.
+
+        Returns:
+          Seconds spent on loading the records and building the pipeline.
+        """
+
+    @abc.abstractmethod
+    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Losses under the records, float32 `[n]`, NaN without one, and bool `[n]`: selected."""
+
+    def close(self) -> None:  # noqa: B027 - most paths have nothing to close
+        """Deletes what the path has written."""
+
+    def selection_seed(self, interval: int) -> int:
+        """The seed of `ofb_sample` in an interval."""
+        return _SEED_STRIDE * self.seed + interval
+
+
+class ThroughFiles(RecordPath):
+    """The real path, without short cuts; seconds are wall-clock.
+
+    The snapshot is a SavedModel on disk that is loaded back, its outputs are written by
+    `ForwardRecordWriter`, the join reads those files, selection runs inside tf.data, and
+    `OFBModel.fit` trains with the weights. Arguments as of `RecordPath`.
+    """
+
+    clock = staticmethod(time.perf_counter)
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._directory = tempfile.mkdtemp(prefix="ofb_simulation_")
+
+    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
+        """Leaves record files; see `RecordPath.serve`."""
+        self._delete(self._records)
+        snapshot = os.path.join(self._directory, f"snapshot_{interval}")
+        self._records = os.path.join(self._directory, f"records_{interval}")
+        export_snapshot(self.model, snapshot)
+        served = tf.saved_model.load(snapshot)
+        ids = examples[constants.EXAMPLE_ID]
+        names = list(served.serve.input_signature[0])
+        with ForwardRecordWriter(self._records, num_outputs=self.workload.num_outputs) as writer:
+            for start in range(0, len(ids), _REQUEST_SIZE):
+                request = slice(start, start + _REQUEST_SIZE)
+                logits = served.serve({name: examples[name][request] for name in names})
+                written = kept[request]
+                writer.write(ids[request][written], logits[written], model_version=interval)
+        self._delete(snapshot)
+
+    def train(self, interval: int, examples: Examples) -> float:
+        """Fits on the selected stream; see `RecordPath.train`."""
+        began = self.clock()
+        selected = self._selected(interval, examples).prefetch(tf.data.AUTOTUNE)
+        seconds = self.clock() - began
+        with warnings.catch_warnings():
+            # Keras warns because it cannot know how many batches a selection has.
+            warnings.filterwarnings("ignore", message="Your input ran out of data")
+            self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
+        return seconds
+
+    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Joins the interval to its records; see `RecordPath.inspect`."""
+        ids = examples[constants.EXAMPLE_ID]
+        labelled = {name: examples[name] for name in (constants.EXAMPLE_ID, constants.LABEL)}
+        stream = tf.data.Dataset.from_tensor_slices(labelled)
+        fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
+        losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
+        batches = self._selected(interval, examples)
+        selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in batches])
+        return losses.numpy(), np.isin(ids, selected)
+
+    def close(self) -> None:
+        """Deletes the path's directory."""
+        self._delete(self._directory)
+
+    def _delete(self, directory: str | None) -> None:
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    @tf.autograph.experimental.do_not_convert  # no Python control flow: tracing takes half as long
+    def _selected(self, interval: int, examples: Examples) -> tf.data.Dataset:
+        """The interval's stream after selection, in batches."""
+        stream = tf.data.Dataset.from_tensor_slices(examples)
+        if self.is_everything:
+            return stream.batch(self.batch_size)
+        return stream.apply(
+            ofb_sample(
+                records=self._records,
+                rate=self.config.rate,
+                policy=self.config.make_policy(self.policy),
+                task=self.workload.task,
+                window_size=self.config.window_size,
+                batch_size=self.batch_size,
+                seed=self.selection_seed(interval),
+                redraw_each_iteration=False,
+            )
+        )
+
+
+class InMemory(RecordPath):
+    """The same, compiled: records are an array, and functions are traced once per process.
+
+    Selection is a function of seed and ids alone, so the windows give what `ofb_sample` gives.
+    Seconds are processor time, which is what the wall clock shows on a core that is otherwise idle.
+    Arguments as of `RecordPath`.
+    """
+
+    clock = staticmethod(time.process_time)
+
+    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
+        """Keeps logits, NaN where the record is lost; see `RecordPath.serve`."""
+        self._records = self.outputs(examples)
+        self._records[~kept] = np.nan
+
+    def train(self, interval: int, examples: Examples) -> float:
+        """Trains on the selected rows; see `RecordPath.train`."""
+        rows, weights = self._selected(interval, examples)
+        self.model.importance_weight_statistics.reset_state()  # as `fit` does
+        self._compiled.train(examples, rows, weights, self.batch_size)
+        return 0.0
+
+    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """See `RecordPath.inspect`."""
+        losses = scores.example_loss(
+            {constants.LOGITS: self._records}, examples[constants.LABEL], self.workload.task
+        )
+        is_selected = np.zeros(len(losses), bool)
+        is_selected[self._selected(interval, examples)[0]] = True
+        return losses.numpy(), is_selected
+
+    def _selected(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""
+        ids, labels = (
+            np.asarray(examples[name]) for name in (constants.EXAMPLE_ID, constants.LABEL)
+        )
+        if self.is_everything:
+            return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
+        num_outputs, size = self.workload.num_outputs, self.config.window_size
+        logits = self._records
+        if logits is None:
+            logits = np.zeros([len(ids), num_outputs], np.float32)
+        settings = {name: getattr(self.config, name) for name in _SELECTION_FIELDS}
+        config = configs.SimulationConfig(**settings)
+        label_dtype = tf.as_dtype(labels.dtype)
+        select = _traced_selection(
+            config, self.policy, self.workload.task, num_outputs, label_dtype
+        )
+        arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
+        key = _sampling_key(self.selection_seed(interval))
+        rows, weights = [], []
+        for start in range(0, len(ids), size):
+            indices, importance = select(*(a[start : start + size] for a in arrays), key)
+            rows.append(indices.numpy() + np.int32(start))
+            weights.append(importance.numpy())
+        return np.concatenate(rows), np.concatenate(weights)
+
+
+def _sampling_key(seed: int) -> np.ndarray:
+    """The key that `ofb_sample(seed=seed, redraw_each_iteration=False)` draws with.
+
+    That is the seed with epoch 0 folded in; tests/experiments/trial_test.py compares the two.
+    """
+    return hashing.fold_in_numpy(np.int64(seed), np.int64(0))
+
+
+@functools.cache
+def _traced_selection(
+    config: configs.SimulationConfig,
+    policy: str,
+    task: str,
+    num_outputs: int,
+    label_dtype: tf.DType,
+) -> Callable:
+    """The selection from one window as a function, traced once: indices and weights."""
+    chosen = config.make_policy(policy)
+
+    def select(
+        ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
+        sample = window.select(
+            chosen,
+            rate=config.rate,
+            task=task,
+            missing=constants.MISSING_UNIFORM,
+            example_ids=ids,
+            labels=labels,
+            record=record if chosen.needs_records else {},
+            key=key,
+            batch_size=config.batch_size,
+        )
+        return sample.indices, sample.weights
+
+    shapes: Any = ([None], [None], [None, num_outputs], [None], [])
+    dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
+    traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
+    # Traces now, so that no trial's time includes it.
+    traced(
+        *(tf.zeros([n or 32 for n in shape], d) for shape, d in zip(shapes, dtypes, strict=True))
+    )
+    return traced
+
+
+def export_snapshot(model: keras.Model, directory: str) -> None:
+    """Writes the model as a SavedModel with one endpoint, `serve`, from input fields to logits."""
+    signature = {
+        name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+        for name, tensor in model.input.items()
+    }
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", lambda fields: model(fields, training=False), [signature])
+    archive.write_out(directory, verbose=False)
+
+
+class CompiledModel:
+    """A workload's model and its functions, traced once for any number of examples.
+
+    Args:
+      workload: gives architecture, loss and the inputs' shapes.
+    """
+
+    def __init__(self, workload: Workload):
+        self.model = OFBModel(*workload.build())
+        self.model.compile(keras.optimizers.Adam(), workload.loss(), jit_compile=False)
+        self._inputs = {
+            name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+            for name, tensor in self.model.input.items()
+        }
+        label = tf.TensorSpec([None], workload.test[constants.LABEL].dtype)
+        fields = self._inputs | {constants.LABEL: label}
+        self._forward = tf.function(
+            lambda inputs: self.model(inputs, training=False), [self._inputs], autograph=False
+        )
+        self._train = tf.function(
+            self._train_in_batches,
+            [
+                fields,
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([None], tf.float32),
+                tf.TensorSpec([], tf.int32),
+            ],
+            autograph=False,
+        )
+        one = {name: tf.ones([1, *s.shape[1:]], s.dtype) for name, s in fields.items()}
+        # Keras makes its variables in this step, which it may not do inside a loop.
+        self.model.train_step(one | {constants.IMPORTANCE_WEIGHT: tf.ones([1])})
+        # Runs every function once, so that no trial's time includes tracing.
+        self.outputs(one)
+        self.train(one, np.zeros(1, np.int32), np.ones(1, np.float32), 1)
+
+    def reset(self, weights: list[np.ndarray], learning_rate: float) -> None:
+        """Makes the model untrained and the optimiser new."""
+        self.model.set_weights(weights)
+        for variable in self.model.optimizer.variables:
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self.model.optimizer.learning_rate = learning_rate
+
+    def outputs(self, fields: Examples) -> np.ndarray:
+        """The model's outputs, float32 `[n, num_outputs]`."""
+        inputs = {name: fields[name] for name in self._inputs}
+        count = len(next(iter(inputs.values())))
+        parts = [
+            self._forward({name: x[start : start + _FORWARD_BATCH] for name, x in inputs.items()})
+            for start in range(0, count, _FORWARD_BATCH)
+        ]
+        return np.concatenate([part.numpy() for part in parts])
+
+    def train(
+        self, fields: Examples, rows: np.ndarray, weights: np.ndarray, batch_size: int
+    ) -> None:
+        """One step of `OFBModel` for each batch of rows, of which the last may be smaller.
+
+        Args:
+          fields: of an interval's examples.
+          rows: int32 `[m]`: which of them, in order.
+          weights: float32 `[m]`.
+          batch_size: examples per step.
+        """
+        used = {name: fields[name] for name in (*self._inputs, constants.LABEL)}
+        self._train(used, tf.constant(rows), tf.constant(weights), tf.constant(batch_size))
+
+    def _train_in_batches(
+        self, fields: Examples, rows: tf.Tensor, weights: tf.Tensor, batch_size: tf.Tensor
+    ) -> None:
+        def step(start: tf.Tensor) -> list[tf.Tensor]:
+            batch = rows[start : start + batch_size]
+            gathered = {name: tf.gather(values, batch) for name, values in fields.items()}
+            gathered[constants.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
+            self.model.train_step(gathered)
+            return [start + batch_size]
+
+        tf.while_loop(lambda start: start < tf.size(rows), step, [0], parallel_iterations=1)
+
+
+_models: dict[tuple, CompiledModel] = {}
+
+
+def compiled_model(dataset: str, workload: Workload) -> CompiledModel:
+    """The process's model for workloads of this dataset, task and shape."""
+    shapes = {name: tuple(values.shape[1:]) for name, values in workload.test.items()}
+    key = (dataset, workload.task, workload.num_outputs, *sorted(shapes.items()))
+    if key not in _models:
+        _models[key] = CompiledModel(workload)
+    return _models[key]

@@ -1,0 +1,362 @@
+"""Runs trials, in processes where there are several workers, and keeps what they measured."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+import tqdm
+
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import corruption, summary, trial
+from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
+from ofb_tf.experiments.trial import TrialResult
+from ofb_tf.version import __version__
+
+FINISHED = "cells"
+"""Folder of an output directory with one JSON file per finished trial."""
+
+_PACKAGES = ("tensorflow", "keras", "numpy")
+
+
+class Task(NamedTuple):
+    """Arguments of `trial.run`, as they go to a worker process."""
+
+    config: SimulationConfig
+    policy: str
+    seed: int
+    through_files: bool
+
+
+def run_task(task: Task) -> TrialResult:
+    """Runs one trial; importable by name, as worker processes need."""
+    return trial.run(task.config, task.policy, task.seed, through_files=task.through_files)
+
+
+def run_experiment(
+    config: SimulationConfig,
+    *,
+    command: str,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Runs every policy with every seed through files: what `ofb demo` does.
+
+    Args:
+      config: the simulation.
+      command: what repeats it; goes into the results.
+      workers: processes, at least 1; None for one per core. With 1 everything runs in this process.
+      show_progress: whether a progress bar over trials goes to stderr.
+
+    Returns:
+      The content of `results.json`; see `summary.summarize`.
+
+    Raises:
+      ValueError: `workers` is out of range, the dataset cannot be used, or a corruption does not
+        apply to its task.
+      FileNotFoundError: the dataset is not prepared in the given directory.
+      RuntimeError: a trial failed.
+    """
+    check_datasets([config])
+    # The longest first, so that no worker is left with a long one at the end.
+    policies = sorted(config.policies, key=lambda policy: policy == configs.UNIFORM)
+    tasks = [Task(config, p, seed, True) for seed in range(config.seeds) for p in policies]
+    results: list[TrialResult] = []
+
+    def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
+        if result is None:
+            raise RuntimeError(f"{task.policy} with seed {task.seed} failed: {error}")
+        results.append(result)
+
+    cores = os.cpu_count() or 1
+    workers = min(cores if workers is None else workers, len(tasks))
+    threads = None if workers <= 1 else max(1, cores // workers)
+    _run(tasks, workers, on_done, threads=threads, total=len(tasks), show=show_progress)
+    return summary.summarize(config, results, command=command)
+
+
+def run_comparisons(
+    comparisons: Sequence[Comparison],
+    directory: str | os.PathLike,
+    *,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> dict[Trial, str]:
+    """Runs the trials in memory that the directory does not hold yet: what `ofb compare` does.
+
+    Args:
+      comparisons: what is to be compared.
+      directory: every finished trial is kept in its folder "cells".
+      workers: as of `run_experiment`; each has one TensorFlow thread.
+      show_progress: as of `run_experiment`.
+
+    Returns:
+      The trials that failed, with a traceback or how the process ended; the others are kept.
+
+    Raises:
+      ValueError: as of `run_experiment`.
+      FileNotFoundError: as of `run_experiment`.
+    """
+    check_datasets([comparison.config for comparison in comparisons])
+    folder, trials = pathlib.Path(directory) / FINISHED, plan(comparisons)
+    todo = {Task(t.config, t.policy, t.seed, False): t for t in trials if not load(folder, t)}
+    failures: dict[Trial, str] = {}
+
+    def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
+        if result is not None:
+            save(folder, todo[task], result)
+        else:
+            failures[todo[task]] = error or ""
+            tqdm.tqdm.write(f"Failed: {todo[task].settings}\n{error}", file=sys.stderr)
+
+    counts = f"{len(comparisons)} comparisons of {len(trials)} trials"
+    print(f"{counts}, {len(trials) - len(todo)} of them finished.", file=sys.stderr)
+    workers = min((os.cpu_count() or 1) if workers is None else workers, max(len(todo), 1))
+    _run(list(todo), workers, on_done, threads=1, total=len(trials), show=show_progress)
+    return failures
+
+
+def _run(
+    tasks: Sequence[Task],
+    workers: int,
+    on_done: "OnDone",
+    *,
+    threads: int | None,
+    total: int,
+    show: bool,
+) -> None:
+    """`run_all` with a progress bar over `total` trials, of which only `tasks` are not finished."""
+    with tqdm.tqdm(
+        total=total, initial=total - len(tasks), unit="trial", disable=not show, smoothing=0.05
+    ) as bar:
+
+        def count(task: Task, result: TrialResult | None, error: str | None) -> None:
+            bar.set_description(f"{task.config.dataset}, {task.policy}", refresh=False)
+            bar.update()
+            on_done(task, result, error)
+
+        run_all(run_task, tasks, workers, count, threads=threads)
+
+
+def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
+    """Every trial once, in an order in which neighbours share their data."""
+    unique = dict.fromkeys(one for comparison in comparisons for one in comparison.trials())
+    return sorted(unique, key=lambda t: (t.config.dataset, t.config.positive_rate, t.seed))
+
+
+def check_datasets(settings: Sequence[SimulationConfig]) -> None:
+    """Checks datasets and corruptions once, before anything runs.
+
+    Args:
+      settings: the simulations.
+
+    Raises:
+      ValueError: a dataset is unknown or a corruption does not apply to its task.
+      FileNotFoundError: a dataset is not prepared in the given directory.
+    """
+    is_regression = {configs.CLICK_STREAM: False}
+    for config in settings:
+        name = config.dataset
+        if name not in is_regression:
+            from ofb_tf.datasets import describe_tfds
+
+            description = describe_tfds(name, data_dir=config.data_dir)
+            is_regression[name] = not description.num_classes
+        corruption.check(config, is_regression=is_regression[name])
+
+
+def summarize_comparisons(
+    comparisons: Sequence[Comparison], directory: str | os.PathLike, *, command: str
+) -> dict[str, Any]:
+    """The content of `results.json` from the finished trials in a directory.
+
+    A policy with an unfinished trial is left out of its comparison; a comparison without both
+    uniform and everything is left out.
+
+    Args:
+      comparisons: what was compared.
+      directory: as given to `run_comparisons`.
+      command: what repeats it.
+
+    Returns:
+      Plain values: `command`, `version`, `versions` of packages, `date` (UTC), and `comparisons`,
+      each as `summary.summarize` gives it, with `title`, `group` and `config`.
+    """
+    folder = pathlib.Path(directory) / FINISHED
+    contents = []
+    for comparison in comparisons:
+        finished: dict[str, list[TrialResult | None]] = {}
+        for one in comparison.trials():
+            finished.setdefault(one.policy, []).append(load(folder, one))
+        results = {p: [r for r in group if r] for p, group in finished.items() if all(group)}
+        if not {configs.UNIFORM, configs.EVERYTHING} <= set(results):
+            continue
+        config = dataclasses.replace(comparison.config, policies=tuple(results))
+        settings = dataclasses.asdict(config) | {"policies": list(results)}
+        del settings["data_dir"]  # a machine's path
+        flat = [result for group in results.values() for result in group]
+        contents.append(
+            {"title": comparison.title, "group": comparison.group, "config": settings}
+            | summary.summarize(config, flat, command=command)
+        )
+    return {
+        "command": command,
+        "version": __version__,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "comparisons": contents,
+    }
+
+
+def write_results(content: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
+    """Writes `results.json` into a directory, which is made if absent; returns its path."""
+    path = pathlib.Path(directory) / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def save(folder: str | os.PathLike, one: Trial, result: TrialResult) -> None:
+    """Writes a finished trial; the file is there whole or not at all."""
+    path = pathlib.Path(folder) / one.file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = dataclasses.asdict(result)
+    words = {name: measured.pop(name) for name in ("metric", "metric_text")}
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({"settings": one.settings, "result": measured, **words}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(folder: str | os.PathLike, one: Trial) -> TrialResult | None:
+    """Reads a finished trial; None if it is not there or the file is damaged."""
+    path = pathlib.Path(folder) / one.file_name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        words = {name: content[name] for name in ("metric", "metric_text")}
+        return TrialResult(**content["result"], **words)
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+OnDone = Callable[[Any, Any, str | None], None]
+
+
+def run_all(
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    workers: int,
+    on_done: OnDone,
+    *,
+    threads: int | None = None,
+) -> None:
+    """Calls a function with every task; one that fails or dies does no harm to the others.
+
+    Args:
+      function: takes one task; importable by name, because processes are spawned.
+      tasks: in the order in which they are started.
+      workers: processes, at least 1. With 1 the tasks run in this process.
+      on_done: called with each task and its result and None, or None and what went wrong: a
+        traceback, or that the process died. What it raises ends everything.
+      threads: TensorFlow's per process; None leaves TensorFlow's default.
+
+    Raises:
+      ValueError: `workers` is out of range.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1. Received: {workers}")
+    if workers == 1:
+        _limit_threads(threads)
+        for task in tasks:
+            try:
+                result, error = function(task), None
+            except Exception:
+                result, error = None, traceback.format_exc()
+            on_done(task, result, error)
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    waiting = list(tasks)
+    while waiting:
+        running, waiting = _run_until_a_death(function, waiting, workers, on_done, threads)
+        # Any of them may have killed its process: alone, each can only harm itself.
+        for task in running:
+            if _run_until_a_death(function, [task], 1, on_done, threads)[0]:
+                on_done(task, None, "The worker process died.")
+
+
+def _run_until_a_death(
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    workers: int,
+    on_done: OnDone,
+    threads: int | None,
+) -> tuple[list[Any], list[Any]]:
+    """One pool; returns the tasks that ran when a process died, and those that had not begun."""
+    waiting = list(tasks)
+    running: dict[concurrent.futures.Future, Any] = {}
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not survive a fork
+        initializer=_start_worker,
+        initargs=(threads,),
+    )
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running[pool.submit(function, waiting[0])] = waiting[0]
+                del waiting[0]
+            done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                return list(running.values()), waiting
+            for future in done:
+                task, error = running.pop(future), future.exception()
+                if error is None:
+                    on_done(task, future.result(), None)
+                else:
+                    on_done(task, None, "".join(traceback.format_exception(error)))
+        return [], []
+    except BrokenProcessPool:  # raised by submit
+        return list(running.values()), waiting
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+
+
+def _start_worker(threads: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # whose death would leave this process waiting for work for ever
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+    _limit_threads(threads)
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Has TensorFlow use so many threads, unless it has already started with others."""
+    if threads is None:
+        return
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)

@@ -1,0 +1,233 @@
+"""Statistics of finished trials, each computed once: from `TrialResult`s to `results.json`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments.trial import TrialResult
+from ofb_tf.version import __version__
+
+_BUDGET_MARGIN = 1.2
+_AVERAGED = {  # in results.json: in TrialResult
+    "mean_weight": "mean_weight",
+    "max_weight": "max_weight",
+    "effective_sample_size": "effective_sample_size",
+    "backward_examples": "backward_examples",
+    "wall_seconds": "train_seconds",
+    "build_seconds": "build_seconds",
+    "serving_seconds": "serving_seconds",
+}
+
+
+def standard_error(values: Any) -> Any:
+    """Standard error of the mean over the first axis; None for a single value.
+
+    Args:
+      values: float `[n]` or `[n, ...]`.
+    """
+    if len(values) < 2:
+        return None
+    error = np.std(values, axis=0, ddof=1) / math.sqrt(len(values))
+    return float(error) if error.ndim == 0 else error
+
+
+def gap_closure(uniform: float, policy: float, everything: float) -> float | None:
+    """(uniform − policy) / (uniform − everything), of means of a metric where less is better.
+
+    Args:
+      uniform: under uniform sampling.
+      policy: under the policy.
+      everything: when trained on everything.
+
+    Returns:
+      1: as good as training on everything. 0: as good as uniform sampling. Negative: worse. None if
+      there is no gap, because training on everything is no better than uniform sampling.
+    """
+    gap = uniform - everything
+    if not math.isfinite(gap) or gap <= 0:
+        return None
+    return (uniform - policy) / gap
+
+
+def gap_closure_error(
+    uniform: Sequence[float], policy: Sequence[float], everything: Sequence[float]
+) -> float | None:
+    """Jackknife standard error of the gap closure over seeds, which the policies share.
+
+    Reference: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11.
+    """
+    count = len(policy)
+    if count < 2:
+        return None
+    left_out = []
+    for seed in range(count):
+        means = [np.delete(values, seed).mean() for values in (uniform, policy, everything)]
+        closure = gap_closure(*means)
+        if closure is None:
+            return None
+        left_out.append(closure)
+    return float(math.sqrt((count - 1) * np.var(left_out)))
+
+
+def mean_curve(curves: Sequence[Sequence[dict]], field: str) -> tuple[np.ndarray, Any]:
+    """Mean over seeds of a field of their curves, float64 `[points]`, and its standard error."""
+    length = min(len(curve) for curve in curves)
+    values = np.array([[point[field] for point in curve[:length]] for curve in curves], float)
+    return values.mean(0), standard_error(values)
+
+
+def against_default(policies: dict[str, Any], policy: str) -> dict[str, Any] | None:
+    """A policy's metric minus the default's, paired over the seeds that they share.
+
+    Args:
+      policies: of one comparison: dicts with `values` by policy.
+      policy: the policy's name.
+
+    Returns:
+      `mean` and `standard_error`; below 0 where the policy is better than importance. None if
+      importance was not run, and for importance and everything.
+    """
+    if configs.IMPORTANCE not in policies or policy in (configs.IMPORTANCE, configs.EVERYTHING):
+        return None
+    differences = np.subtract(policies[policy]["values"], policies[configs.IMPORTANCE]["values"])
+    return {"mean": float(differences.mean()), "standard_error": standard_error(differences)}
+
+
+def summarize(
+    config: configs.SimulationConfig, results: Sequence[TrialResult], *, command: str
+) -> dict[str, Any]:
+    """The content of `results.json` for one comparison.
+
+    Args:
+      config: the simulation.
+      results: one per policy and seed.
+      command: what repeats the simulation.
+
+    Returns:
+      Plain values: the settings, and under "policies", for each policy, mean, standard error and
+      values of the metric, gap closure, difference from the default, calibration, realised rate,
+      weights, backward examples, seconds and curves.
+    """
+    of = {
+        policy: sorted((r for r in results if r.policy == policy), key=lambda r: r.seed)
+        for policy in config.policies
+    }
+    metric = results[0].metric
+    values = {policy: [r.metrics[metric] for r in group] for policy, group in of.items()}
+    policies = {}
+    for policy, group in of.items():
+        ends = (values[configs.UNIFORM], values[policy], values[configs.EVERYTHING])
+        metrics = {n: float(np.mean([r.metrics[n] for r in group])) for n in group[0].metrics}
+        rates = [r.backward_examples / r.stream_examples for r in group]
+        policies[policy] = {
+            "mean": metrics[metric],
+            "standard_error": standard_error(values[policy]),
+            "values": values[policy],
+            "gap_closure": gap_closure(*(float(np.mean(v)) for v in ends)),
+            "gap_closure_standard_error": gap_closure_error(*ends),
+            "calibration": metrics["calibration"],
+            "realized_rate": float(np.mean(rates)),
+            **{n: float(np.mean([getattr(r, f) for r in group])) for n, f in _AVERAGED.items()},
+            "metrics": metrics,
+            **_until_uniform(of[configs.UNIFORM], group, metric),
+            "curves": [r.curve for r in group],
+        }
+    for policy, shown in policies.items():
+        shown["against_default"] = against_default(policies, policy)
+    return {
+        "dataset": config.dataset,
+        "rate": config.rate,
+        "seeds": config.seeds,
+        "metric": metric,
+        "metric_text": results[0].metric_text,
+        "command": command,
+        "version": __version__,
+        "window_size": config.window_size,
+        "refresh_interval": config.refresh_interval,
+        "passes": config.passes,
+        "learning_rate": config.learning_rate,
+        "stream_examples": results[0].stream_examples,
+        "policies": policies,
+        "histograms": {p: g[0].histogram for p, g in of.items() if g[0].histogram is not None},
+    }
+
+
+def _until_uniform(
+    uniform: Sequence[TrialResult], group: Sequence[TrialResult], metric: str
+) -> dict[str, float | None]:
+    """What it took to reach uniform sampling's final metric, as a fraction of uniform's total.
+
+    Read off the mean curve, with straight lines between its points; None if the policy never gets
+    there. `time_to_uniform` is of `train_seconds`, `stream_to_uniform` of examples.
+    """
+    names = {"time_to_uniform": "train_seconds", "stream_to_uniform": "stream_examples"}
+    curves, uniform_curves = [r.curve for r in group], [r.curve for r in uniform]
+    goal = np.mean([r.metrics[metric] for r in uniform])
+    values, _ = mean_curve(curves, metric)
+    reached = np.flatnonzero(values <= goal)
+    if not len(reached):
+        return dict.fromkeys(names)
+    at = reached[0]
+    fraction = 1.0 if at == 0 else (values[at - 1] - goal) / (values[at - 1] - values[at])
+    found: dict[str, float | None] = {}
+    for name, field in names.items():
+        x, _ = mean_curve(curves, field)
+        when = x[at] if at == 0 else x[at - 1] + fraction * (x[at] - x[at - 1])
+        found[name] = float(when / max(mean_curve(uniform_curves, field)[0][-1], 1e-9))
+    return found
+
+
+def within_budget(content: dict[str, Any], policy: str) -> bool:
+    """Whether a policy realised about the rate, so that it may be compared at equal cost."""
+    realized = content["policies"][policy]["realized_rate"]
+    return policy != configs.EVERYTHING and realized <= _BUDGET_MARGIN * content["rate"]
+
+
+def best(content: dict[str, Any]) -> tuple[str, list[str]]:
+    """The policy with the least mean within the budget, and those within one standard error of it.
+
+    The standard error is that of the difference of two means: root of the sum of squares.
+    """
+    policies = {p: f for p, f in content["policies"].items() if within_budget(content, p)}
+    means = {p: f["mean"] if math.isfinite(f["mean"]) else math.inf for p, f in policies.items()}
+    first = min(means, key=lambda policy: means[policy])
+    errors = {p: f["standard_error"] or 0.0 for p, f in policies.items()}
+    ties = [
+        policy
+        for policy in policies
+        if policy != first
+        and means[policy] - means[first] <= math.hypot(errors[policy], errors[first])
+    ]
+    return first, ties
+
+
+class BetterPolicy(NamedTuple):
+    """A policy that was better than the default in one comparison, with the paired error."""
+
+    title: str
+    policy: str
+    better_by: float
+    standard_error: float
+    realized_rate: float
+
+
+def better_than_default(comparisons: Sequence[dict[str, Any]]) -> list[BetterPolicy]:
+    """Where a policy beat the default by more than one paired standard error, at whatever rate.
+
+    Args:
+      comparisons: contents as of `summarize`, with a `title`.
+    """
+    found = []
+    for content in comparisons:
+        for policy, shown in content["policies"].items():
+            difference = against_default(content["policies"], policy)
+            if difference is None:
+                continue
+            better, error = -difference["mean"], difference["standard_error"] or 0.0
+            if better > error:
+                rate = shown["realized_rate"]
+                found.append(BetterPolicy(content["title"], policy, better, error, rate))
+    return found

@@ -1,0 +1,147 @@
+"""One trial: serve → record → join → sample → train → measure, interval by interval."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+
+from ofb_tf import constants
+from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import paths
+from ofb_tf.experiments.corruption import Corruption
+from ofb_tf.experiments.workloads import Workload, get_workload
+from ofb_tf.transforms import statistics
+
+_CURVE_POINTS = 10
+_HISTOGRAM_POINTS = 500
+_HISTOGRAM_SEED = 0
+
+
+@dataclasses.dataclass
+class TrialResult:
+    """What one policy did with one seed.
+
+    Attributes:
+      policy: its name.
+      seed: the seed.
+      metric: name of the workload's metric.
+      metric_text: what it is, in words.
+      metrics: at the end: the workload's metric, calibration and what else it measures.
+      stream_examples: examples in the stream.
+      backward_examples: examples that went through forward and backward pass in training.
+      mean_weight: mean importance weight of those.
+      max_weight: maximum of the same weights.
+      effective_sample_size: (Σw)² / (n Σw²) of the same weights, in (0, 1].
+      train_seconds: input pipeline, join, selection and training, with `build_seconds`.
+      build_seconds: the part spent on loading records and building the pipeline in every interval;
+        it grows with the number of refreshes and not with the length of the stream. 0 in memory.
+      serving_seconds: export, load, forward passes and writing records. A production system pays
+        for the forward passes anyway; 0 for policies that use no records.
+      curve: dicts of `stream_examples`, `backward_examples`, `train_seconds` and the metric, before
+        training and about ten times during it.
+      histogram: losses of the last interval's examples under their records: up to 500 quantiles
+        of `selected` and `not_selected`, with the counts `num_selected` and `num_not_selected`.
+        None for policies without records and for seeds after the first.
+    """
+
+    policy: str
+    seed: int
+    metric: str
+    metric_text: str
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    stream_examples: int = 0
+    backward_examples: int = 0
+    mean_weight: float = 0.0
+    max_weight: float = 0.0
+    effective_sample_size: float = 0.0
+    train_seconds: float = 0.0
+    build_seconds: float = 0.0
+    serving_seconds: float = 0.0
+    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    histogram: dict[str, int | list[float]] | None = None
+
+
+def run(
+    config: configs.SimulationConfig,
+    policy: str,
+    seed: int,
+    *,
+    through_files: bool = False,
+    workload: Workload | None = None,
+) -> TrialResult:
+    """Streams the whole dataset under one policy.
+
+    Args:
+      config: the simulation.
+      policy: a name of `config.policies`.
+      seed: of initial weights, data order, corruption and selection.
+      through_files: takes `paths.ThroughFiles`, every part of a real loop, not `paths.InMemory`.
+      workload: the dataset's for this seed; by default the one that `config` names.
+
+    Returns:
+      The measurements.
+    """
+    if workload is None:
+        workload = get_workload(config, seed, in_memory=not through_files)
+    kind = paths.ThroughFiles if through_files else paths.InMemory
+    with contextlib.closing(kind(config, policy, seed, workload)) as path:
+        return _stream(path)
+
+
+def _stream(path: paths.RecordPath) -> TrialResult:
+    config, workload = path.config, path.workload
+    policy, seed = path.policy, path.seed
+    uses_records = not path.is_everything and config.make_policy(policy).needs_records
+    corruption = Corruption(config, seed, workload)
+    result = TrialResult(policy, seed, workload.metric, workload.metric_text)
+    sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
+
+    def measure() -> None:
+        result.metrics = workload.evaluate(path.outputs(workload.test))
+        counted = ("stream_examples", "backward_examples", "train_seconds")
+        point = {name: getattr(result, name) for name in counted}
+        result.curve.append(point | {workload.metric: result.metrics[workload.metric]})
+
+    length = workload.num_examples * config.passes
+    per_interval = config.interval_length(workload.num_examples)
+    starts = range(0, length, per_interval)
+    measure()
+    for interval, start in enumerate(starts):
+        count = min(per_interval, length - start)
+        examples = corruption.corrupt(workload.examples(start, count))
+        if uses_records:
+            kept = corruption.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
+            began = path.clock()
+            path.serve(interval, examples, kept)
+            result.serving_seconds += path.clock() - began
+        began = path.clock()
+        result.build_seconds += path.train(interval, examples)
+        result.train_seconds += path.clock() - began
+        *of_interval, largest = path.model.importance_weight_statistics.totals()
+        sums, max_weight = sums + of_interval, max(max_weight, float(largest))
+        result.stream_examples += count
+        result.backward_examples = int(sums[0])
+        due = _CURVE_POINTS * np.array([interval, interval + 1]) // len(starts)
+        if due[0] < due[1]:
+            measure()
+    if uses_records and seed == _HISTOGRAM_SEED:
+        result.histogram = _histogram(*path.inspect(interval, examples))
+    selected, sum_weights, _ = sums
+    result.mean_weight = statistics.ratio(sum_weights, selected)
+    result.effective_sample_size = statistics.effective_sample_size(*sums)
+    result.max_weight = max_weight if selected else float("nan")
+    return result
+
+
+def _histogram(losses: np.ndarray, is_selected: np.ndarray) -> dict[str, int | list[float]]:
+    """Quantiles of the selected and of the other losses, without those that have no record."""
+    known = np.isfinite(losses)
+    groups = {
+        "selected": losses[is_selected & known],
+        "not_selected": losses[~is_selected & known],
+    }
+    quantiles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
+    histogram: dict[str, int | list[float]] = {f"num_{n}": len(v) for n, v in groups.items()}
+    for name, values in groups.items():
+        histogram[name] = np.quantile(values, quantiles).tolist() if len(values) else []
+    return histogram

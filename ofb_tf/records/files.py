@@ -1,0 +1,348 @@
+"""Record files: their names, the TFRecords in them, and where they are damaged.
+
+TensorFlow's reader checks every checksum, but allocates whatever length a TFRecord's header claims,
+and decompresses without limit. So `scan` walks the headers first, and TensorFlow only reads
+TFRecords that the file holds and that are not longer than `MAX_BLOCK_BYTES`.
+"""
+
+import dataclasses
+import glob
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from ofb_tf.records.schema import MAX_BLOCK_BYTES
+
+SUFFIX = ".ofbr"
+OPEN_SUFFIX = ".ofbr.open"
+
+Pattern = str | os.PathLike | Sequence[str | os.PathLike]
+
+_HEADER_BYTES = 12
+FRAME_BYTES = 16  # a TFRecord's header, and the checksum behind its data
+_CHUNK_BYTES = 1 << 20
+_GZIP_OR_ZLIB = 47  # zlib's wbits: the larger window, either header
+_DAMAGE = (
+    tf.errors.DataLossError,
+    tf.errors.OutOfRangeError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.InternalError,
+    tf.errors.ResourceExhaustedError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptBlock:
+    """Where a file is damaged; what follows in it is lost.
+
+    Attributes:
+      path: file.
+      offset: bytes from its start (of the uncompressed stream in a compressed file).
+      reason: what is wrong there.
+    """
+
+    path: str
+    offset: int
+    reason: str
+
+
+class CorruptRecordsError(ValueError):
+    """A record file is damaged; the message names file and offset.
+
+    Attributes:
+      damage: `CorruptBlock`, the same for programs.
+    """
+
+    damage: CorruptBlock
+
+
+def corrupt(path: str, offset: int, reason: str) -> CorruptRecordsError:
+    """The error for a damaged file."""
+    error = CorruptRecordsError(
+        f"Corrupt record file {path!r} at byte {offset}: {reason}. `ofb records verify` lists all "
+        'damaged files; on_corrupt="skip" loads what precedes the damage and counts it.'
+    )
+    error.damage = CorruptBlock(path, offset, reason)
+    return error
+
+
+def is_record_file(name: str) -> bool:
+    """Whether a file's name is that of a closed or open record file."""
+    return name.endswith((SUFFIX, OPEN_SUFFIX))
+
+
+def is_open(path: str) -> bool:
+    """Whether the file is still being written, or its writer died."""
+    return path.endswith(OPEN_SUFFIX)
+
+
+def closed_name(path: str) -> str:
+    """The name that an open file gets once it is complete."""
+    return path[: -len(OPEN_SUFFIX)] + SUFFIX
+
+
+def size_of(path: str) -> int:
+    """Bytes on disk."""
+    return os.path.getsize(path) if _is_local(path) else tf.io.gfile.stat(path).length
+
+
+def match_files(pattern: Pattern) -> list[str]:
+    """The record files that a pattern names, sorted.
+
+    Args:
+      pattern: a file, a glob, a directory (its `*.ofbr` and `*.ofbr.open`), or a list of them.
+
+    Raises:
+      FileNotFoundError: a pattern names no record file.
+      ValueError: the pattern is empty.
+    """
+    if isinstance(pattern, str | os.PathLike):
+        return sorted(set(_match_one(os.fspath(pattern))))
+    patterns = list(pattern)
+    if not patterns:
+        raise ValueError(
+            "records pattern must name at least one file, glob or directory. Received: []"
+        )
+    return sorted({file for one in patterns for file in _match_one(os.fspath(one))})
+
+
+def expand(pattern: str) -> list[str]:
+    """The paths that a name or glob matches, sorted.
+
+    What exists is taken literally, the whole name or the directories at its beginning, so that
+    brackets in them match themselves.
+    """
+    if tf.io.gfile.exists(pattern):
+        return [pattern]
+    directory = os.path.dirname(pattern)
+    while directory and directory != os.path.dirname(directory):
+        if tf.io.gfile.isdir(directory):
+            break
+        directory = os.path.dirname(directory)
+    return sorted(tf.io.gfile.glob(glob.escape(directory) + pattern[len(directory) :]))
+
+
+def _match_one(pattern: str) -> list[str]:
+    if not pattern:
+        raise ValueError("records pattern must not be empty. Received: ''")
+    if tf.io.gfile.isdir(pattern):
+        names = tf.io.gfile.listdir(pattern)
+        files = [os.path.join(pattern, name) for name in names if is_record_file(name)]
+        if not files:
+            raise FileNotFoundError(
+                f"The directory {pattern!r} holds no record files ({SUFFIX}, {OPEN_SUFFIX}) among "
+                f"its {len(names)} entries. Write some with ofb_tf.ForwardRecordWriter"
+                f"({pattern!r}), or name the directory that a writer was given."
+            )
+        return files
+    matched = expand(pattern)
+    if matched == [pattern]:
+        return matched  # a file named in full may have any name
+    files = [file for file in matched if is_record_file(file)]
+    if not files:
+        found = f"{len(matched)} files, none of them a record file" if matched else "nothing"
+        raise FileNotFoundError(
+            f"The records pattern {pattern!r} matches {found} ({SUFFIX}, {OPEN_SUFFIX}). Check "
+            "the directory, and that a writer has flushed or closed its first file."
+        )
+    return files
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What the headers of a file's TFRecords claim.
+
+    Attributes:
+      compression: "", "GZIP" or "ZLIB".
+      num_whole: TFRecords that the file holds, as far as their headers say.
+      end: offset behind the last of them.
+      problem: why the file does not end there; empty where it does.
+      is_partial: the file just stops inside a TFRecord, as one does that is still being written.
+    """
+
+    compression: str
+    num_whole: int
+    end: int
+    problem: str = ""
+    is_partial: bool = False
+
+
+def scan(path: str, limit: int | None = None) -> Scan:
+    """Walks the headers of a file's TFRecords; checks no checksum.
+
+    Args:
+      path: file on any file system of `tf.io.gfile`; GZIP and ZLIB are detected.
+      limit: stop after so many TFRecords.
+
+    Returns:
+      How many there are, and what is wrong behind them. In memory is never more than a chunk of
+      the file.
+
+    Raises:
+      OSError, tf.errors.OpError: the file cannot be opened.
+    """
+    compression = compression_of(path)
+    num_whole = end = 0
+    with _open(path) as file:
+        stream = _Inflated(file) if compression else _Plain(file, size_of(path))
+        try:
+            while num_whole != limit:
+                header = stream.read(_HEADER_BYTES)
+                if not header and stream.is_complete():
+                    break
+                if len(header) < _HEADER_BYTES:
+                    return Scan(compression, num_whole, end, "the file ends inside a header", True)
+                length = int.from_bytes(header[:8], "little")
+                if length > MAX_BLOCK_BYTES:
+                    problem = (
+                        f"a TFRecord claims {length} bytes, at most {MAX_BLOCK_BYTES} are read"
+                    )
+                    return Scan(compression, num_whole, end, problem)
+                if not stream.skip(length + FRAME_BYTES - _HEADER_BYTES):
+                    problem = f"the file ends inside a TFRecord of {length} bytes"
+                    return Scan(compression, num_whole, end, problem, True)
+                num_whole += 1
+                end += length + FRAME_BYTES
+        except zlib.error as error:
+            return Scan(compression, num_whole, end, f"{compression} data: {error}", True)
+    return Scan(compression, num_whole, end)
+
+
+def check_headers(path: str) -> str:
+    """Refuses a file that TensorFlow's own reader must not see.
+
+    Returns:
+      Its compression: "", "GZIP" or "ZLIB".
+
+    Raises:
+      CorruptRecordsError: a TFRecord claims more than the file holds or a block may have.
+    """
+    found = scan(path)
+    if found.problem:
+        raise corrupt(path, found.end, found.problem)
+    return found.compression
+
+
+def read_frames(path: str, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Reads the TFRecords of a file, in bounded memory whatever the file claims.
+
+    Args:
+      path: file on any file system of `tf.io.gfile`; GZIP and ZLIB are detected.
+      limit: stop after so many.
+
+    Yields:
+      `(offset, data)` of each TFRecord. A file that is still open ends at its last whole one.
+
+    Raises:
+      CorruptRecordsError: the file is damaged; everything before the damage has been yielded.
+      OSError, tf.errors.OpError: the file cannot be opened.
+    """
+    found = scan(path, limit)
+    grows = is_open(path)
+    offset = 0
+    # tf.data.TFRecordDataset of one file, without the function that it traces for each.
+    dataset = tf.data.experimental.from_variant(
+        tf.raw_ops.TFRecordDataset(
+            filenames=[path], compression_type=found.compression, buffer_size=_CHUNK_BYTES
+        ),
+        tf.TensorSpec([], tf.string),
+    )
+    try:
+        for serialized in dataset.take(found.num_whole):
+            data = serialized.numpy()
+            yield offset, data
+            offset += len(data) + FRAME_BYTES
+    except _DAMAGE as error:
+        if grows and found.compression:
+            return  # its stream has no end yet, and where it breaks off is not for us to tell
+        message = str(error.message).splitlines()[0].split("} ")[-1][:200]
+        raise corrupt(path, offset, f"a checksum does not match ({message})") from error
+    if found.problem and not (grows and found.is_partial):
+        raise corrupt(path, found.end, found.problem)
+
+
+def compression_of(path: str) -> str:
+    """The compression that a file's first bytes show: "GZIP", "ZLIB" or "" for none."""
+    with _open(path) as file:
+        start = file.read(1 << 9)
+    if start[:3] == b"\x1f\x8b\x08":
+        compression = "GZIP"
+    elif start[:1] == b"\x78" and int.from_bytes(start[:2], "big") % 31 == 0:
+        compression = "ZLIB"
+    else:
+        return ""
+    # The length of a plain TFRecord may begin with the same bytes, but it does not decompress to
+    # the header of another.
+    try:
+        header = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(start, _HEADER_BYTES)
+    except zlib.error:
+        return ""
+    return "" if any(header[4:8]) else compression
+
+
+class _Plain:
+    """The bytes of an uncompressed file."""
+
+    def __init__(self, file: Any, size: int):
+        self._file = file
+        self._size = size
+        self._position = 0
+
+    def read(self, count: int) -> bytes:
+        self._file.seek(self._position)
+        data = self._file.read(count)
+        self._position += len(data)
+        return data
+
+    def skip(self, count: int) -> bool:
+        self._position += count
+        return self._position <= self._size
+
+    def is_complete(self) -> bool:
+        return True
+
+
+class _Inflated:
+    """The decompressed bytes of a GZIP or ZLIB file, a chunk at a time."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._buffer = b""
+
+    def read(self, count: int) -> bytes:
+        while len(self._buffer) < count and (chunk := self._next()):
+            self._buffer += chunk
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    def skip(self, count: int) -> bool:
+        while count > len(self._buffer):
+            count -= len(self._buffer)
+            self._buffer = self._next()
+            if not self._buffer:
+                return False
+        self._buffer = self._buffer[count:]
+        return True
+
+    def is_complete(self) -> bool:
+        return self._inflate.eof
+
+    def _next(self) -> bytes:
+        while not self._inflate.eof:
+            data = self._inflate.unconsumed_tail or self._file.read(_CHUNK_BYTES)
+            chunk = self._inflate.decompress(data, _CHUNK_BYTES)
+            if chunk or not data:
+                return chunk
+        return b""
+
+
+def _is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def _open(path: str) -> Any:
+    return open(path, "rb") if _is_local(path) else tf.io.gfile.GFile(path, "rb")

@@ -1,0 +1,136 @@
+"""What a block of forward records holds: columns, the schema they form, runs of equal values."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from ofb_tf import constants
+
+MAX_BLOCK_RECORDS = 8192
+# Bytes of one block: what a reader may have to hold because of one claim in a file, and what the
+# writer never exceeds. 8192 records of 8000 float32 logits fit.
+MAX_BLOCK_BYTES = 1 << 28
+_BLOCK_OVERHEAD_BYTES = 1 << 12  # names, framing and integers
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of a block.
+
+    Attributes:
+      name: feature name.
+      dtype: what it decodes to.
+      per_output: `[n, k]` if True, `[n]` otherwise.
+      narrow_dtype: a smaller dtype that a writer may choose, recognised by the number of bytes.
+      runs: stored as runs of equal values, each an offset from the block's smallest value in as
+        few bytes as the largest offset needs.
+      required: every block has it.
+    """
+
+    name: str
+    dtype: type
+    per_output: bool = False
+    narrow_dtype: type | None = None
+    runs: bool = False
+    required: bool = False
+
+
+COLUMNS = (
+    Column(constants.EXAMPLE_ID, np.int64, required=True),
+    Column(constants.LOGITS, np.float32, per_output=True, narrow_dtype=np.float16),
+    Column(constants.LOSS, np.float32),
+    Column(constants.CLASS_IDS, np.int32, per_output=True),
+    Column(constants.LOGSUMEXP, np.float32),
+    Column(constants.SUM_SQUARED_PROBABILITIES, np.float32),
+    Column(constants.MODEL_VERSION, np.int64, runs=True, required=True),
+    Column(constants.TIMESTAMP, np.int64, runs=True, required=True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What blocks that are read together must agree on.
+
+    Attributes:
+      num_outputs: outputs of the model that wrote the records, 0 where they hold losses only.
+      top_k: logits kept per record in the top-k form, 0 where all are kept.
+      columns: names of the columns, in the order of `COLUMNS`.
+    """
+
+    num_outputs: int
+    top_k: int
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Iterable[str], num_outputs: int, top_k: int = 0) -> "Schema":
+        """The schema of these columns, given in any order."""
+        names = set(names)
+        return cls(num_outputs, top_k, tuple(c.name for c in COLUMNS if c.name in names))
+
+    @property
+    def logits_width(self) -> int:
+        """Logits per record: k of `[n, k]`."""
+        return self.top_k or self.num_outputs
+
+    @property
+    def present(self) -> tuple[Column, ...]:
+        """The columns, in the order of `COLUMNS`."""
+        return tuple(column for column in COLUMNS if column.name in self.columns)
+
+    def empty(self, num_records: int = 0) -> dict[str, np.ndarray]:
+        """Uninitialised arrays for so many records, by column name."""
+        return {
+            column.name: np.empty(
+                (num_records, self.logits_width) if column.per_output else num_records,
+                column.dtype,
+            )
+            for column in self.present
+        }
+
+    def records_per_block(self) -> int:
+        """The most records that surely fit into `MAX_BLOCK_BYTES`, at most `MAX_BLOCK_RECORDS`."""
+        num_bytes = sum(
+            np.dtype(column.dtype).itemsize * (self.logits_width if column.per_output else 1)
+            + 4 * column.runs  # the length of its run
+            for column in self.present
+        )
+        return min((MAX_BLOCK_BYTES - _BLOCK_OVERHEAD_BYTES) // num_bytes, MAX_BLOCK_RECORDS)
+
+    def __str__(self) -> str:
+        top_k = f", top_k={self.top_k}" if self.top_k else ""
+        return f"num_outputs={self.num_outputs}{top_k}, columns {', '.join(self.columns)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """A column of `sum(lengths)` values as runs of equal values.
+
+    Attributes:
+      values: int64 `[r]`.
+      lengths: int64 `[r]`, or None where every run has length 1.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Runs":
+        """Runs of equal neighbours in int64 `[n]`; plain values where runs do not pay."""
+        starts = np.flatnonzero(values[1:] != values[:-1]) + 1
+        if 2 * (len(starts) + 1) > len(values):
+            return cls(values)
+        starts = np.concatenate([[0], starts])
+        return cls(values[starts], np.diff(np.append(starts, len(values))))
+
+    def __len__(self) -> int:
+        return len(self.values) if self.lengths is None else int(self.lengths.sum())
+
+    def expand(self) -> np.ndarray:
+        """One value per record."""
+        return self.values if self.lengths is None else np.repeat(self.values, self.lengths)
+
+
+def expand(data: np.ndarray | Runs) -> np.ndarray:
+    """One value per record, of a column that may be stored as runs."""
+    return data.expand() if isinstance(data, Runs) else data

@@ -1,0 +1,55 @@
+"""The one formatter of tables: plain text, Markdown and HTML. Imports nothing heavy."""
+
+import html
+from collections.abc import Sequence
+
+TEXT, MARKDOWN, HTML = "text", "markdown", "html"
+
+
+def format_table(
+    rows: Sequence[Sequence[str]],
+    style: str = TEXT,
+    *,
+    header: bool = True,
+    numbers: bool = True,
+) -> str:
+    """A table of strings.
+
+    Args:
+      rows: rows of equal length.
+      style: "text", "markdown" or "html".
+      header: whether the first row holds the headings, and is set apart. Markdown always has one.
+      numbers: aligns all columns but the first to the right.
+
+    Returns:
+      Lines, without a newline at the end.
+
+    Raises:
+      ValueError: an unknown style.
+    """
+    if style == MARKDOWN:
+        head, *body = rows
+        rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
+    if style == HTML:
+        tags = ["th" if header and number == 0 else "td" for number in range(len(rows))]
+        lines = [
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+            for tag, row in zip(tags, rows, strict=True)
+        ]
+        attribute = ' class="numbers"' if numbers else ""
+        return "\n".join([f"<table{attribute}>", *lines, "</table>"])
+    if style != TEXT:
+        raise ValueError(f"style must be {TEXT!r}, {MARKDOWN!r} or {HTML!r}. Received: {style!r}")
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if header:
+        rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [
+            cell.rjust(width) if numbers else cell.ljust(width)
+            for cell, width in zip(row[1:], widths[1:], strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

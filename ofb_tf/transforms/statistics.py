@@ -1,0 +1,81 @@
+"""What sampling did: coverage, realised rate, weights and their effective sample size."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from ofb_tf import constants
+from ofb_tf.selection.window import Selection
+
+_COUNTS = ("examples", "selected", "without_record", "unusable")
+_SUMS = ("sum_weights", "sum_squared_weights", "max_weight")
+
+
+def count(record: dict[str, tf.Tensor], selection: Selection) -> dict[str, tf.Tensor]:
+    """Sums over one window, to be added over windows by `add`.
+
+    Args:
+      record: fields of the window's records, with `has_record` where some are missing.
+      selection: of the window.
+
+    Returns:
+      Scalars by name: counts int64, sums of weights and their maximum float64.
+    """
+    has_record = record.get(constants.HAS_RECORD, tf.ones_like(selection.usable))
+    weights = tf.cast(selection.weights, tf.float64)
+    return {
+        "examples": tf.size(selection.usable, tf.int64),
+        "selected": tf.size(selection.indices, tf.int64),
+        "without_record": tf.math.count_nonzero(~has_record),
+        "unusable": tf.math.count_nonzero(has_record & ~selection.usable),
+        "sum_weights": tf.reduce_sum(weights),
+        "sum_squared_weights": tf.reduce_sum(tf.square(weights)),
+        "max_weight": tf.reduce_max(tf.concat([weights, tf.zeros([1], tf.float64)], axis=0)),
+    }
+
+
+def add(total: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+    """Sums of two parts of the stream."""
+    added = {name: total[name] + counts[name] for name in total}
+    return added | {"max_weight": max(total["max_weight"], counts["max_weight"])}
+
+
+def summarize(total: dict[str, Any] | None) -> dict[str, float]:
+    """Counts and ratios from sums; of nothing where `total` is None.
+
+    Returns:
+      As `OFBSampler.statistics`.
+    """
+    sums = total or dict.fromkeys((*_COUNTS, *_SUMS), 0)
+    counts = {name: int(sums[name]) for name in _COUNTS}
+    examples, selected = counts["examples"], counts["selected"]
+    usable = examples - counts["without_record"] - counts["unusable"]
+    return counts | {
+        constants.COVERAGE: ratio(usable, examples),
+        constants.REALIZED_RATE: ratio(selected, examples),
+        constants.MEAN_WEIGHT: ratio(sums["sum_weights"], selected),
+        constants.MAX_WEIGHT: float(sums["max_weight"]) if selected else float("nan"),
+        constants.EFFECTIVE_SAMPLE_SIZE: effective_sample_size(
+            selected, sums["sum_weights"], sums["sum_squared_weights"]
+        ),
+    }
+
+
+def effective_sample_size(count: float, total: float, squares: float) -> float:
+    """(sum of w)^2 / (n sum of w^2), in (0, 1]: Kish, "Survey Sampling", 1965.
+
+    Args:
+      count: how many weights, n.
+      total: their sum.
+      squares: the sum of their squares.
+
+    Returns:
+      The fraction of the examples that an unweighted estimate of the same variance would need;
+      not-a-number of no weights.
+    """
+    return ratio(total * total, count * squares)
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """Their quotient; not-a-number where the denominator is 0."""
+    return float(numerator / denominator) if denominator else float("nan")

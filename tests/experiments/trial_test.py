@@ -1,0 +1,205 @@
+"""Trials on tiny streams: as recorded, the same through files and in memory, with real parts."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ofb_tf.experiments import SimulationConfig, paths, trial, workloads
+from ofb_tf.records import ForwardRecords
+from tests.experiments.arrays import array_workload
+
+CLICKS = {
+    "dataset": "click_stream",
+    "num_examples": 700,
+    "window_size": 100,
+    "refresh_interval": 4,
+    "test_examples": 200,
+    "positive_rate": 0.1,
+    "rate": 0.13,
+}
+ARRAYS = {"dataset": "arrays", "window_size": 64, "rate": 0.2, "refresh_interval": 2}
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())
+
+
+def name(case):
+    return f"{case['policy']}-{'files' if case['through_files'] else 'memory'}"
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=name)
+def test_figures_are_those_of_the_two_engines_before(case):
+    """Recorded by commit 226ce47, which had one loop through files and another in memory."""
+    config = SimulationConfig.for_dataset("click_stream", **case["settings"])
+    result = trial.run(config, case["policy"], case["seed"], through_files=case["through_files"])
+    expected = case["measured"]
+    assert result.metrics == pytest.approx(expected.pop("metrics"), rel=1e-5)
+    curve = [point["excess_kl"] for point in result.curve]
+    assert curve == pytest.approx(expected.pop("curve"), rel=1e-5)
+    for field, value in expected.items():
+        assert getattr(result, field) == pytest.approx(value, rel=1e-6), field
+
+
+def both(config, policy, workload, monkeypatch):
+    """Results of both paths, which select the same rows with the same weights."""
+    chosen = {True: [], False: []}
+
+    def spy(kind, through_files):
+        inspect = kind.inspect
+
+        def noted(path, interval, examples):
+            losses, selected = inspect(path, interval, examples)
+            chosen[through_files].append((losses, selected))
+            return losses, selected
+
+        monkeypatch.setattr(kind, "inspect", noted)
+
+    spy(paths.ThroughFiles, True)
+    spy(paths.InMemory, False)
+    full, fast = (
+        trial.run(config, policy, 0, through_files=files, workload=workload)
+        for files in (True, False)
+    )
+    for (losses, selected), (others, also) in zip(chosen[True], chosen[False], strict=True):
+        np.testing.assert_array_equal(selected, also)
+        # Logits of other batch sizes may differ in the last bits: a few times 2^-24 relative.
+        np.testing.assert_allclose(losses, others, rtol=1e-4, atol=1e-6)
+    assert full.backward_examples == fast.backward_examples
+    assert full.metrics == pytest.approx(fast.metrics, rel=1e-4)
+    for field in ("mean_weight", "max_weight", "effective_sample_size"):
+        assert getattr(full, field) == pytest.approx(getattr(fast, field), rel=1e-5)
+    return fast
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_classes", "settings"),
+    [
+        ("loss_matching", 3, {"missing_records": 0.3, "label_noise": 0.2}),
+        ("selective_backprop", 3, {"selective_beta": 1.0}),
+        ("importance", None, {"refresh_interval": 0, "passes": 2, "outliers": 0.1}),
+    ],
+)
+def test_both_paths_select_and_train_the_same(policy, num_classes, settings, monkeypatch):
+    config = SimulationConfig(**{**ARRAYS, **settings})
+    both(config, policy, array_workload(num_classes), monkeypatch)
+
+
+def test_settings_of_policies_have_an_effect():
+    def run(policy, **settings):
+        config = SimulationConfig(**{**ARRAYS, **settings})
+        return trial.run(config, policy, 0, workload=array_workload(3))
+
+    with_power, without = run("selective_backprop", selective_beta=1.0), run("selective_backprop")
+    assert with_power.metrics != without.metrics
+    assert run("importance", uniform_mix=0.5).max_weight <= 2.0  # 1 / uniform_mix
+
+
+def test_several_steps_per_window(monkeypatch):
+    config = SimulationConfig(**{**ARRAYS, "steps_per_window": 2, "rate": 0.25})
+    workload = array_workload(3)
+    both(config, "importance", workload, monkeypatch)
+    model = paths.compiled_model("arrays", workload).model
+    assert model.optimizer.iterations == 7  # of 8 examples: 50 selected of 200
+
+
+@pytest.mark.parametrize("through_files", [True, False])
+def test_what_is_measured_of_a_click_stream(through_files):
+    config = SimulationConfig(**CLICKS)
+    results = {
+        policy: trial.run(config, policy, 0, through_files=through_files)
+        for policy in ("uniform", "importance", "everything")
+    }
+    for policy, result in results.items():
+        assert result.stream_examples == 700
+        assert result.backward_examples == (700 if policy == "everything" else 91)
+        assert math.isfinite(result.metrics["excess_kl"]) and result.metrics["excess_kl"] > 0
+        assert [p["stream_examples"] for p in result.curve] == [0, 400, 700]
+        # The same initial weights and the same test examples for every policy of a seed.
+        assert result.curve[0]["excess_kl"] == results["uniform"].curve[0]["excess_kl"]
+    assert results["uniform"].max_weight == results["uniform"].effective_sample_size == 1.0
+    assert results["uniform"].serving_seconds == 0.0
+    importance = results["importance"]
+    assert importance.serving_seconds > 0.0
+    assert (importance.build_seconds > 0.0) == through_files
+    assert 1.0 < importance.max_weight <= 5.0
+    # The last interval has 300 examples; 13 of each window are selected.
+    assert importance.histogram["num_selected"] == 39
+    assert importance.histogram["num_not_selected"] == 261
+    assert importance.histogram["selected"] == sorted(importance.histogram["selected"])
+    assert results["uniform"].histogram is None
+
+
+def test_same_seed_same_figures_other_seed_others():
+    config = SimulationConfig(**ARRAYS)
+    first, again, other = (
+        trial.run(config, "importance", seed, workload=array_workload(3, seed)).metrics
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_snapshot_is_loaded_back_and_recorded():
+    workload = array_workload(3)
+    config = SimulationConfig(dataset="arrays", window_size=64)
+    path = paths.ThroughFiles(config, "importance", 0, workload)
+    examples = workload.examples(150, 100)  # over the end of the first pass
+    path.serve(5, examples, np.arange(100) != 3)
+    records = ForwardRecords.load(path._records)
+    ids = examples["example_id"].numpy()
+    expected = dict(zip(ids, path.model({"features": examples["features"]}).numpy(), strict=True))
+    assert set(records.example_ids.numpy()) == set(np.delete(ids, 3))
+    for example_id, logits in zip(records.example_ids.numpy(), records.logits.numpy(), strict=True):
+        np.testing.assert_allclose(logits, expected[example_id], atol=1e-6)
+    assert set(records.model_versions.numpy()) == {5}
+    path.close()
+    assert not pathlib.Path(path._directory).exists()
+
+
+def test_snapshot_does_not_follow_the_model(tmp_path):
+    model = paths.InMemory(SimulationConfig(**ARRAYS), "uniform", 0, array_workload(3)).model
+    paths.export_snapshot(model, str(tmp_path / "snapshot"))
+    request = {"features": tf.ones([1, 4])}
+    before = model(request)
+    model.set_weights([w + 1 for w in model.get_weights()])
+    snapshot = tf.saved_model.load(str(tmp_path / "snapshot"))
+    np.testing.assert_allclose(snapshot.serve(request), before, atol=1e-6)
+
+
+def test_passes_hold_every_example_once_in_another_order():
+    workload = array_workload(3)
+    passes = [workload.examples(start, 200)["example_id"].numpy() for start in (0, 200)]
+    assert set(passes[0]) == set(passes[1]) and len(set(passes[0])) == 200
+    assert list(passes[0]) != list(passes[1])
+    across = workload.examples(190, 20)["example_id"].numpy()
+    np.testing.assert_array_equal(across, np.concatenate([passes[0][190:], passes[1][:10]]))
+
+
+def test_a_click_stream_in_memory_is_the_generated_one():
+    config = SimulationConfig(**CLICKS)
+    kept, generated = (
+        workloads.get_workload(config, 1, in_memory=m).examples(130, 50) for m in (True, False)
+    )
+    assert list(kept) == list(generated)
+    for field, values in kept.items():
+        np.testing.assert_array_equal(values, generated[field])
+
+
+def test_metrics_against_numpy():
+    clicks = workloads.get_workload(SimulationConfig(**CLICKS), 0)
+    truth = clicks.test["click_probability"].numpy().astype(np.float64)
+    perfect = clicks.evaluate(np.log(truth / (1 - truth))[:, None])
+    assert perfect["excess_kl"] == pytest.approx(0.0, abs=1e-12)
+    assert perfect["calibration"] == pytest.approx(1.0)
+    off = clicks.evaluate(np.zeros([200, 1]))
+    entropy = -truth * np.log(truth) - (1 - truth) * np.log(1 - truth)
+    assert off["excess_kl"] == pytest.approx(np.mean(np.log(2) - entropy))
+    classes = array_workload(3)
+    flat = classes.evaluate(np.zeros([30, 3]))
+    assert flat["test_loss"] == pytest.approx(np.log(3))
+    assert flat["calibration"] == pytest.approx(1 / 3 / flat["test_accuracy"])
+    regression = array_workload(None)
+    label = regression.test["label"].numpy()
+    assert regression.evaluate(label[:, None] + 2)["test_rmse"] == pytest.approx(2, rel=1e-5)
