@@ -43,17 +43,7 @@ def test_selection_and_weights_are_the_references(data, as_examples, as_records,
         assert found[data.ids[i]] == pytest.approx(0.1 / p[i], rel=1e-5)
 
 
-def test_uniform_has_weights_of_exactly_one(data, as_examples, as_records, sample):
-    sampled, artifact = sample(
-        as_examples(data), as_records(data.ids, data.logits), policy="uniform"
-    )
-    found = selected(sampled)
-    assert set(found) == set(data.ids[_draws(data.ids) < 0.1].tolist())
-    assert set(found.values()) == {1.0}
-    assert _total(artifact).effective_sample_size == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("missing", ["keep", "drop", "error"])
+@pytest.mark.parametrize("missing", ["uniform", "keep", "drop", "error"])
 def test_uniform_does_not_select_by_records(data, as_examples, as_records, sample, missing):
     """As `ofb_tf.Uniform`; the statistics still say how many examples have a usable record."""
     data.logits[1] = np.nan
@@ -63,6 +53,7 @@ def test_uniform_does_not_select_by_records(data, as_examples, as_records, sampl
     total = _total(artifact)
     assert (total.num_scored, total.num_no_record, total.num_unusable) == (2899, 100, 1)
     assert (total.expected_selected, total.unreachable) == (pytest.approx(300.0), 0)
+    assert total.effective_sample_size == pytest.approx(1.0)
 
 
 def test_a_loss_that_is_not_finite_makes_a_record_unusable(data, as_examples, as_records, sample):
