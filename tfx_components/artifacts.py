@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -139,7 +140,7 @@ class WeightStats:
         merged = {
             name: _ufunc(name)(value, getattr(other, name)) for name, value in vars(self).items()
         }
-        return WeightStats(**{name: _as_field(name, value) for name, value in merged.items()})  # type: ignore[arg-type]
+        return WeightStats(**{name: _as_field(name, value) for name, value in merged.items()})
 
     @property
     def coverage(self) -> float:
@@ -193,7 +194,7 @@ def _ufunc(name: str) -> np.ufunc:
     return {"min_": np.minimum, "max_": np.maximum}.get(name[:4], np.add)
 
 
-def _as_field(name: str, value: float) -> int | float:
+def _as_field(name: str, value: float) -> Any:
     return type(getattr(WeightStats, name))(value)
 
 

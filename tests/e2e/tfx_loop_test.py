@@ -121,9 +121,9 @@ def test_records_cover_the_training_split_and_weights_reach_the_trainer(root):
 
 def test_comparison_on_the_untouched_split(root):
     uri = pathlib.Path(local.latest_output(root, "ModelComparison", "evaluation"))
-    figures = json.loads((uri / "comparison.json").read_text())
-    assert figures["candidate"]["num_examples"] == figures["baseline"]["num_examples"] > 400
-    assert figures["candidate"]["loss"] < figures["baseline"]["loss"]
+    metrics = json.loads((uri / "comparison.json").read_text())
+    assert metrics["candidate"]["num_examples"] == metrics["baseline"]["num_examples"] > 400
+    assert metrics["candidate"]["loss"] < metrics["baseline"]["loss"]
 
 
 def test_second_run_is_all_cache(root):
@@ -135,7 +135,7 @@ def test_second_run_is_all_cache(root):
         assert states[:2] == ["COMPLETE", "CACHED"], node
 
 
-def test_second_span_runs_anew(root):
+def test_second_span_runs_every_node(root):
     _write_span(root, 2, 1500)
     local.run(_config(root), str(root))
     for node, states in _executions(root).items():
@@ -158,7 +158,7 @@ def test_a_sample_that_is_not_blessed_is_not_trained_on(root):
     assert len(list((root / "serving").iterdir())) == 2
 
 
-def test_training_goes_on_from_the_served_model(root):
+def test_training_continues_from_the_served_model(root):
     (version, *_) = sorted((root / "serving").iterdir())
     model = trainer.load_keras_model(str(version))
     serve = tf.saved_model.load(str(version)).signatures["serving_default"]

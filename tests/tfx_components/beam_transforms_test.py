@@ -5,7 +5,7 @@ import math
 import numpy as np
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import BeamAssertException, assert_that, equal_to
-from tfx_testing import probabilities, read_tfrecords, write_tfrecords
+from tfx_testing import probabilities
 
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
@@ -13,7 +13,7 @@ from tfx_components.artifacts import Manifest
 from tfx_components.forward_record_gen import sources
 from tfx_components.forward_record_gen.transforms import WritePartitions
 from tfx_components.ofb_sampler.examples import KeySpec
-from tfx_components.ofb_sampler.transforms import CopyFiles, SamplerConfig, SampleSplit
+from tfx_components.ofb_sampler.transforms import SamplerConfig, SampleSplit
 
 _SPEC = KeySpec("id", "label", ("city",), {"id": "int64", "label": "int64", "city": "string"})
 
@@ -64,11 +64,3 @@ def test_write_partitions(data, tmp_path):
         )
         assert_that(output, equal_to([expected]))
     assert Manifest.read(str(tmp_path / "out")) == expected
-
-
-def test_copy_files(tmp_path):
-    write_tfrecords(tmp_path / "a.gz", [b"one", b"two"])
-    pairs = [(str(tmp_path / "a.gz"), str(tmp_path / "b.gz"))]
-    with TestPipeline() as pipeline:
-        assert_that(pipeline | CopyFiles(pairs), equal_to([pairs[0][1]]))
-    assert read_tfrecords(tmp_path / "b.gz") == [b"one", b"two"]

@@ -46,7 +46,7 @@ def _log(examples, logits, version=0, echo=None, name="logits"):
     predict.request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples, tf.string))
     predict.response.outputs[name].CopyFrom(tf.make_tensor_proto(np.float32(logits)))
     if echo is not None:
-        predict.response.outputs["example_id"].CopyFrom(tf.make_tensor_proto(np.int64(echo)))
+        predict.response.outputs["example_id"].CopyFrom(tf.make_tensor_proto(echo))
     predict.response.model_spec.version.value = version
     return log.SerializeToString()
 
@@ -139,14 +139,18 @@ def test_prediction_logs_of_tf_serving_hold_batches_and_echo_ids(tmp_path):
         _log([b"a", b"b"], [[1.0, 2.0], [3.0, 4.0]], version=5, echo=[30, 10]),
         _log([b"c"], [[5.0, 6.0]], version=6, echo=[20]),
     ]
-    write_tfrecords(tmp_path / "logs" / "log", logs)
-    artifact = _generate(
-        tmp_path, prediction_log_pattern=str(tmp_path / "logs" / "*"), id_feature="id"
-    )
+    artifact = _generate(tmp_path, **_logs(tmp_path, *logs), id_feature="id")
     records = ofb_tf.ForwardRecords.load(artifact.uri)
     assert records.example_ids.numpy().tolist() == [10, 20, 30]
     assert records.logits.numpy().tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
     assert records.model_versions.numpy().tolist() == [5, 6, 5]
+
+
+def test_text_ids_that_a_model_echoes_are_fingerprinted(tmp_path):
+    logs = [_log([b"a", b"b"], [[1.0], [2.0]], echo=[b"007", b"7"])]
+    artifact = _generate(tmp_path, **_logs(tmp_path, *logs), id_feature="id")
+    ids = ofb_tf.ForwardRecords.load(artifact.uri).example_ids.numpy()
+    np.testing.assert_array_equal(ids, np.sort(hashing.to_int64(["007", "7"])))
 
 
 def test_the_order_of_equal_timestamps_is_not_the_runners(tmp_path):
@@ -192,38 +196,21 @@ def test_the_time_of_a_log_is_the_servers(tmp_path):
     if "timestamp_secs" not in log.log_metadata.DESCRIPTOR.fields_by_name:
         pytest.skip("this release of the protocol has no time")
     log.log_metadata.timestamp_secs = 1_700_000_000
-    write_tfrecords(tmp_path / "logs" / "log", [log.SerializeToString(), logs[1]])
-    artifact = _generate(
-        tmp_path,
-        prediction_log_pattern=str(tmp_path / "logs" / "*"),
-        id_feature="id",
-        timestamp=77,
-    )
+    source = _logs(tmp_path, log.SerializeToString(), logs[1])
+    artifact = _generate(tmp_path, **source, id_feature="id", timestamp=77)
     records = ofb_tf.ForwardRecords.load(artifact.uri)
     assert records.timestamps.numpy().tolist() == [1_700_000_000 * 10**6, 77]
 
 
-def _no_source(tmp_path):
-    return {}
-
-
-def _two_sources(tmp_path):
-    return {"records_pattern": "a", "prediction_log_pattern": "b"}
-
-
-def _no_file(tmp_path):
-    return {"records_pattern": str(tmp_path / "absent" / "*.ofbr")}
-
-
-def _no_records(tmp_path):
-    write_tfrecords(tmp_path / "logs" / "empty", [])
-    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
-
-
-def _two_widths(tmp_path):
-    _write(tmp_path / "in", range(20), np.zeros((20, 1)))
-    _write(tmp_path / "in", range(20), np.zeros((20, 3)))
+def _records(tmp_path, *widths):
+    for width in widths:
+        _write(tmp_path / "in", range(20), np.zeros((20, width)))
     return {"records_pattern": str(tmp_path / "in")}
+
+
+def _logs(tmp_path, *records):
+    write_tfrecords(tmp_path / "logs" / "log", records)
+    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
 
 
 def _top_k(tmp_path):
@@ -232,59 +219,49 @@ def _top_k(tmp_path):
     return {"records_pattern": str(tmp_path / "in")}
 
 
-def _corrupt_records(tmp_path):
-    _write(tmp_path / "in", range(2000), np.zeros((2000, 1)))
-    (path,) = (tmp_path / "in").iterdir()
-    path.write_bytes(path.read_bytes()[:-40])
-    return {"records_pattern": str(tmp_path / "in")}
-
-
-def _corrupt_logs(tmp_path):
-    write_tfrecords(tmp_path / "logs" / "log", [_log([b"a"], [[1.0]], echo=[1])] * 3)
-    path = tmp_path / "logs" / "log"
+def _cut_short(source, tmp_path):
+    (pattern,) = source.values()
+    (path,) = (tmp_path / pathlib.Path(pattern).relative_to(tmp_path).parts[0]).iterdir()
     path.write_bytes(path.read_bytes()[:-4])
-    return {"prediction_log_pattern": str(path)}
-
-
-def _no_logits(tmp_path):
-    write_tfrecords(tmp_path / "logs" / "log", [_log([b"a"], [[1.0]], name="scores", echo=[1])])
-    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
-
-
-def _no_ids(tmp_path):
-    write_tfrecords(tmp_path / "logs" / "log", [_log([b"a"], [[1.0], [2.0]])])
-    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
-
-
-def _no_id_feature(tmp_path):
-    example = serialize({"x": 1.0})
-    write_tfrecords(tmp_path / "logs" / "log", [_log([example], [[1.0]])])
-    return {"prediction_log_pattern": str(tmp_path / "logs" / "*"), "id_feature": "id"}
-
-
-def _no_logs(tmp_path):
-    write_tfrecords(tmp_path / "logs" / "log", [b"\xff\xff\xff"])
-    return {"prediction_log_pattern": str(tmp_path / "logs" / "*")}
+    return source
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_no_source, "exactly one of .* Received: 0"),
-        (_two_sources, "exactly one of .* Received: 2"),
-        (_no_file, "matches nothing.*Check the directory"),
-        (_no_records, "no forward record.*Check that serving records"),
-        (_two_widths, r"num_outputs \[1, 3\].*different models"),
-        (_top_k, r"\.ofbr holds records in the top-k form.*Write every logit"),
-        (_corrupt_records, r"\.ofbr"),
-        (_corrupt_logs, r"logs/log at byte \d+: the file ends inside.*write the file again"),
-        (_no_logits, "output 'logits' is missing.*'scores'.*set logits_output"),
-        (_no_ids, r"\[1\].*serialized examples for \[2\].*recording signature"),
+        (lambda path: {}, "exactly one of .* Received: 0"),
         (
-            _no_id_feature,
-            r"'id' must be one .*\['id', 'x'\]|'id' must be one .*'x'.*Set id_feature",
+            lambda path: {"records_pattern": "a", "prediction_log_pattern": "b"},
+            "exactly one of .* Received: 2",
         ),
-        (_no_logs, "at byte 0: not a PredictionLog.*write the file again"),
+        (
+            lambda path: {"records_pattern": str(path / "absent" / "*.ofbr")},
+            "matches nothing.*Check the directory",
+        ),
+        (_logs, "no forward record.*Check that serving records"),
+        (lambda path: _records(path, 1, 3), r"num_outputs \[1, 3\].*different models"),
+        (_top_k, r"\.ofbr holds records in the top-k form.*Write every logit"),
+        (lambda path: _cut_short(_records(path, 1), path), r"\.ofbr"),
+        (
+            lambda path: _cut_short(_logs(path, *[_log([b"a"], [[1.0]], echo=[1])] * 3), path),
+            r"logs/log at byte \d+: the file ends inside.*write the file again",
+        ),
+        (
+            lambda path: _logs(path, _log([b"a"], [[1.0]], name="scores", echo=[1])),
+            "output 'logits' is missing.*'scores'.*set logits_output",
+        ),
+        (
+            lambda path: _logs(path, _log([b"a"], [[1.0], [2.0]])),
+            r"\[1\].*serialized examples for \[2\].*recording signature",
+        ),
+        (
+            lambda path: _logs(path, _log([serialize({"x": 1.0})], [[1.0]])) | {"id_feature": "id"},
+            "'id' must be one .*'x'.*Set id_feature",
+        ),
+        (
+            lambda path: _logs(path, b"\xff\xff\xff"),
+            "at byte 0: not a PredictionLog.*write the file again",
+        ),
     ],
 )
 def test_bad_input_names_component_and_remedy_and_leaves_nothing(tmp_path, make, message):

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from tfx_testing import probabilities
 
-from ofb_tf.selection import designs
 from tfx_components.ofb_sampler.inclusion import ScoreSummary, solve
 
 _RNG = np.random.default_rng(11)
@@ -41,14 +39,6 @@ def test_probabilities_are_capped_pps(name, mix, rate):
     # Only scores in the bin that the cap cuts may be off, and these by the bin's width.
     np.testing.assert_allclose(actual, expected, rtol=2.0**-10)
     assert abs(actual.sum() - rate * len(scores)) < 1e-3
-
-
-@pytest.mark.parametrize("name", ["even", "heavy_tail", "three_values"])
-def test_same_probabilities_as_the_core_library(name):
-    scores = _SCORES[name].astype(np.float32).astype(np.float64)
-    sizes = 0.8 * scores / scores.sum() + 0.2 / len(scores)
-    core = designs.capped_pps(tf.constant(sizes), tf.constant(0.1 * len(scores), tf.float64))
-    np.testing.assert_allclose(_inclusion(scores, 0.1, 0.2), core, rtol=2.0**-10)
 
 
 def test_sum_misses_the_budget_by_less_than_its_bound_in_the_worst_bin():

@@ -16,6 +16,10 @@ class Data:
     logits: np.ndarray
     city: np.ndarray
 
+    def take(self, rows) -> "Data":
+        """The examples at these places."""
+        return Data(**{name: column[rows] for name, column in vars(self).items()})
+
     @property
     def scores(self) -> np.ndarray:
         """|sigmoid(z) - y| in float64: the reference for the gradient-norm bound."""

@@ -101,10 +101,13 @@ def ForwardRecordGen(
                     f"no PredictionLog file matches {pattern}. Check that inference has run."
                 )
             newest = max(tf.io.gfile.stat(file).mtime_nsec for file in files) // 1000
-            spec = sources.PredictionLogSpec(
-                id_feature, logits_output, model_version, timestamp or newest
+            read = functools.partial(
+                sources.read_prediction_logs,
+                id_feature=id_feature,
+                logits_output=logits_output,
+                model_version=model_version,
+                timestamp=timestamp or newest,
             )
-            read = functools.partial(sources.read_prediction_logs, spec=spec)
         tf.io.gfile.makedirs(uri)
         with beam_pipeline as pipeline:
             _ = pipeline | WritePartitions(read, files, uri, num_partitions)

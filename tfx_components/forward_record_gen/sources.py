@@ -10,8 +10,7 @@ How ids of PredictionLogs are found, so that they match OFBSampler's:
   there is none; then the feature of the request's example.
 """
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,24 +23,6 @@ from tfx_components.component_utils import example_fingerprints
 _BATCH = 8192
 
 Columns = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictionLogSpec:
-    """How a PredictionLog is read.
-
-    Attributes:
-      id_feature: feature of the request's serialized examples that holds the id, "" for their
-        fingerprint.
-      logits_output: name of the response's output with the logits.
-      model_version: for responses that do not name one.
-      timestamp: microseconds since 1970, for logs that do not have one.
-    """
-
-    id_feature: str
-    logits_output: str
-    model_version: int
-    timestamp: int
 
 
 def read_record_file(path: str) -> Iterator[Columns]:
@@ -63,59 +44,73 @@ def read_record_file(path: str) -> Iterator[Columns]:
         }
 
 
-def read_prediction_logs(path: str, spec: PredictionLogSpec) -> Iterator[Columns]:
+def read_prediction_logs(
+    path: str, *, id_feature: str, logits_output: str, model_version: int, timestamp: int
+) -> Iterator[Columns]:
     """Reads TFRecords of `tensorflow.serving.PredictionLog`, as BulkInferrer or TF Serving write.
+
+    Args:
+      path: of the file.
+      id_feature: feature of the requests' examples that holds the id, "" for their fingerprint.
+      logits_output: name of the responses' output with the logits.
+      model_version: for responses that do not name one.
+      timestamp: microseconds since 1970, for logs that do not have one.
 
     Raises:
       ValueError: the file is damaged, or a log lacks the logits or the ids; names file and offset.
     """
-    fields = importers.PredictFields(logits_output=spec.logits_output)
-    logs: list[Any] = []
-    logits: list[Any] = []
+    fields = importers.PredictFields(id_output=constants.EXAMPLE_ID, logits_output=logits_output)
+    logs: list[tuple[Any, np.ndarray, int, int]] = []
     start = 0
+
+    def columns() -> Columns:
+        where = f"{path} at byte {start}"
+        calls, logits, versions, times = zip(*logs, strict=True)
+        widths = sorted({output.shape[1] for output in logits})
+        if len(widths) > 1:
+            raise ValueError(
+                f"{where}: outputs {logits_output!r} have widths {widths}: they come from "
+                "different models. Generate records from each separately."
+            )
+        sizes = [len(output) for output in logits]
+        return {
+            constants.EXAMPLE_ID: _ids(calls, sizes, fields, id_feature, where),
+            constants.LOGITS: np.concatenate(logits),
+            constants.MODEL_VERSION: np.repeat(np.array(versions, np.int64), sizes),
+            constants.TIMESTAMP: np.repeat(np.array(times, np.int64), sizes),
+        }
+
     for offset, log, reason in importers.read_messages(path):
         if log is None:
             raise ValueError(
                 f"{path} at byte {offset}: {reason}. Every TFRecord must be a PredictionLog of a "
                 "Predict call: write the file again."
             )
+        call = log.predict_log
         try:
-            output = fields.logits(log.predict_log.response)
+            logits = fields.logits(call.response)
         except importers.UnusableError as error:
             raise ValueError(
                 f"{path} at byte {offset}: {error}. Serve by the recording signature, or set "
                 "logits_output."
             ) from error
         start = start if logs else offset
-        logs.append(log)
-        logits.append(output)
+        version = call.response.model_spec.version.value or model_version
+        logs.append((call, logits, version, importers.timestamp_of(log) or timestamp))
         if len(logs) == _BATCH:
-            yield _columns(logs, logits, spec, f"{path} at byte {start}")
-            logs, logits = [], []
+            yield columns()
+            logs.clear()
     if logs:
-        yield _columns(logs, logits, spec, f"{path} at byte {start}")
+        yield columns()
 
 
-def _columns(logs: list, logits: list[np.ndarray], spec: PredictionLogSpec, where: str) -> Columns:
-    widths = sorted({output.shape[1] for output in logits})
-    if len(widths) > 1:
-        raise ValueError(
-            f"{where}: outputs {spec.logits_output!r} have widths {widths}: they come from "
-            "different models. Generate records from each separately."
-        )
-    sizes = [len(output) for output in logits]
-    calls = [log.predict_log for log in logs]
-    versions = [call.response.model_spec.version.value or spec.model_version for call in calls]
-    times = [importers.timestamp_of(log) or spec.timestamp for log in logs]
-    return {
-        constants.EXAMPLE_ID: _ids(calls, sizes, spec, where),
-        constants.LOGITS: np.concatenate(logits),
-        constants.MODEL_VERSION: np.repeat(np.array(versions, np.int64), sizes),
-        constants.TIMESTAMP: np.repeat(np.array(times, np.int64), sizes),
-    }
-
-
-def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> np.ndarray:
+def _ids(
+    calls: Sequence[Any],
+    sizes: list[int],
+    fields: importers.PredictFields,
+    id_feature: str,
+    where: str,
+) -> np.ndarray:
     if not sum(sizes):
         return np.zeros(0, np.int64)
     requests = [
@@ -124,11 +119,11 @@ def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> 
     ]
     whole = [len(request) for request in requests] == sizes
     examples = [example for request in requests for example in request] if whole else []
-    if examples and not spec.id_feature:
+    if examples and not id_feature:
         return example_fingerprints(examples)
-    echoed = _echoed(calls, where)
+    echoed = _echoed(calls, fields, where)
     if examples and (echoed is None or _are_fingerprints(echoed, examples)):
-        return hashing.to_int64([_id(example, spec, where) for example in examples])
+        return hashing.to_int64([_id(example, id_feature, where) for example in examples])
     if echoed is None:
         raise ValueError(
             f"{where}: requests hold {[len(request) for request in requests[:3]]}... serialized "
@@ -143,15 +138,15 @@ def _ids(calls: list, sizes: list[int], spec: PredictionLogSpec, where: str) -> 
     return echoed
 
 
-def _echoed(calls: list, where: str) -> np.ndarray | None:
+def _echoed(calls: Sequence[Any], fields: importers.PredictFields, where: str) -> np.ndarray | None:
     """The ids that the responses hold, int64 `[n]`; None unless all do."""
-    fields = importers.PredictFields(id_output=constants.EXAMPLE_ID)
     if not all(constants.EXAMPLE_ID in call.response.outputs for call in calls):
         return None
     try:
-        return np.concatenate([fields.ids(call.request, call.response) for call in calls])
+        ids = [fields.ids(call.request, call.response) for call in calls]
     except importers.UnusableError as error:
         raise ValueError(f"{where}: {error}. Serve by the recording signature.") from error
+    return hashing.to_int64(np.concatenate(ids))
 
 
 def _are_fingerprints(echoed: np.ndarray, examples: list[bytes]) -> bool:
@@ -159,14 +154,12 @@ def _are_fingerprints(echoed: np.ndarray, examples: list[bytes]) -> bool:
     return np.array_equal(echoed, hashing.fingerprint(tf.constant(examples, tf.string)))
 
 
-def _id(serialized: bytes, spec: PredictionLogSpec, where: str) -> int | bytes:
+def _id(serialized: bytes, id_feature: str, where: str) -> int | bytes:
     features = tf.train.Example.FromString(serialized).features.feature
-    values = features[spec.id_feature].int64_list.value or (
-        features[spec.id_feature].bytes_list.value
-    )
+    values = features[id_feature].int64_list.value or features[id_feature].bytes_list.value
     if len(values) != 1:
         raise ValueError(
-            f"{where}: id feature {spec.id_feature!r} must be one int64 or bytes value in every "
+            f"{where}: id feature {id_feature!r} must be one int64 or bytes value in every "
             f"example. Received: {len(values)} values; the features are {sorted(features)}. Set "
             "id_feature."
         )

@@ -89,8 +89,8 @@ def OFBSampler(
       splits: splits to sample; None for `["train"]`.
       slice_features: statistics are also kept for each of their values.
       rate: in (0, 1].
-      policy: "importance", or "uniform": every example alike, with a weight of exactly 1; records
-        then count only for the coverage in the statistics.
+      policy: "importance"; or "uniform", with the same probability for every example and weights
+        of exactly 1, whose records count only for the coverage in the statistics.
       uniform_mix: in [0, 1]: weights are at most 1 / uniform_mix.
       score: "gradient_norm_bound" or "loss".
       missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
@@ -113,8 +113,8 @@ def OFBSampler(
             task=task,
             label_feature=label_feature,
             id_feature=id_feature,
-            splits=["train"] if splits is None else splits,
-            slice_features=slice_features or [],
+            splits=splits,
+            slice_features=slice_features,
             rate=rate,
             policy=policy,
             uniform_mix=uniform_mix,
@@ -126,14 +126,15 @@ def OFBSampler(
             seed=seed,
             epoch=epoch,
         )
-        _check_examples(examples, config)
+        splits = ["train"] if splits is None else splits
+        _check_examples(examples, splits)
         manifest = Manifest.read(forward_records.uri)
         if policy == IMPORTANCE:
             _check_width(manifest.num_outputs, config)
         samples, copies = {}, []
         for split in examples.splits:
             files = _files(examples, sampled_examples, split)
-            if split in (config.splits or ()):
+            if split in splits:
                 spec = _probe(split, files, config)
                 samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
             else:
@@ -152,13 +153,13 @@ def OFBSampler(
                 | "BySplit" >> beam.combiners.ToDict()
                 | "WriteStatistics" >> beam.Map(_write, sampling_statistics.uri, settings)
             )
-        for split in config.splits or ():  # of workers that were retried
+        for split in splits:  # of workers that were retried
             remove_children(_directory(sampled_examples, split), TEMPORARY_PREFIX)
         _publish(examples, sampled_examples, sampling_statistics)
 
 
-def _check_examples(examples: Examples, config: SamplerConfig) -> None:
-    unknown = [split for split in config.splits or () if split not in examples.splits]
+def _check_examples(examples: Examples, splits: list[str]) -> None:
+    unknown = [split for split in splits if split not in examples.splits]
     if unknown:
         raise ValueError(f"splits must be among {list(examples.splits)}. Received: {unknown}")
     payload = examples_utils.get_payload_format(examples)

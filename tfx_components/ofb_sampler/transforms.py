@@ -85,7 +85,7 @@ class SamplerConfig:
                 )
 
     def make_policy(self) -> Policy:
-        """The policy of `ofb_tf` that samples alike, by independent draws."""
+        """The same policy of `ofb_tf`, by independent draws."""
         if self.policy == UNIFORM:
             return Uniform(design=POISSON)
         return Importance(uniform_mix=self.uniform_mix, score=self.score, design=POISSON)

@@ -11,7 +11,7 @@ from tfx_components.component_utils import read_tfrecords
 
 NUMBERS = "numbers"
 BUCKETS = "buckets"
-DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}
+_DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TabularSpec:
     Attributes:
       numeric: FLOAT and INT features: signed log, with an indicator where the value is missing.
       categorical: BYTES features, and INT features that are codes, such as an hour: hashed.
-      dtypes: feature → name of its dtype.
+      dtypes: every feature of the schema → name of its dtype.
       num_buckets: of the hash.
     """
 
@@ -50,7 +50,7 @@ class TabularSpec:
         Raises:
           ValueError: no feature is left, or a named one is not in the schema.
         """
-        dtypes = {f.name: DTYPES[f.type] for f in schema.feature if f.type in DTYPES}
+        dtypes = {f.name: _DTYPES[f.type] for f in schema.feature if f.type in _DTYPES}
         unknown = [name for name in (*exclude, *categorical) if name not in dtypes]
         if unknown:
             raise ValueError(
@@ -63,15 +63,15 @@ class TabularSpec:
         return cls(
             numeric=tuple(name for name in names if name not in hashed),
             categorical=tuple(hashed),
-            dtypes={name: dtypes[name] for name in names},
+            dtypes=dtypes,
             num_buckets=num_buckets,
         )
 
     def feature_spec(self) -> dict[str, tf.io.RaggedFeature]:
         """How the inputs are parsed: any number of values, as CsvExampleGen writes none."""
         return {
-            name: tf.io.RaggedFeature(tf.dtypes.as_dtype(dtype))
-            for name, dtype in self.dtypes.items()
+            name: tf.io.RaggedFeature(tf.dtypes.as_dtype(self.dtypes[name]))
+            for name in (*self.numeric, *self.categorical)
         }
 
     def inputs(self, parsed: dict[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
@@ -93,7 +93,6 @@ def dataset(
     spec: TabularSpec,
     *,
     label_feature: str,
-    label_dtype: str,
     batch_size: int,
     shuffle_seed: int | None = None,
 ) -> tf.data.Dataset:
@@ -103,7 +102,6 @@ def dataset(
       files: TFRecord files.
       spec: the inputs.
       label_feature: one number per example.
-      label_dtype: "int64" or "float32".
       batch_size: at least 1; the last batch may be smaller.
       shuffle_seed: of a buffer of 100,000 examples, reshuffled each epoch; None for file order.
     """
@@ -111,7 +109,7 @@ def dataset(
     if shuffle_seed is not None:
         records = records.shuffle(100_000, seed=shuffle_seed)
     fields = spec.feature_spec() | {
-        label_feature: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(label_dtype)),
+        label_feature: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(spec.dtypes[label_feature])),
         constants.IMPORTANCE_WEIGHT: tf.io.FixedLenFeature([], tf.float32, 1.0),
     }
 

@@ -145,7 +145,6 @@ def train(
         train_files,
         spec,
         label_feature=config.label_feature,
-        label_dtype=_dtype(schema, config.label_feature),
         batch_size=config.batch_size,
         shuffle_seed=config.seed,
     )
@@ -184,7 +183,7 @@ def export(
     spec = tabular_spec(config, schema)
     feature_spec = spec.feature_spec()
     if config.id_feature:
-        dtype = tf.dtypes.as_dtype(_dtype(schema, config.id_feature))
+        dtype = tf.dtypes.as_dtype(spec.dtypes[config.id_feature])
         feature_spec[config.id_feature] = tf.io.FixedLenFeature([], dtype)
     serving.export_recording_model(
         model,
@@ -263,14 +262,6 @@ def _build(
 @keras.saving.register_keras_serializable(package="tfx_components")
 def _add_offsets(buckets: tf.Tensor, offsets: list[int]) -> tf.Tensor:
     return buckets + tf.constant(offsets, tf.int64)
-
-
-def _dtype(schema: schema_pb2.Schema, name: str) -> str:
-    for feature in schema.feature:
-        if feature.name == name:
-            return features.DTYPES[feature.type]
-    names = sorted(feature.name for feature in schema.feature)
-    raise ValueError(f"Trainer: feature {name!r} is not in the schema, which has {names}.")
 
 
 def _glob(patterns: list[str]) -> list[str]:

@@ -48,8 +48,8 @@ def test_a_weight_of_zero_is_an_example_left_out(tmp_path, schema):
     config = dataclasses.replace(_CONFIG, epochs=20)
     model = trainer.train(config, schema, train_files=files)
     trainer.export(model, config, schema, str(tmp_path / "model"))
-    figures = evaluate(str(tmp_path / "model"), files, "binary", "label")
-    assert figures["calibration"] < 0.2
+    metrics = evaluate(str(tmp_path / "model"), files, "binary", "label")
+    assert metrics["calibration"] < 0.2
 
 
 def test_same_seed_same_model_other_seed_another(tmp_path, schema):
@@ -63,7 +63,7 @@ def test_same_seed_same_model_other_seed_another(tmp_path, schema):
     assert not np.array_equal(weights[0], weights[2])
 
 
-def test_training_goes_on_from_the_served_model(tmp_path, schema):
+def test_training_continues_from_the_served_model(tmp_path, schema):
     files = _files(tmp_path / "data", _rows(200))
     model = trainer.train(_CONFIG, schema, train_files=files)
     trainer.export(model, _CONFIG, schema, str(tmp_path / "model"))
@@ -134,5 +134,5 @@ def test_other_tasks_train_and_export(tmp_path, schema, task):
     config = dataclasses.replace(_CONFIG, task=task, num_classes=2, epochs=1)
     model = trainer.train(config, schema, train_files=files)
     trainer.export(model, config, schema, str(tmp_path / "model"))
-    figures = evaluate(str(tmp_path / "model"), files, task, "label")
-    assert figures["num_examples"] == 100 and 0.0 < figures["loss"] < 3.0
+    metrics = evaluate(str(tmp_path / "model"), files, task, "label")
+    assert metrics["num_examples"] == 100 and 0.0 < metrics["loss"] < 3.0
