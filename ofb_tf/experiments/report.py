@@ -300,6 +300,7 @@ def _draw_curves(
     if np.isfinite(ceilings).all():
         axis.set_ylim(None, 1.1 * max(ceilings))
     axis.set_xscale("log" if against == "backward_examples" else "linear")
+    axis.xaxis.set_minor_formatter("")  # its labels would overlap
     axis.set_xlabel(_CURVES[against])
     axis.set_ylabel(f"{metric} (less is better)")
     axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -308,7 +309,10 @@ def _draw_curves(
 def _draw_points(
     axis: Any, contents: Sequence[dict[str, Any]], field: str, label: str, limits: tuple
 ) -> None:
-    """A field of every policy with its standard error, a row per comparison."""
+    """A field of every policy with its standard error, a row per comparison.
+
+    What lies beyond the limits is left to the tables.
+    """
     policies = dict.fromkeys(policy for content in contents for policy in content["policies"])
     for number, policy in enumerate(policies):
         rows = [row for row, c in enumerate(contents) if policy in c["policies"]]
@@ -325,7 +329,8 @@ def _draw_points(
     axis.set_yticks(range(len(contents)), [c["title"] for c in contents], fontsize=6)
     axis.invert_yaxis()
     axis.set_xlim(*limits)
-    axis.set_xlabel(f"{label} (beyond the frame: see the tables)")
+    axis.set_xlabel(label)
+    axis.figure.set_figheight(1.2 + 0.5 * len(contents))
     axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
@@ -423,7 +428,7 @@ def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
     names = dict.fromkeys(p for c in comparisons for p in c["policies"] if p not in _ENDS)
     rows = [["comparison", *names]]
     for comparison in comparisons:
-        first, _ = summary.best(comparison)
+        first = summary.best(comparison)
         texts = {name: _closure(comparison["policies"].get(name)) for name in names}
         if texts.get(first, _NONE) != _NONE:
             texts[first] = f"**{texts[first]}**"

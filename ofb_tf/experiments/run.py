@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import corruption, summary, trial
 from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from ofb_tf.experiments.trial import TrialResult
+from ofb_tf.experiments.workloads import get_workload
 from ofb_tf.version import __version__
 
 FINISHED = "cells"
@@ -70,6 +71,7 @@ def run_experiment(
       RuntimeError: a trial failed.
     """
     check_datasets([config])
+    get_workload(config, seed=0)  # fails here, once, if the dataset cannot be used
     # The longest first, so that no worker is left with a long one at the end.
     policies = sorted(config.policies, key=lambda policy: policy == configs.UNIFORM)
     tasks = [Task(config, p, seed, True) for seed in range(config.seeds) for p in policies]
@@ -80,9 +82,8 @@ def run_experiment(
             raise RuntimeError(f"{task.policy} with seed {task.seed} failed: {error}")
         results.append(result)
 
-    cores = os.cpu_count() or 1
-    workers = min(cores if workers is None else workers, len(tasks))
-    threads = None if workers <= 1 else max(1, cores // workers)
+    workers = _num_workers(workers, tasks)
+    threads = None if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
     _run(tasks, workers, on_done, threads=threads, total=len(tasks), show=show_progress)
     return summary.summarize(config, results, command=command)
 
@@ -112,6 +113,7 @@ def run_comparisons(
     check_datasets([comparison.config for comparison in comparisons])
     folder, trials = pathlib.Path(directory) / FINISHED, plan(comparisons)
     todo = {Task(t.config, t.policy, t.seed, False): t for t in trials if not load(folder, t)}
+    workers = _num_workers(workers, todo)
     failures: dict[Trial, str] = {}
 
     def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
@@ -123,9 +125,16 @@ def run_comparisons(
 
     counts = f"{len(comparisons)} comparisons of {len(trials)} trials"
     print(f"{counts}, {len(trials) - len(todo)} of them finished.", file=sys.stderr)
-    workers = min((os.cpu_count() or 1) if workers is None else workers, max(len(todo), 1))
     _run(list(todo), workers, on_done, threads=1, total=len(trials), show=show_progress)
     return failures
+
+
+def _num_workers(workers: int | None, tasks: Collection) -> int:
+    if workers is None:
+        workers = os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1. Received: {workers}")
+    return min(workers, max(len(tasks), 1))
 
 
 def _run(
@@ -272,13 +281,8 @@ def run_all(
       workers: processes, at least 1. With 1 the tasks run in this process.
       on_done: called with each task and its result and None, or None and what went wrong: a
         traceback, or that the process died. What it raises ends everything.
-      threads: TensorFlow's per process; None leaves TensorFlow's default.
-
-    Raises:
-      ValueError: `workers` is out of range.
+      threads: TensorFlow threads per process; None leaves TensorFlow's default.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1. Received: {workers}")
     if workers == 1:
         _limit_threads(threads)
         for task in tasks:

@@ -186,22 +186,10 @@ def within_budget(content: dict[str, Any], policy: str) -> bool:
     return policy != configs.EVERYTHING and realized <= _BUDGET_MARGIN * content["rate"]
 
 
-def best(content: dict[str, Any]) -> tuple[str, list[str]]:
-    """The policy with the least mean within the budget, and those within one standard error of it.
-
-    The standard error is that of the difference of two means: root of the sum of squares.
-    """
-    policies = {p: f for p, f in content["policies"].items() if within_budget(content, p)}
-    means = {p: f["mean"] if math.isfinite(f["mean"]) else math.inf for p, f in policies.items()}
-    first = min(means, key=lambda policy: means[policy])
-    errors = {p: f["standard_error"] or 0.0 for p, f in policies.items()}
-    ties = [
-        policy
-        for policy in policies
-        if policy != first
-        and means[policy] - means[first] <= math.hypot(errors[policy], errors[first])
-    ]
-    return first, ties
+def best(content: dict[str, Any]) -> str:
+    """The policy with the least finite mean among those within the budget."""
+    means = {p: s["mean"] for p, s in content["policies"].items() if within_budget(content, p)}
+    return min(means, key=lambda p: means[p] if math.isfinite(means[p]) else math.inf)
 
 
 class BetterPolicy(NamedTuple):

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from ofb_tf.experiments import SimulationConfig, run
+from ofb_tf.experiments import SimulationConfig, run, trial
 from ofb_tf.experiments.config import Comparison, Trial
 from tests.experiments.conftest import make_result
 
@@ -52,9 +52,17 @@ def test_a_process_that_dies_is_reported_and_the_rest_is_done(tmp_path):
 
 def test_workers_are_checked():
     with pytest.raises(ValueError, match="workers must be at least 1. Received: 0"):
-        run.run_all(task, [], 0, print)
-    with pytest.raises(ValueError, match="workers must be at least 1. Received: 0"):
         run.run_experiment(SimulationConfig(num_examples=100), command="", workers=0)
+
+
+def test_a_trial_that_fails_ends_the_simulation(monkeypatch):
+    def fail(*one, **settings):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(trial, "run", fail)
+    config = SimulationConfig(num_examples=100, test_examples=10)
+    with pytest.raises(RuntimeError, match=r"(?s)seed 0 failed:.*MemoryError: too large"):
+        run.run_experiment(config, command="", workers=1, show_progress=False)
 
 
 @pytest.mark.slow

@@ -111,13 +111,9 @@ def test_mean_curve_against_numpy(make_results):
 
 def test_best_within_the_budget(make_results):
     content = make_results(VALUES | {"info_batch": [0.5, 0.5], "top_loss": [9.0, 9.0]})
-    assert summary.best(content) == ("importance", [])  # info_batch realises 0.6 for a rate of 0.1
-    policies = content["policies"]
-    for name, mean in (("uniform", 1.95 + 0.1 * 2**0.5), ("importance", 1.95), ("top_loss", 2.1)):
-        policies[name].update(standard_error=0.1, mean=mean)
-    assert summary.best(content) == ("importance", ["uniform"])
-    policies["importance"]["mean"] = math.nan
-    assert summary.best(content)[0] == "uniform"
+    assert summary.best(content) == "importance"  # info_batch realises 0.6 for a rate of 0.1
+    content["policies"]["importance"]["mean"] = math.nan
+    assert summary.best(content) == "uniform"
 
 
 def test_one_rule_for_what_beats_the_default(make_results):
