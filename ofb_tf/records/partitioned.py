@@ -10,7 +10,7 @@ import tensorflow as tf
 from ofb_tf.records import files, reader
 from ofb_tf.records.graph import sorted_file_dataset
 
-# A directory of this name beside the partitions: they are still being written, or were never
+# A directory of this name next to the partitions: they are still being written, or were never
 # finished.
 UNFINISHED_PREFIX = "spool-"
 _NAME = re.compile(r"partition-(\d+)-of-(\d+)\.ofbr$")
