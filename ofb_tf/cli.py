@@ -363,6 +363,7 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
             "records written": f"{report.num_written:,}",
             "files written": f"{len(report.files):,}",
             "files removed": f"{len(report.removed):,}",
+            "open files left alone": f"{report.num_open_skipped:,}",
         }
     )
 

@@ -22,6 +22,7 @@ from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _LOGITS_DTYPES = ("float32", "float16")
 _EXIT_SECONDS = 30.0
+_FORK_SECONDS = 5.0
 
 
 @dataclasses.dataclass
@@ -564,20 +565,18 @@ def _close_at_exit() -> None:
 
 
 def _lock_for_fork() -> None:
-    """No block is half written while the process is copied."""
+    """No block is half written while the process is copied, unless the disk stalls."""
     _forking.writers = list(_open_writers)
-    for writer in _forking.writers:
-        writer._lock.acquire()
+    _forking.locked = [w for w in _forking.writers if w._lock.acquire(timeout=_FORK_SECONDS)]
 
 
 def _unlock_in_parent() -> None:
-    while _forking.writers:
-        _forking.writers.pop()._lock.release()
+    for writer in _forking.locked:
+        writer._lock.release()
 
 
 def _reset_in_child() -> None:
-    while _forking.writers:
-        writer = _forking.writers.pop()
+    for writer in _forking.writers:
         if writer._file is not None:
             writer._file.leak()
         writer._reset()
