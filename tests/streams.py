@@ -6,11 +6,12 @@ import tensorflow as tf
 import ofb_tf
 
 N, WINDOW, CLASSES = 1000, 200, 4
-RNG = np.random.default_rng(2)
-IDS = RNG.permutation(np.arange(N)) * 7919 - 3_000_000
-LABELS = RNG.integers(0, CLASSES, N)
-LOGITS = (RNG.normal(size=(N, CLASSES)) * 2).astype(np.float32)
-X = RNG.normal(size=(N, 3)).astype(np.float32)
+_RNG = np.random.default_rng(2)
+IDS = _RNG.permutation(np.arange(N)) * 7919 - 3_000_000
+LABELS = _RNG.integers(0, CLASSES, N)
+LOGITS = (_RNG.normal(size=(N, CLASSES)) * 2).astype(np.float32)
+X = _RNG.normal(size=(N, 3)).astype(np.float32)
+PLACE = {example_id: place for place, example_id in enumerate(IDS.tolist())}
 
 
 def dicts(n=N, **changes):
@@ -23,13 +24,11 @@ def with_logits(n=N, **changes):
 
 
 def ids_and_weights(dataset):
-    ids, weights = [], []
-    for element in dataset:
-        ids.append(np.atleast_1d(element["example_id"]))
-        weights.append(np.atleast_1d(element["importance_weight"]))
-    if not ids:
-        return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return np.concatenate(ids), np.concatenate(weights)
+    elements = list(dataset)
+    return tuple(
+        np.concatenate([np.atleast_1d(element[name]) for element in elements])
+        for name in ("example_id", "importance_weight")
+    )
 
 
 def sample(dataset=None, **arguments):

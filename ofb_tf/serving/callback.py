@@ -67,11 +67,7 @@ class RecordPredictions(keras.callbacks.Callback):
         self._position = 0
 
     def on_predict_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Writes the batch.
-
-        Raises:
-          ValueError: ids or logits are missing, or there are too few ids.
-        """
+        """Writes the batch; a ValueError says that logits are missing or ids are too few."""
         logs = logs or {}
         # Keras merges a dict of outputs into the logs.
         name = "outputs" if "outputs" in logs else self._logits_output
@@ -96,11 +92,7 @@ class RecordPredictions(keras.callbacks.Callback):
         self._writer.write(ids, logits, model_version=self._model_version)
 
     def on_predict_end(self, logs: dict | None = None) -> None:
-        """Checks that every id was used.
-
-        Raises:
-          ValueError: there are more ids than examples.
-        """
+        """Raises a ValueError unless every id was used."""
         if self._ids is not None and self._position != len(self._ids):
             raise _wrong_number(len(self._ids), str(self._position))
 

@@ -103,14 +103,11 @@ def _input_selector(
         )
 
     def select(features: dict[str, tf.Tensor]) -> Any:
-        chosen = {name: _with_rank(features[name], tensor) for name, tensor in inputs.items()}
+        chosen = {name: features[name] for name in inputs}
+        for name, feature in chosen.items():
+            # A scalar feature [n] is the [n, 1] that a Keras input of one number expects.
+            if len(inputs[name].shape) == 2 and feature.shape.rank == 1:
+                chosen[name] = feature[:, None]
         return chosen if is_dict else keras.tree.pack_sequence_as(model.input, [*chosen.values()])
 
     return select
-
-
-def _with_rank(feature: tf.Tensor, model_input: Any) -> tf.Tensor:
-    """A scalar feature `[n]` as the `[n, 1]` that a Keras input of one number expects."""
-    if len(model_input.shape) == 2 and feature.shape.rank == 1:
-        return feature[:, None]
-    return feature

@@ -199,11 +199,10 @@ class PredictionRecorder:
     def _record(self, request: Any, response: Any, timestamp: int) -> None:
         try:
             batch = self._fields.extract(request, response)
-        except importers.UnusableError as error:
+        except Exception as error:
+            if not isinstance(error, importers.UnusableError):
+                error = _wrong_type(request, response)
             self._count_error("num_unusable", error)
-            return
-        except Exception:
-            self._count_error("num_unusable", _wrong_type(request, response))
             return
         try:
             self._writer.write(

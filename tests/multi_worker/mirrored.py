@@ -1,52 +1,31 @@
 """MirroredStrategy on two logical CPU devices, in a process of its own.
 
-Run as `python mirrored.py`; the last line of stdout is JSON, with one entry for each comparison.
+Run as `python -m tests.multi_worker.mirrored`; the last line of stdout is JSON, with one entry
+per comparison.
 """
 
 import json
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import ofb_tf
+from tests.training import models
 
-N, BATCH = 64, 16
 
-
-def make_data():
-    """Fields of all examples."""
-    random = np.random.default_rng(0)
-    return {
-        "x": random.normal(size=(N, 3)).astype(np.float32),
-        "label": random.integers(0, 3, N),
-        "importance_weight": random.uniform(0.2, 5.0, N).astype(np.float32),
+def build(cls=ofb_tf.OFBModel, **settings):
+    metrics = {
+        "metrics": ["accuracy"],
+        "weighted_metrics": [keras.metrics.SparseCategoricalAccuracy(name="weighted")],
     }
+    return models.build(cls, **{"jit_compile": False} | metrics | settings)
 
 
-def build(cls=ofb_tf.OFBModel, model_settings=None, **settings):
-    """The same initial weights in every call."""
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((3,), name="x")
-    hidden = keras.layers.Dense(8, activation="relu")(inputs)
-    model = cls(inputs, keras.layers.Dense(3)(hidden), **(model_settings or {}))
-    model.compile(
-        keras.optimizers.Adam(0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="weighted")],
-        **{"jit_compile": False, **settings},
-    )
-    return model
-
-
-def fit(model, as_tuples=False):
+def fit(model, elements=None):
     """Two epochs with validation; the history."""
-    data = make_data()
-    elements = (data["x"], data["label"], data["importance_weight"]) if as_tuples else data
-    dataset = tf.data.Dataset.from_tensor_slices(elements).batch(BATCH)
-    history = model.fit(dataset, epochs=2, validation_data=dataset, shuffle=False, verbose=0)
-    return {name: [float(v) for v in values] for name, values in history.history.items()}
+    dataset = models.batches(models.make_data() if elements is None else elements)
+    history = models.fit(model, dataset, epochs=2, validation_data=dataset)
+    return {name: [float(v) for v in values] for name, values in history.items()}
 
 
 def outcome(cls, strategy, settings):
@@ -54,7 +33,7 @@ def outcome(cls, strategy, settings):
     try:
         with strategy.scope():
             model = build(cls, **settings)
-        fit(model, as_tuples=True)
+        fit(model, models.as_tuple(models.make_data()))
     except Exception as error:
         return type(error).__name__
     return "works"
@@ -88,11 +67,9 @@ def run(what: str, strategy: tf.distribute.Strategy) -> dict:
         }
     if what == "backward_rate":
         with strategy.scope():
-            model = build(model_settings={"backward_rate": 0.25})
+            model = build(backward_rate=0.25)
         return {"history": fit(model)}
-    settings = (
-        {"steps_per_execution": 2} if what == "steps_per_execution" else {"jit_compile": True}
-    )
+    settings = {what: 2 if what == "steps_per_execution" else True}
     return {
         name: outcome(cls, strategy, settings)
         for name, cls in (("stock", keras.Model), ("ours", ofb_tf.OFBModel))

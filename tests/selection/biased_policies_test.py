@@ -5,13 +5,28 @@ import pytest
 import tensorflow as tf
 
 import ofb_tf
-from ofb_tf import hashing
-from ofb_tf.selection import POLICIES, BottomLoss, InfoBatch, SelectiveBackprop, TopLoss, designs
-from tests.selection.designs_test import reference_capped_pps
-from tests.selection.windows import inclusion, make_window, random_losses, runner
+from ofb_tf.selection import (
+    POLICIES,
+    BottomLoss,
+    Importance,
+    InfoBatch,
+    LossMatching,
+    SelectiveBackprop,
+    TopLoss,
+    window,
+)
+from ofb_tf.testing import assert_checkpoint_roundtrip
+from tests import reference
+from tests.reference import inclusion, random_losses, runner
 
 RATES = (0.02, 0.1, 0.33, 1.0)
 ALL = sorted(set(POLICIES) - {"uniform"})
+
+
+def stream(losses):
+    losses = np.asarray(losses, np.float32)
+    fields = {"example_id": np.arange(len(losses)), "label": np.zeros_like(losses), "loss": losses}
+    return tf.data.Dataset.from_tensor_slices(fields)
 
 
 def reference_top(losses, budget):
@@ -61,8 +76,8 @@ def test_selective_backprop_equals_numpy(beta):
             n = len(losses)
             p, weights = run(losses, rate * n)
             power = (1 / rate - 1) if beta is None else beta
-            sizes = reference_percentiles(losses) ** power if n else np.zeros(0)
-            expected = reference_capped_pps(sizes, rate * n) if n else sizes
+            sizes = reference_percentiles(losses) ** power
+            expected = reference.capped_pps(sizes, rate * n)
             np.testing.assert_allclose(p, expected, rtol=1e-7, atol=1e-12)
             np.testing.assert_array_equal(weights, np.ones(n))
 
@@ -116,10 +131,7 @@ def test_equal_losses_are_sampled_uniformly(name):
 @pytest.mark.parametrize("batch_size", [None, 40])
 def test_exactly_the_budget_leaves_a_window(name, batch_size):
     rng = np.random.default_rng(1)
-    loss = (rng.integers(0, 8, 800) / 4).astype(np.float32)  # many ties
-    dataset = tf.data.Dataset.from_tensor_slices(
-        {"example_id": np.arange(800), "label": np.zeros(800, np.float32), "loss": loss}
-    )
+    dataset = stream(rng.integers(0, 8, 800) / 4)  # many ties
     sampler = ofb_tf.ofb_sample(
         policy=name, rate=0.2, window_size=200, batch_size=batch_size, seed=3, missing="error"
     )
@@ -133,10 +145,7 @@ def test_exactly_the_budget_leaves_a_window(name, batch_size):
 
 
 def test_info_batch_reports_what_it_realised():
-    loss = np.r_[np.zeros(150), np.ones(50)].astype(np.float32)
-    dataset = tf.data.Dataset.from_tensor_slices(
-        {"example_id": np.arange(200), "label": np.zeros(200, np.float32), "loss": loss}
-    )
+    dataset = stream(np.r_[np.zeros(150), np.ones(50)])
     sampler = ofb_tf.ofb_sample(policy="info_batch", window_size=200, seed=3)
     figures = sampler.statistics(dataset)
     assert figures["realized_rate"] == pytest.approx((50 + 75) / 200)
@@ -147,12 +156,9 @@ def test_info_batch_reports_what_it_realised():
 
 @pytest.mark.parametrize("name", ALL)
 def test_records_that_are_not_finite_are_left_to_missing(name):
-    rng = np.random.default_rng(2)
-    loss = rng.exponential(size=200).astype(np.float32)
+    loss = np.random.default_rng(2).exponential(size=200)
     loss[[3, 50, 120]] = np.nan, np.inf, -1.0
-    dataset = tf.data.Dataset.from_tensor_slices(
-        {"example_id": np.arange(200), "label": np.zeros(200, np.float32), "loss": loss}
-    )
+    dataset = stream(loss)
     for missing in ("drop", "keep", "uniform"):
         sampler = ofb_tf.ofb_sample(
             policy=name, rate=0.25, window_size=200, seed=1, missing=missing
@@ -172,57 +178,46 @@ def test_records_that_are_not_finite_are_left_to_missing(name):
 def test_same_seed_equal_other_seed_different(name, design):
     losses = np.random.default_rng(5).integers(0, 3, 300).astype(np.float32)  # ties leave a choice
 
+    @tf.function
     def chosen(seed):
-        window = make_window(losses, seed)
-        policy = POLICIES[name](design=design)
-        p = policy.inclusion(window, tf.constant(30.0, tf.float64)).probabilities
-        if design == "poisson":
-            return designs.poisson(p, hashing.hash01(window.example_ids, window.key)).numpy()
-        return designs.systematic(p, tf.range(300), hashing.uniform_start(window.key)).numpy()
+        return window.select(
+            POLICIES[name](design=design),
+            rate=0.1,
+            task="regression",
+            missing="error",
+            example_ids=tf.range(300, dtype=tf.int64),
+            labels=tf.zeros(300),
+            record={"loss": tf.constant(losses)},
+            key=seed,
+            batch_size=None,
+        ).indices
 
-    np.testing.assert_array_equal(chosen(1), chosen(1))
+    first, *others = (chosen(tf.constant(seed, tf.int64)).numpy() for seed in (1, *range(1, 12)))
+    np.testing.assert_array_equal(first, others[0])
     # With halves and ones, as InfoBatch has them, the systematic design has two outcomes.
-    assert len({tuple(chosen(seed)) for seed in range(12)}) > 1
+    assert len({tuple(indices) for indices in others}) > 1
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_restored_at_every_step_the_selection_goes_on(name):
-    rng = np.random.default_rng(6)
-    fields = {
-        "example_id": np.arange(400),
-        "label": np.zeros(400, np.float32),
-        "loss": rng.exponential(size=400).astype(np.float32),
-    }
-    dataset = tf.data.Dataset.from_tensor_slices(fields).apply(
-        ofb_tf.ofb_sample(policy=name, rate=0.25, window_size=100, batch_size=25, seed=9)
-    )
-    for step in range(4):
-        iterator = iter(dataset)
-        for _ in range(step):
-            next(iterator)
-        saved = tf.train.Checkpoint(iterator=iterator).write(f"ram://restore_{name}_{step}")
-        rest = iter(dataset)
-        tf.train.Checkpoint(iterator=rest).read(saved)
-        for expected, got in zip(iterator, rest, strict=True):
-            np.testing.assert_array_equal(expected["example_id"], got["example_id"])
+    dataset = stream(np.random.default_rng(6).exponential(size=400))
+    sampler = ofb_tf.ofb_sample(policy=name, rate=0.25, window_size=100, batch_size=25, seed=9)
+    assert_checkpoint_roundtrip(dataset.apply(sampler))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_holdout_is_refused_where_no_probability_is_known_to_be_above_zero(name):
-    arguments = {"policy": name, "uniform_holdout": 0.01}
+def test_the_probe_is_refused_where_no_probability_is_known_to_be_above_zero(name):
     if name == "importance":
-        ofb_tf.ofb_sample(**arguments)
+        ofb_tf.ofb_sample(policy=name, uniform_probe=0.01)
         return
     for policy in (name, ofb_tf.SelectionGuard().policy(name)):
         with pytest.raises(ValueError, match="least inclusion probability, which is 0"):
-            ofb_tf.ofb_sample(**{**arguments, "policy": policy})
+            ofb_tf.ofb_sample(policy=policy, uniform_probe=0.01)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_fixed_count_and_xla(name):
     """What `OFBModel(backward_rate=..., selection_policy=name)` runs, compiled."""
-    from ofb_tf.selection import window
-
     rng = np.random.default_rng(7)
     logits = tf.constant(rng.normal(size=(64, 5)), tf.float32)
     labels = tf.constant(rng.integers(0, 5, 64))
@@ -246,6 +241,11 @@ def test_fixed_count_and_xla(name):
         (lambda: InfoBatch(score="size"), "score must be"),
         (lambda: TopLoss(design="cluster"), "design must be"),
         (lambda: BottomLoss(design="cluster"), "design must be"),
+        (lambda: Importance(design="cluster"), "design must be 'systematic'"),
+        (lambda: Importance(score="entropy"), "score must be 'gradient_norm_bound'"),
+        (lambda: Importance(uniform_mix=-0.1), r"uniform_mix must be in \[0, 1\]. Received: -0.1"),
+        (lambda: Importance(uniform_mix=float("nan")), r"uniform_mix must be in \[0, 1\]"),
+        (lambda: LossMatching(tolerance=-1), "tolerance must be finite.*Received: -1"),
     ],
 )
 def test_validation(make, message):

@@ -12,137 +12,94 @@ import tensorflow as tf
 
 import ofb_tf
 from ofb_tf.training import callbacks
+from tests.training.models import (
+    NUM_CLASSES,
+    N,
+    as_tuple,
+    assert_same_weights,
+    batches,
+    build,
+    fit,
+    make_data,
+)
 
-N, NUM_FEATURES, NUM_CLASSES = 64, 3, 4
-MIRRORED = pathlib.Path(__file__).parents[1] / "multi_worker" / "mirrored.py"
-
-
-def make_data():
-    random = np.random.default_rng(0)
-    return {
-        "example_id": np.arange(N),
-        "x": random.normal(size=(N, NUM_FEATURES)).astype(np.float32),
-        "label": random.integers(0, NUM_CLASSES, N),
-        "importance_weight": random.uniform(0.2, 5.0, N).astype(np.float32),
-    }
-
-
-def dicts():
-    return tf.data.Dataset.from_tensor_slices(make_data()).batch(16)
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-def tuples():
-    data = make_data()
-    return tf.data.Dataset.from_tensor_slices(
-        (data["x"], data["label"], data["importance_weight"])
-    ).batch(16)
-
-
-def build(cls=ofb_tf.OFBModel, optimizer=None, dtype=None, model_kwargs=None, **compile_settings):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((NUM_FEATURES,), name="x")
-    hidden = keras.layers.Dense(8, activation="relu", dtype=dtype)(inputs)
-    outputs = keras.layers.Dense(NUM_CLASSES, dtype=dtype)(hidden)
-    if dtype:
-        outputs = keras.layers.Activation("linear", dtype="float32")(outputs)
-    model = cls(inputs, outputs, **(model_kwargs or {}))
-    model.compile(
-        optimizer or keras.optimizers.Adam(0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        **compile_settings,
-    )
-    return model
-
-
-def fit_both(epochs=2, fit_settings=None, **settings):
+def fit_both(make_optimizer=lambda: None, validation_data=None, **settings):
     """The same training by `keras.Model` on tuples and by `OFBModel` on dicts."""
-    optimizer = settings.pop("make_optimizer", lambda: None)
-    stock = build(keras.Model, optimizer=optimizer(), **settings)
-    ours = build(ofb_tf.OFBModel, optimizer=optimizer(), **settings)
-    common = {"epochs": epochs, "shuffle": False, "verbose": 0, **(fit_settings or {})}
-    stock_history = stock.fit(tuples(), **common).history
-    history = ours.fit(dicts(), **common).history
-    for a, b in zip(stock.get_weights(), ours.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert history["loss"] == stock_history["loss"]
-    weights = make_data()["importance_weight"].astype(np.float64)
+    data = make_data()
+    stock, ours = (
+        build(cls, make_optimizer(), **settings) for cls in (keras.Model, ofb_tf.OFBModel)
+    )
+    expected, history = (
+        fit(model, elements, epochs=2, validation_data=validation_data)
+        for model, elements in ((stock, as_tuple(data)), (ours, data))
+    )
+    assert_same_weights(stock, ours)
+    assert history["loss"] == expected["loss"]
+    weights = data["importance_weight"].astype(np.float64)
     assert history["mean_weight"][-1] == pytest.approx(weights.mean(), rel=1e-5)
     assert history["max_weight"][-1] == pytest.approx(weights.max(), rel=1e-6)
     return ours, history
 
 
-@pytest.mark.parametrize("jit_compile", [True, False])
-def test_jit_compile(jit_compile):
-    fit_both(jit_compile=jit_compile)
+def loss_scaling():
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))
 
 
-def test_run_eagerly():
-    fit_both(run_eagerly=True)
+def accumulating():
+    return keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
 
 
-def test_steps_per_execution():
-    fit_both(steps_per_execution=2, jit_compile=False)
-
-
-def test_bfloat16():
-    fit_both(dtype="mixed_bfloat16")
-
-
-def test_float16_with_loss_scaling():
-    model, _ = fit_both(
-        dtype="mixed_float16",
-        make_optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)),
-    )
-    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def test_gradient_accumulation():
-    fit_both(make_optimizer=lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2))
-
-
-def test_accumulated_weighted_gradient_is_that_of_the_large_batch():
-    data = make_data()
-    small = build(optimizer=keras.optimizers.SGD(1.0, gradient_accumulation_steps=4))
-    large = build(optimizer=keras.optimizers.SGD(1.0))
-    small.fit(dicts(), shuffle=False, verbose=0)
-    large.train_on_batch({name: tf.constant(value) for name, value in data.items()})
-    for a, b in zip(small.get_weights(), large.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-@pytest.mark.parametrize(
+SETTINGS = pytest.mark.parametrize(
     "settings",
     [
-        {"dtype": "mixed_bfloat16"},
-        {
-            "dtype": "mixed_float16",
-            "optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
-        },
+        {"jit_compile": True},
+        {"jit_compile": False},
+        {"run_eagerly": True},
         {"steps_per_execution": 2, "jit_compile": False},
-        {"optimizer": keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)},
+        {"dtype": "mixed_bfloat16"},
+        {"dtype": "mixed_float16", "make_optimizer": loss_scaling},
+        {"make_optimizer": accumulating},
     ],
-    ids=["bfloat16", "float16", "steps_per_execution", "accumulation"],
+    ids=str,
 )
-def test_selection_in_the_step_with_them(settings):
-    model = build(model_kwargs={"backward_rate": 0.25}, **settings)
-    history = model.fit(dicts(), epochs=2, shuffle=False, verbose=0).history
+
+
+@SETTINGS
+def test_training_equals_stock_keras(settings):
+    fit_both(**settings)
+
+
+@SETTINGS
+def test_selection_in_the_step(settings):
+    settings = dict(settings)
+    optimizer = settings.pop("make_optimizer", lambda: None)()
+    model = build(optimizer=optimizer, backward_rate=0.25, **settings)
+    history = fit(model, make_data(), epochs=2)
     assert history["realized_rate"] == [0.25, 0.25]
     assert np.isfinite(history["loss"]).all()
 
 
+def test_accumulated_weighted_gradient_is_that_of_the_large_batch():
+    small = build(optimizer=keras.optimizers.SGD(1.0, gradient_accumulation_steps=4))
+    large = build(optimizer=keras.optimizers.SGD(1.0))
+    fit(small, make_data(), N // 4)
+    fit(large, make_data(), N)
+    assert_same_weights(small, large, atol=1e-6)
+
+
 def test_validation_data():
-    _, history = fit_both(fit_settings={"validation_data": tuples()})
+    _, history = fit_both(validation_data=batches(as_tuple(make_data())))
     assert len(history["val_loss"]) == 2 and "val_mean_weight" not in history
 
 
 def _sampled():
-    data = {**make_data(), "logits": np.random.default_rng(1).normal(size=(N, NUM_CLASSES))}
+    data = make_data() | {"logits": np.random.default_rng(1).normal(size=(N, NUM_CLASSES))}
     del data["importance_weight"]
-    return (
-        tf.data.Dataset.from_tensor_slices(data)
-        .repeat()
-        .apply(ofb_tf.ofb_sample(rate=0.5, window_size=16, batch_size=8, seed=3))
-    )
+    stream = tf.data.Dataset.from_tensor_slices(data).repeat()
+    return stream.apply(ofb_tf.ofb_sample(rate=0.5, window_size=16, batch_size=8, seed=3))
 
 
 class _Stop(keras.callbacks.Callback):
@@ -169,14 +126,8 @@ def test_resuming_with_the_input_iterator_equals_never_stopping(tmp_path):
         place = callbacks.BackupIterator(_sampled(), directory / "input")
         backup = keras.callbacks.BackupAndRestore(str(directory / "model"))
         stop = [] if stop_after is None else [_Stop(stop_after)]
-        model.fit(
-            place.dataset,
-            epochs=6,
-            steps_per_epoch=3,  # no divisor of a pass: the place matters
-            shuffle=False,
-            verbose=0,
-            callbacks=[backup, place, *stop],
-        )
+        # Steps of an epoch are no divisor of a pass: the place matters.
+        fit(model, place.dataset, epochs=6, steps_per_epoch=3, callbacks=[backup, place, *stop])
         return model
 
     (tmp_path / "whole").mkdir()
@@ -186,15 +137,13 @@ def test_resuming_with_the_input_iterator_equals_never_stopping(tmp_path):
         run(tmp_path / "parts", stop_after=3)
     resumed = run(tmp_path / "parts")
     assert int(resumed.optimizer.iterations) == int(whole.optimizer.iterations) == 18
-    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_weights(whole, resumed)
 
 
 @pytest.fixture(name="mirrored", scope="module")
 def _mirrored():
-    done = subprocess.run(
-        [sys.executable, str(MIRRORED)], capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-m", "tests.multi_worker.mirrored"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,5 +1,8 @@
 """`OFBModel` against `keras.Model` and against gradients by hand."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -7,42 +10,25 @@ import tensorflow as tf
 
 import ofb_tf
 from ofb_tf.training.model import Functional, FunctionalOFBModel
+from tests import reference
+from tests.training.models import (
+    NUM_CLASSES,
+    NUM_FEATURES,
+    N,
+    as_tuple,
+    assert_same_weights,
+    batches,
+    build,
+    fit,
+    make_data,
+)
 
-NUM_EXAMPLES, NUM_FEATURES, NUM_CLASSES = 48, 3, 4
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.fixture(name="data")
 def _data():
-    random = np.random.default_rng(0)
-    return {
-        "example_id": np.arange(NUM_EXAMPLES),
-        "x": random.normal(size=(NUM_EXAMPLES, NUM_FEATURES)).astype(np.float32),
-        "label": random.integers(0, NUM_CLASSES, NUM_EXAMPLES),
-        "importance_weight": random.uniform(0.2, 5.0, NUM_EXAMPLES).astype(np.float32),
-    }
-
-
-def _build(cls, metrics=(), weighted_metrics=(), optimizer="adam", **kwargs):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((NUM_FEATURES,), name="x")
-    hidden = keras.layers.Dense(8, activation="relu")(inputs)
-    model = cls(inputs, keras.layers.Dense(NUM_CLASSES)(hidden), **kwargs)
-    model.compile(
-        optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=list(metrics),
-        weighted_metrics=list(weighted_metrics),
-    )
-    return model
-
-
-def _dataset(data, batch_size=16):
-    return tf.data.Dataset.from_tensor_slices(data).batch(batch_size)
-
-
-def _assert_same_weights(first, second):
-    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    return make_data()
 
 
 class Subclassed(ofb_tf.OFBModel):
@@ -62,162 +48,122 @@ class FunctionalSubclass(ofb_tf.OFBModel):
 
 
 def test_weights_of_one_train_bit_for_bit_as_keras(data):
-    data["importance_weight"] = np.ones(NUM_EXAMPLES, np.float32)
-    stock, ours = _build(keras.Model), _build(ofb_tf.OFBModel)
-    stock_history = stock.fit(
-        data["x"], data["label"], batch_size=16, epochs=3, shuffle=False, verbose=0
-    ).history
-    our_history = ours.fit(_dataset(data), epochs=3, shuffle=False, verbose=0).history
-    _assert_same_weights(stock, ours)
-    assert our_history["loss"] == stock_history["loss"]
-    assert our_history["effective_sample_size"] == [1.0] * 3
+    data["importance_weight"] = np.ones(N, np.float32)
+    stock, ours = build(keras.Model), build()
+    expected = fit(stock, as_tuple(data)[:2], epochs=3)
+    history = fit(ours, data, epochs=3)
+    assert_same_weights(stock, ours)
+    assert history["loss"] == expected["loss"]
+    assert history["effective_sample_size"] == [1.0] * 3
 
 
 @pytest.mark.parametrize("backward_rate", [None, 0.5])
 def test_every_step_counts_once_where_the_length_is_unknown(data, backward_rate):
     """Stock Keras counts one more at the end of each pass, which Adam and schedules read."""
-    known, unknown = (_build(ofb_tf.OFBModel, backward_rate=backward_rate) for _ in range(2))
-    known.fit(_dataset(data), epochs=3, shuffle=False, verbose=0)
-    stream = _dataset(data).filter(lambda fields: True)
+    known, unknown = (build(backward_rate=backward_rate) for _ in range(2))
+    fit(known, data, epochs=3)
+    stream = batches(data).filter(lambda fields: True)
     assert stream.cardinality() == tf.data.UNKNOWN_CARDINALITY
-    unknown.fit(stream, epochs=3, shuffle=False, verbose=0)
-    assert unknown.optimizer.iterations == 3 * NUM_EXAMPLES // 16
-    _assert_same_weights(known, unknown)
+    fit(unknown, stream, epochs=3)
+    assert unknown.optimizer.iterations == 3 * N // 16
+    assert_same_weights(known, unknown)
 
 
 def test_dicts_and_tuples_train_as_keras_with_sample_weight(data):
-    stock, dicts, tuples = (
-        _build(keras.Model),
-        _build(ofb_tf.OFBModel),
-        _build(ofb_tf.OFBModel),
-    )
-    as_tuples = _dataset((data["x"], data["label"], data["importance_weight"]))
-    stock.fit(as_tuples, epochs=2, shuffle=False, verbose=0)
-    dicts.fit(_dataset(data), epochs=2, shuffle=False, verbose=0)
-    tuples.fit(as_tuples, epochs=2, shuffle=False, verbose=0)
-    _assert_same_weights(stock, dicts)
-    _assert_same_weights(stock, tuples)
+    stock, dicts, tuples = build(keras.Model), build(), build()
+    fit(stock, as_tuple(data), epochs=2)
+    fit(dicts, data, epochs=2)
+    fit(tuples, as_tuple(data), epochs=2)
+    assert_same_weights(stock, dicts)
+    assert_same_weights(stock, tuples)
 
 
 def test_gradient_is_weighted_sum_over_batch_size(data):
-    model = _build(ofb_tf.OFBModel, optimizer=keras.optimizers.SGD(1.0))
+    model = build(optimizer=keras.optimizers.SGD(1.0))
     before = [tf.constant(w) for w in model.get_weights()]
     with tf.GradientTape() as tape:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(data["label"], model(data["x"]))
-        loss = tf.reduce_sum(losses * data["importance_weight"]) / NUM_EXAMPLES
+        loss = tf.reduce_sum(losses * data["importance_weight"]) / N
     expected = tape.gradient(loss, model.trainable_weights)
-    model.fit(_dataset(data, NUM_EXAMPLES), shuffle=False, verbose=0)
+    fit(model, data, N)
     for start, gradient, after in zip(before, expected, model.get_weights(), strict=True):
         np.testing.assert_allclose(start - after, gradient, atol=1e-6)
 
 
 def test_history_has_statistics_of_training_alone(data):
-    history = (
-        _build(ofb_tf.OFBModel, metrics=["accuracy"])
-        .fit(_dataset(data), validation_data=_dataset(data), shuffle=False, verbose=0)
-        .history
-    )
+    history = fit(build(metrics=["accuracy"]), data, validation_data=batches(data))
     weights = data["importance_weight"].astype(np.float64)
     assert history["mean_weight"][0] == pytest.approx(weights.mean(), rel=1e-5)
     assert history["max_weight"][0] == pytest.approx(weights.max())
-    assert history["effective_sample_size"][0] == pytest.approx(
-        weights.sum() ** 2 / (NUM_EXAMPLES * (weights**2).sum()), rel=1e-5
-    )
-    assert set(history) == {
-        "accuracy",
-        "loss",
-        "effective_sample_size",
-        "mean_weight",
-        "max_weight",
-        "val_accuracy",
-        "val_loss",
-    }
+    expected = reference.effective_sample_size(weights)
+    assert history["effective_sample_size"][0] == pytest.approx(expected, rel=1e-5)
+    statistics = {"effective_sample_size", "mean_weight", "max_weight"}
+    assert set(history) == {"accuracy", "loss", "val_accuracy", "val_loss"} | statistics
 
 
 def test_evaluate_and_predict_match_keras(data):
-    stock, ours = _build(keras.Model), _build(ofb_tf.OFBModel)
+    stock, ours = build(keras.Model), build()
     expected = stock.evaluate(
         data["x"], data["label"], sample_weight=data["importance_weight"], verbose=0
     )
-    assert ours.evaluate(_dataset(data), verbose=0) == pytest.approx(expected, rel=1e-6)
-    np.testing.assert_array_equal(
-        ours.predict(_dataset(data, 32), verbose=0), stock.predict(data["x"], verbose=0)
-    )
-    np.testing.assert_array_equal(
-        ours.predict(data, verbose=0), stock.predict(data["x"], verbose=0)
-    )
-
-
-def test_evaluate_unweighted_has_keras_keys(data):
+    assert ours.evaluate(batches(data), verbose=0) == pytest.approx(expected, rel=1e-6)
+    expected = stock.predict(data["x"], verbose=0)
+    for elements in (batches(data, 32), data):
+        np.testing.assert_array_equal(ours.predict(elements, verbose=0), expected)
     del data["importance_weight"]
-    assert set(_build(ofb_tf.OFBModel).evaluate(_dataset(data), verbose=0, return_dict=True)) == {
-        "loss"
-    }
+    assert set(ours.evaluate(batches(data), verbose=0, return_dict=True)) == {"loss"}
 
 
 def test_on_batch_methods_take_dicts(data):
-    fit, on_batch = _build(ofb_tf.OFBModel), _build(ofb_tf.OFBModel)
-    fit.fit(_dataset(data, NUM_EXAMPLES), shuffle=False, verbose=0)
+    fitted, on_batch = build(), build()
+    fit(fitted, data, N)
     logs = on_batch.train_on_batch({k: tf.constant(v) for k, v in data.items()}, return_dict=True)
-    _assert_same_weights(fit, on_batch)
+    assert_same_weights(fitted, on_batch)
     assert logs["max_weight"] == pytest.approx(data["importance_weight"].max())
 
 
 def test_class_weight_multiplies_importance_weight(data):
-    stock, ours = _build(keras.Model), _build(ofb_tf.OFBModel)
-    class_weight = {0: 1.0, 2: 3.0}
-    product = data["importance_weight"] * np.where(data["label"] == 2, 3.0, 1.0)
-    stock.fit(
-        _dataset((data["x"], data["label"], product.astype(np.float32))), shuffle=False, verbose=0
-    )
-    ours.fit(_dataset(data), class_weight=class_weight, shuffle=False, verbose=0)
-    _assert_same_weights(stock, ours)
-
-
-def test_class_weight_alone_matches_keras(data):
-    stock, ours = _build(keras.Model), _build(ofb_tf.OFBModel)
-    for model in (stock, ours):
-        model.fit(
-            _dataset((data["x"], data["label"])),
-            class_weight={0: 0.5, 3: 2.0},
-            shuffle=False,
-            verbose=0,
-        )
-    _assert_same_weights(stock, ours)
+    stock, ours = build(keras.Model), build()
+    product = data["importance_weight"] * np.where(data["label"] == 2, np.float32(3), 1)
+    fit(stock, (data["x"], data["label"], product))
+    fit(ours, data, class_weight={0: 1.0, 2: 3.0})
+    assert_same_weights(stock, ours)
+    for model in (stock, ours):  # alone
+        fit(model, as_tuple(data)[:2], class_weight={0: 0.5, 3: 2.0})
+    assert_same_weights(stock, ours)
 
 
 def test_subclass_sees_features_without_ids_and_record_fields(data):
-    data |= {"logits": np.zeros((NUM_EXAMPLES, NUM_CLASSES), np.float32)}
-    data |= {"timestamp": np.zeros(NUM_EXAMPLES, np.int64)}
+    data |= {"logits": np.zeros((N, NUM_CLASSES), np.float32), "timestamp": np.zeros(N, np.int64)}
     model = Subclassed()
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(_dataset(data), shuffle=False, verbose=0)
+    model.compile("sgd", LOSS)
+    fit(model, data)
 
 
 def test_functional_subclass_leaves_other_subclasses_alone(data):
     functional = FunctionalSubclass()
     assert isinstance(functional, FunctionalOFBModel)
     assert not issubclass(ofb_tf.OFBModel, Functional)
-    functional.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    functional.fit(_dataset(data), shuffle=False, verbose=0)
+    functional.compile("sgd", LOSS)
+    fit(functional, data)
     subclassed = Subclassed()
-    subclassed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    subclassed.fit(_dataset(data), shuffle=False, verbose=0)
+    subclassed.compile("sgd", LOSS)
+    fit(subclassed, data)
     assert [layer.name for layer in subclassed.layers] == [subclassed.layer.name]
 
 
 def test_saves_and_loads_as_keras_file(data, tmp_path):
     data["target"] = data.pop("label")
-    model = _build(ofb_tf.OFBModel, label_key="target")
-    model.fit(_dataset(data), shuffle=False, verbose=0)
+    model = build(label_key="target")
+    fit(model, data)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
     assert isinstance(loaded, ofb_tf.OFBModel)
-    _assert_same_weights(model, loaded)
+    assert_same_weights(model, loaded)
     for each in (model, loaded):
-        each.fit(_dataset(data), shuffle=False, verbose=0)
-    _assert_same_weights(model, loaded)
+        fit(each, data)
+    assert_same_weights(model, loaded)
 
 
 def test_dict_inputs_take_their_fields():
@@ -230,7 +176,7 @@ def test_dict_inputs_take_their_fields():
 def test_missing_input_field_is_named(data):
     data["features"] = data.pop("x")
     with pytest.raises(ValueError, match=r"inputs \['x'\] are not among.*'features'.*keras.Input"):
-        _build(ofb_tf.OFBModel).fit(_dataset(data), shuffle=False, verbose=0)
+        fit(build(), data)
 
 
 @pytest.mark.parametrize("label_key", ["", None, 3])
@@ -240,25 +186,20 @@ def test_label_key_is_checked(label_key):
 
 
 def test_biased_reduction_is_warned_of(data):
-    model = _build(ofb_tf.OFBModel)
-    model.compile(
-        "sgd",
-        keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, reduction="mean_with_sample_weight"
-        ),
-    )
+    model, reduction = build(), "mean_with_sample_weight"
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True, reduction=reduction))
     with pytest.warns(UserWarning, match="biased. Use the default, 'sum_over_batch_size'"):
-        model.fit(_dataset(data), shuffle=False, verbose=0)
+        fit(model, data)
 
 
 def test_weighted_and_unweighted_metrics(data):
-    model = _build(
+    model = build(
         ofb_tf.OFBModel,
         metrics=["accuracy"],
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="weighted")],
         optimizer=keras.optimizers.SGD(0.0),
     )
-    history = model.fit(_dataset(data), shuffle=False, verbose=0).history
+    history = fit(model, data)
     correct = model.predict(data, verbose=0).argmax(1) == data["label"]
     assert history["accuracy"][0] == pytest.approx(correct.mean())
     assert history["weighted"][0] == pytest.approx(
@@ -268,9 +209,9 @@ def test_weighted_and_unweighted_metrics(data):
 
 def _stock(kind):
     keras.utils.set_random_seed(0)
-    if kind == "sequential":
-        return keras.Sequential([keras.Input((NUM_FEATURES,), name="x"), keras.layers.Dense(4)])
     inputs = keras.Input((NUM_FEATURES,), name="x")
+    if kind == "sequential":
+        return keras.Sequential([inputs, keras.layers.Dense(NUM_CLASSES)])
     if kind == "functional":
         return keras.Model(inputs, keras.layers.Dense(NUM_CLASSES)(inputs))
     model = StockSubclass()
@@ -290,17 +231,14 @@ class StockSubclass(keras.Model):
 
 @pytest.mark.parametrize("kind", ["functional", "sequential", "subclass"])
 def test_wrapped_model_shares_weights_and_trains_as_the_model(data, kind, tmp_path):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     alone, inner = _stock(kind), _stock(kind)
     wrapped = ofb_tf.OFBModel.wrap(inner)
     assert isinstance(wrapped, ofb_tf.OFBModel)
     for model in (alone, wrapped):
-        model.compile("sgd", loss)
-    alone.fit(
-        _dataset((data["x"], data["label"], data["importance_weight"])), shuffle=False, verbose=0
-    )
-    wrapped.fit(_dataset(data), shuffle=False, verbose=0)
-    _assert_same_weights(alone, inner)
+        model.compile("sgd", LOSS)
+    fit(alone, as_tuple(data))
+    fit(wrapped, data)
+    assert_same_weights(alone, inner)
     wrapped.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(wrapped)
@@ -315,17 +253,58 @@ def test_wrap_refuses_what_is_no_model():
 
 
 def test_kept_records_are_compared_and_not_fed(data):
-    model = _build(ofb_tf.OFBModel, optimizer=keras.optimizers.SGD(0.0))
+    model = build(optimizer=keras.optimizers.SGD(0.0))
     data["logits"] = model.predict(data["x"], verbose=0)
-    data["has_record"] = np.arange(NUM_EXAMPLES) % 4 > 0
-    data["uniform_probe"] = np.arange(NUM_EXAMPLES) % 2 == 0
-    history = model.fit(_dataset(data), shuffle=False, verbose=0).history
+    data["has_record"] = np.arange(N) % 4 > 0
+    data["uniform_probe"] = np.arange(N) % 2 == 0
+    history = fit(model, data)
     weights = data["importance_weight"]
     covered = weights[data["has_record"]].sum() / weights.sum()
     assert history["record_coverage"][0] == pytest.approx(covered, rel=1e-5)
     assert history["score_correlation"][0] == pytest.approx(1.0, abs=1e-4)
-    probability = tf.nn.softmax(data["logits"]).numpy() - np.eye(NUM_CLASSES)[data["label"]]
-    squares = (probability**2).sum(1)[::2]
+    squares = (reference.gradients(data["logits"], data["label"]) ** 2).sum(1)[::2]
     assert history["variance_ratio"][0] == pytest.approx(
         (squares * weights[::2]).sum() / squares.sum(), rel=1e-4
     )
+
+
+def test_positional_arguments_are_those_of_keras(data):
+    ours, stock = build(), build(keras.Model)
+    x, y = data["x"], data["label"]
+    for model in (ours, stock):
+        model.fit(x, y, 16, 2, 0, None, 0.0, (x, y), False)
+    assert_same_weights(ours, stock)
+    assert ours.evaluate(x, y, 16, 0) == stock.evaluate(x, y, 16, 0)
+    np.testing.assert_array_equal(ours.predict(x, 16, 0), stock.predict(x, 16, 0))
+
+
+def test_weights_of_one_column_train_as_weights_without_it(data):
+    x, y, weights = as_tuple(data)
+    logits = np.random.default_rng(1).normal(size=(N, NUM_CLASSES)).astype(np.float32)
+    features = {"x": x, "importance_weight": np.full(N, 2, np.float32), "logits": logits}
+    models, histories = [], []
+    for shaped in (weights, weights[:, None]):
+        models.append(build())
+        histories.append(fit(models[-1], (features, y, shaped)))
+    assert_same_weights(*models, atol=1e-6)
+    assert histories[0]["max_weight"] == [pytest.approx(2 * weights.max())]
+    for name, values in histories[0].items():
+        assert histories[1][name] == pytest.approx(values, rel=1e-6), name
+
+
+def test_a_saved_model_loads_where_only_the_package_is_imported(tmp_path):
+    """Names are imported lazily, but Keras must know the classes of a program that uses it."""
+    path = str(tmp_path / "model.keras")
+    build().save(path)
+    program = (
+        "import sys, keras, ofb_tf; print(type(keras.models.load_model(sys.argv[1])).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert done.stdout.strip() == "FunctionalOFBModel", done.stderr[-2000:]
+
+
+def test_the_old_tensorboard_callback_is_that_of_keras(monkeypatch):
+    monkeypatch.setattr(keras.callbacks.TensorBoard, "__init__", lambda self, log_dir: None)
+    with pytest.warns(DeprecationWarning, match=r"use keras\.callbacks\.TensorBoard"):
+        callback = ofb_tf.OFBTensorBoard("logs")
+    assert isinstance(callback, keras.callbacks.TensorBoard)

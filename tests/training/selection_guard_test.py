@@ -35,31 +35,22 @@ def build(trained=False):
     return model
 
 
-def fit(
-    train,
-    logits,
-    *,
-    policy="importance",
-    callbacks=(),
-    probe=0.02,
-    epochs=1,
-    seed=0,
-    trained=False,
-):
-    records = ForwardRecords.from_columns(train["example_id"], logits[: len(train["x"]), None])
-    dataset = tf.data.Dataset.from_tensor_slices(train).apply(
-        ofb_tf.ofb_sample(
-            records=records,
-            policy=policy,
-            task="binary",
-            rate=0.1,
-            window_size=600,
-            batch_size=20,
-            uniform_probe=probe,
-            seed=seed,
-        )
+def sampled(train, logits, policy="importance", probe=0.02, seed=0):
+    sampler = ofb_tf.ofb_sample(
+        records=ForwardRecords.from_columns(train["example_id"], logits[:N, None]),
+        policy=policy,
+        task="binary",
+        rate=0.1,
+        window_size=600,
+        batch_size=20,
+        uniform_probe=probe,
+        seed=seed,
     )
-    model = build(trained)
+    return tf.data.Dataset.from_tensor_slices(train).apply(sampler)
+
+
+def fit(train, logits, *, callbacks=(), epochs=1, trained=False, **sampling):
+    model, dataset = build(trained), sampled(train, logits, **sampling)
     history = model.fit(dataset, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks))
     return model, history.history
 
@@ -93,13 +84,9 @@ def test_fallen_back_training_is_no_worse_than_uniform(task):
         losses["uniform"].append(model.evaluate(held_out, verbose=0))
         guard = callbacks.SelectionGuard(min_examples=50, every_batches=5, fall_back=True)
         with pytest.warns(UserWarning, match="sampling is uniform from here on"):
+            policy = guard.policy("importance")
             model, history = fit(
-                train,
-                useless,
-                policy=guard.policy("importance"),
-                callbacks=[guard],
-                epochs=3,
-                seed=seed,
+                train, useless, policy=policy, callbacks=[guard], epochs=3, seed=seed
             )
         assert history["max_weight"][0] > 1.0
         assert history["max_weight"][-1] == 1.0
@@ -121,12 +108,8 @@ def test_fallen_back_policy_is_uniform(task):
 def test_guarded_iterator_refuses_a_checkpoint_by_name(task, tmp_path):
     """The guard's switch is state outside the stream: a restored iterator could not know it."""
     train, _, fair, _ = task
-    records = ForwardRecords.from_columns(train["example_id"], fair[: len(train["x"]), None])
     policy = callbacks.SelectionGuard(fall_back=True).policy("importance")
-    dataset = tf.data.Dataset.from_tensor_slices(train).apply(
-        ofb_tf.ofb_sample(records=records, policy=policy, task="binary", window_size=600)
-    )
-    iterator = iter(dataset)
+    iterator = iter(sampled(train, fair, policy, probe=0.0))
     next(iterator)
     with pytest.raises(tf.errors.FailedPreconditionError, match="ReadVariableOp.*stateful"):
         tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "checkpoint"))

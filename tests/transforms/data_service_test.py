@@ -111,12 +111,7 @@ def test_both_workers_take_part(address, records):
     # Long enough that neither can be done before the other has begun; read until both were seen.
     endless = ClickStream(num_examples=10**9).dataset(batched=True, window_size=_WINDOW)
     dataset = endless.apply(
-        ofb_tf.ofb_sample(
-            records=records,
-            window_size=_WINDOW,
-            batch_size=16,
-            batched_input=True,
-        )
+        ofb_tf.ofb_sample(records=records, window_size=_WINDOW, batch_size=16, batched_input=True)
     )
     workers = set()
     for element in _distributed(dataset, address).take(20_000).as_numpy_iterator():
@@ -155,13 +150,7 @@ def test_poisson_selection_equals_the_plain_run(
     plain = _rows(build(), fields)
     assert 0.08 * _NUM_EXAMPLES < len(plain) < 0.12 * _NUM_EXAMPLES
     assert len({weight for _, weight, _ in plain}) > 100
-    if batch_size is None:
-        distributed = _distributed(build(), address)
-    else:
-        distributed = build().apply(
-            service.distribute(processing_mode=service.ShardingPolicy.DYNAMIC, service=address)
-        )
-    assert _rows(distributed, fields) == plain
+    assert _rows(_distributed(build(), address), fields) == plain
 
 
 def test_example_runs():

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ofb_tf
-from ofb_tf.transforms.join import RecordIndex, lookup_in_memory, oldest_timestamp
+from ofb_tf.records import maintenance, partition_of
+from ofb_tf.transforms.join import (
+    RecordIndex,
+    lookup_in_columns,
+    lookup_in_memory,
+    oldest_timestamp,
+)
 
 any_id = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
@@ -105,3 +111,29 @@ def test_bad_arguments():
         stream().apply(ofb_tf.join_forward_records(records(), id_key="id"))
     with pytest.raises(ValueError, match="max_age must be positive"):
         oldest_timestamp(0, None)
+
+
+def test_a_partitions_lookup_gives_the_same_fields_of_top_k_records(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(300, 40)).astype(np.float32)
+    with ofb_tf.ForwardRecordWriter(tmp_path / "in", top_k=5) as writer:
+        writer.write(np.arange(300), logits)
+    maintenance.partition(tmp_path / "in", tmp_path / "out", 3)
+    partitioned = ofb_tf.PartitionedRecords(str(tmp_path / "out"))
+    in_memory = lookup_in_memory(ofb_tf.ForwardRecords.load(tmp_path / "in"), None)
+    ids = np.arange(300)
+    for partition in range(3):
+        here = tf.constant(ids[partition_of(ids, 3) == partition])
+        (columns,) = partitioned.dataset(partition)
+        got = lookup_in_columns(columns, None).fields(here)
+        expected = in_memory.fields(here)
+        assert set(got) == set(expected)
+        assert (got["num_outputs"].numpy() == 40).all()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(got[name], values, err_msg=name)
+
+
+def test_keep_is_the_deprecated_name_of_flag():
+    with pytest.warns(DeprecationWarning, match="use missing='flag'"):
+        old = ofb_tf.join_forward_records(records(), missing="keep")
+    new = ofb_tf.join_forward_records(records())
+    ofb_tf.testing.assert_same_elements(stream().apply(old), stream().apply(new))

@@ -10,6 +10,7 @@ from tests.streams import (
     IDS,
     LABELS,
     LOGITS,
+    WINDOW,
     N,
     X,
     dicts,
@@ -42,18 +43,6 @@ from tests.streams import (
 def test_arguments_out_of_range_fail_at_construction(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ofb_tf.ofb_sample(**arguments)
-
-
-@pytest.mark.parametrize("mix", [-0.1, 1.1, float("nan")])
-def test_uniform_mix_out_of_range(mix):
-    with pytest.raises(ValueError, match=r"uniform_mix must be in \[0, 1\]. Received"):
-        ofb_tf.Importance(uniform_mix=mix)
-
-
-@pytest.mark.parametrize("arguments", [{"design": "random"}, {"score": "entropy"}])
-def test_unknown_design_or_score(arguments):
-    with pytest.raises(ValueError, match="must be 'systematic'|must be 'gradient_norm_bound'"):
-        ofb_tf.Importance(**arguments)
 
 
 def fails(dataset, message, **arguments):
@@ -155,3 +144,14 @@ def test_the_newest_of_several_records_counts(tmp_path):
     got = ids_and_weights(sample(dicts(), records=str(tmp_path), missing="error"))
     for a, b in zip(got, ids_and_weights(sample()), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("size", [49, 98, 103])
+def test_a_rate_of_one_per_window_is_accepted(size):
+    assert len(list(sample(rate=1 / size, window_size=size))) >= N // size
+
+
+def test_numpy_integers_are_integers():
+    sampled = sample(window_size=np.int64(WINDOW), batch_size=np.int32(10), seed=np.int64(5))
+    expected = ids_and_weights(sample(batch_size=10))
+    np.testing.assert_array_equal(ids_and_weights(sampled), expected)

@@ -14,6 +14,7 @@ from ofb_tf.records import maintenance
 from tests.streams import (
     IDS,
     LOGITS,
+    PLACE,
     SPEC,
     WINDOW,
     N,
@@ -92,7 +93,7 @@ def test_the_seed_none_draws_one_at_construction():
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_restore_at_every_step_continues_exactly(
-    records, partitioned, tmp_path, by_partition, design, late, batch_size
+    records, partitioned, by_partition, design, late, batch_size
 ):
     source = serialized().take(160) if late else dicts(160)
     sampler = ofb_tf.ofb_sample(
@@ -108,24 +109,8 @@ def test_restore_at_every_step_continues_exactly(
     else:
         dataset = source.apply(sampler)
 
-    def key(element):
-        ids, weights = element["example_id"], element["importance_weight"]
-        return np.atleast_1d(ids).tolist(), np.atleast_1d(weights).tolist()
-
-    iterator = iter(dataset)
-    steps, paths = [], []
-    while True:
-        path = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / f"at{len(paths)}"))
-        paths.append(path)
-        try:
-            steps.append(key(next(iterator)))
-        except StopIteration:
-            break
-    assert len(steps) >= (5 if batch_size is None else 2)
-    for step, path in enumerate(paths):
-        restored = iter(dataset)
-        tf.train.Checkpoint(iterator=restored).read(path)
-        assert [key(element) for element in restored] == steps[step:]
+    assert len(list(dataset)) >= (5 if batch_size is None else 2)
+    ofb_tf.testing.assert_checkpoint_roundtrip(dataset)
 
 
 def test_a_checkpoint_in_the_second_epoch_restores_in_a_new_dataset(tmp_path):
@@ -147,10 +132,9 @@ def test_partitions_give_every_example_its_record(partitioned):
     sampler = ofb_tf.ofb_sample(
         records=partitioned, window_size=50, seed=1, rate=1.0, keep_record=True, missing="error"
     )
-    place = {int(value): i for i, value in enumerate(IDS)}
     seen = []
     for element in sampler.partitions(lambda k: partition_of_dataset(dicts(), k)):
-        i = place[int(element["example_id"])]
+        i = PLACE[int(element["example_id"])]
         np.testing.assert_array_equal(element["logits"], LOGITS[i])
         assert int(element["model_version"]) == 3
         seen.append(i)
@@ -219,3 +203,37 @@ def test_a_dataset_shorter_than_a_window_keeps_the_rate_on_average():
 def test_an_infinite_dataset():
     dataset = sample(with_logits().repeat(), batch_size=20)
     assert len(list(dataset.take(30))) == 30
+
+
+@pytest.mark.parametrize("design", ["systematic", "poisson"])
+def test_without_ids_every_window_draws_anew(design):
+    """Uniform sampling reads no losses either: nothing but its number sets a window apart."""
+    windows, size, rate = 200, 100, 0.1
+    pairs = (np.arange(windows * size), np.zeros(windows * size, np.int64))
+    sampler = ofb_tf.ofb_sample(
+        policy=ofb_tf.Uniform(design=design), rate=rate, window_size=size, seed=3
+    )
+    dataset = tf.data.Dataset.from_tensor_slices(pairs).apply(sampler)
+    places = np.array([x for x, _, _ in dataset.as_numpy_iterator()])
+    by_window = [tuple(sorted(places[places // size == w] % size)) for w in range(windows)]
+    assert len(set(by_window)) == windows
+    # Each place is chosen binomially often: 5 standard deviations over 200 windows.
+    counts = np.bincount(places % size, minlength=size)
+    assert (np.abs(counts - windows * rate) < 5 * np.sqrt(windows * rate * (1 - rate))).all()
+    if design == "poisson":
+        deviation = np.sqrt(windows * size * rate * (1 - rate))
+        assert abs(len(places) - windows * size * rate) < 5 * deviation
+
+
+@pytest.mark.parametrize("repeated", [lambda d: d.repeat(6), lambda d: d.repeat().take(6 * N)])
+def test_repeating_before_sampling_draws_again(repeated):
+    ids, _ = ids_and_weights(sample(repeated(with_logits()), rate=0.1))
+    assert len(ids) == 6 * N * 0.1
+    # With one selection for ever there would be 100 distinct ids of 1000; independent ones leave
+    # out an example of inclusion probability p with probability (1 - p)^6.
+    assert len(set(ids.tolist())) > 300
+
+
+def test_a_repeated_stream_is_still_a_function_of_the_seed():
+    first, second = (ids_and_weights(sample(with_logits().repeat(2)))[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)

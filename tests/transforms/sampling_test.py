@@ -7,11 +7,14 @@ import pytest
 import tensorflow as tf
 
 import ofb_tf
+from ofb_tf.testing import assert_unbiased
+from tests import reference
 from tests.streams import (
     CLASSES,
     IDS,
     LABELS,
     LOGITS,
+    PLACE,
     SPEC,
     WINDOW,
     N,
@@ -39,10 +42,9 @@ def test_rate_one_changes_nothing_but_adds_a_weight_of_one(records):
 def test_every_window_gives_its_budget_and_every_row_stays_whole(records, batch_size):
     dataset = sample(dicts(), records=records, batch_size=batch_size, keep_record=True)
     dataset = dataset.unbatch() if batch_size else dataset
-    place = {int(value): i for i, value in enumerate(IDS)}
     windows = collections.Counter()
     for element in dataset:
-        i = place[int(element["example_id"])]
+        i = PLACE[int(element["example_id"])]
         windows[i // WINDOW] += 1
         assert int(element["label"]) == LABELS[i]
         np.testing.assert_array_equal(element["x"], X[i])
@@ -63,14 +65,12 @@ def test_joined_records_and_records_in_the_elements_give_the_same_selection(reco
 
 @pytest.mark.parametrize("design", ["systematic", "poisson"])
 def test_the_weighted_mean_loss_is_unbiased_over_epochs(design):
-    p = np.exp(LOGITS - LOGITS.max(1, keepdims=True))
-    losses = -np.log((p / p.sum(1, keepdims=True))[np.arange(N), LABELS])
-    loss_of = dict(zip(IDS.tolist(), losses, strict=True))
+    losses = reference.cross_entropy(LOGITS, LABELS)
     dataset = sample(policy=ofb_tf.Importance(design=design), batch_size=50)
     estimates = []
     for _ in range(60):
         ids, weights = ids_and_weights(dataset)
-        estimates.append((weights * [loss_of[i] for i in ids.tolist()]).sum() / (0.1 * N))
+        estimates.append((weights * losses[[PLACE[i] for i in ids.tolist()]]).sum() / (0.1 * N))
     tolerance = 5 * np.std(estimates, ddof=1) / np.sqrt(len(estimates))
     assert abs(np.mean(estimates) - losses.mean()) < tolerance
 
@@ -225,8 +225,8 @@ def test_statistics_equal_the_sampled_dataset():
     _, weights = ids_and_weights(with_logits().apply(sampler))
     np.testing.assert_allclose(got["mean_weight"], weights.mean(), rtol=1e-6)
     np.testing.assert_allclose(got["max_weight"], weights.max(), rtol=1e-6)
-    ess = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
-    np.testing.assert_allclose(got["effective_sample_size"], ess, rtol=1e-5)
+    expected = reference.effective_sample_size(weights)
+    np.testing.assert_allclose(got["effective_sample_size"], expected, rtol=1e-5)
 
 
 def test_statistics_of_an_empty_dataset():
@@ -236,19 +236,14 @@ def test_statistics_of_an_empty_dataset():
 
 
 def test_the_uniform_probe_is_a_uniform_sample_of_the_stream():
-    fraction, epochs = 0.02, 150
-    dataset = sample(uniform_probe=fraction)
-    flagged = collections.Counter()
-    for _ in range(epochs):
-        for element in dataset.as_numpy_iterator():
-            flagged[int(element["example_id"])] += bool(element["uniform_probe"])
-    counts = np.array([flagged[i] for i in IDS.tolist()])
+    fraction, epochs, counts = 0.02, 150, np.zeros(N)
+    for batch in sample(uniform_probe=fraction, batch_size=100).repeat(epochs):  # redraws
+        flagged = batch["example_id"][batch["uniform_probe"]].numpy()
+        np.add.at(counts, [PLACE[i] for i in flagged.tolist()], 1)
     deviation = np.sqrt(fraction * (1 - fraction) * epochs)
     assert abs(counts.mean() / epochs - fraction) < 5 * deviation / epochs / np.sqrt(N)
     # Halves by recorded difficulty are flagged alike.
-    scores = ofb_tf.selection.scores.gradient_norm_bound(
-        {"logits": LOGITS}, LABELS, "multiclass"
-    ).numpy()
+    scores = np.linalg.norm(reference.gradients(LOGITS, LABELS), axis=1)
     hard = scores > np.median(scores)
     gap = counts[hard].mean() - counts[~hard].mean()
     assert abs(gap) < 5 * deviation * np.sqrt(2 / (N / 2))
@@ -260,3 +255,76 @@ def test_the_uniform_probe_is_a_uniform_sample_of_the_stream():
 def test_a_uniform_probe_above_the_least_probability_is_refused():
     with pytest.raises(ValueError, match=r"uniform_probe must be in .* 0.02. Received: 0.05"):
         ofb_tf.ofb_sample(uniform_probe=0.05)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.32])
+def test_keep_bounds_weights_and_the_probe_stays_uniform(share):
+    """Kept examples use up the budget; the others' probability still is rate * uniform_mix."""
+    fraction, flagged, largest, trials = 0.02, np.zeros(N), 0.0, 300
+    has_record = np.arange(N) % 100 >= 100 * share  # evenly spread
+    sampled = sample(
+        with_logits(has_record=has_record),
+        missing="keep",
+        uniform_probe=fraction,
+        batch_size=WINDOW,
+    )
+    for batch in sampled.repeat(trials).as_numpy_iterator():  # every repetition redraws
+        largest = max(largest, batch["importance_weight"].max())
+        probe = batch["example_id"][batch["uniform_probe"]]
+        np.add.at(flagged, [PLACE[i] for i in probe.tolist()], 1)
+    assert largest <= 5.0 * (1 + 1e-6)  # 1 / uniform_mix
+    deviation = np.sqrt(fraction * (1 - fraction) / trials)
+    for group in (has_record, ~has_record):
+        assert abs(flagged[group].mean() / trials - fraction) < 5 * deviation / np.sqrt(group.sum())
+    # No single example is left out: each count is binomial.
+    assert (flagged / trials > fraction - 5 * deviation).all()
+
+
+def test_uniform_holdout_is_the_deprecated_name_of_the_probe():
+    with pytest.warns(DeprecationWarning, match="use uniform_probe"):
+        sampler = ofb_tf.ofb_sample(uniform_holdout=0.01, window_size=WINDOW, seed=5)
+    new = ofb_tf.ofb_sample(uniform_probe=0.01, window_size=WINDOW, seed=5)
+    old = [bool(e["uniform_holdout"]) for e in with_logits().apply(sampler)]
+    assert old == [bool(e["uniform_probe"]) for e in with_logits().apply(new)]
+
+
+# Weights that were there before, and types.
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_sample_weights_of_any_shape_are_multiplied_per_example(shape, batch_size):
+    given = np.random.default_rng(4).uniform(1, 2, (N, *shape)).astype(np.float32)
+    features = {"example_id": IDS, "logits": LOGITS}
+    triples = tf.data.Dataset.from_tensor_slices((features, LABELS, given))
+    plain = sample(with_logits(), batch_size=batch_size)
+    importance = dict(zip(*map(np.ndarray.tolist, ids_and_weights(plain)), strict=True))
+    for x, _, weight in sample(triples, batch_size=batch_size):
+        ids = np.atleast_1d(x["example_id"])
+        assert weight.shape == (*([] if batch_size is None else [len(ids)]), *shape)
+        rows = weight.numpy().reshape(len(ids), *shape)
+        for example_id, row in zip(ids.tolist(), rows, strict=True):
+            expected = importance[example_id] * given[PLACE[example_id]]
+            np.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+def test_an_earlier_selections_weight_is_multiplied():
+    trials, selected = 300, N // 4
+    first = ofb_tf.ofb_sample(rate=0.5, window_size=WINDOW, seed=1, keep_record=True)
+    second = ofb_tf.ofb_sample(rate=0.5, window_size=WINDOW // 2, seed=2, batch_size=selected)
+    twice = with_logits().apply(first).apply(second).repeat(trials)  # every repetition redraws
+    estimates = [
+        np.mean(batch["importance_weight"].astype(np.float64) * batch["label"])
+        for batch in twice.as_numpy_iterator()
+    ]
+    assert len(estimates) == trials
+    assert_unbiased(lambda trial: estimates[trial], LABELS.mean(), trials=trials)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"])
+def test_labels_of_every_integer_dtype_select_the_same(dtype):
+    assert CLASSES > 2  # softmax cross-entropy
+    ids, weights = ids_and_weights(sample(with_logits(label=LABELS.astype(dtype))))
+    expected = ids_and_weights(sample())
+    np.testing.assert_array_equal(ids, expected[0])
+    np.testing.assert_array_equal(weights, expected[1])
