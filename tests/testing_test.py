@@ -14,9 +14,8 @@ def test_tiny_dataset_losses_match_tensorflow(task):
         expected = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], batch["logits"])
         assert set(batch["label"].numpy()) == {0, 1, 2}
     elif task == "binary":
-        expected = tf.nn.sigmoid_cross_entropy_with_logits(
-            tf.cast(batch["label"], tf.float32), batch["logits"][:, 0]
-        )
+        labels = tf.cast(batch["label"], tf.float32)
+        expected = tf.nn.sigmoid_cross_entropy_with_logits(labels, batch["logits"][:, 0])
     else:
         expected = (batch["logits"][:, 0] - batch["label"]) ** 2
     np.testing.assert_allclose(batch["loss"], expected, rtol=1e-5, atol=1e-6)
@@ -30,11 +29,8 @@ def test_tiny_dataset_depends_on_the_seed_alone():
         testing.assert_same_elements(first, testing.tiny_dataset(seed=2).as_numpy_iterator())
 
 
-def test_tiny_dataset_may_be_empty():
+def test_tiny_dataset_may_be_empty_and_rejects_a_task():
     assert not list(testing.tiny_dataset(0, task="multiclass"))
-
-
-def test_tiny_dataset_rejects_a_task():
     with pytest.raises(ValueError, match="task must be one of.*Received: 'ranking'"):
         testing.tiny_dataset(task="ranking")
 
@@ -71,33 +67,27 @@ def test_checkpoint_roundtrip_rejects_hidden_state():
         testing.assert_checkpoint_roundtrip(dataset)
 
 
-def _weighted_sums(weight):
-    """Horvitz-Thompson sums of [1, 2, 3] at rate 0.5, with a weight that may be wrong."""
-    values = np.array([1.0, 2.0, 3.0])
-    return lambda seed: values * (np.random.default_rng(seed).random(3) < 0.5) * weight
+VALUES = np.array([1.0, 2.0, 3.0])
+
+
+def weighted_sums(weight):
+    """Horvitz-Thompson sums at rate 0.5, with a weight that may be wrong."""
+    return lambda seed: VALUES * (np.random.default_rng(seed).random(3) < 0.5) * weight
 
 
 def test_unbiased_estimate_passes():
-    testing.assert_unbiased(_weighted_sums(2.0), np.array([1.0, 2.0, 3.0]), max_relative_error=0.2)
+    testing.assert_unbiased(weighted_sums(2.0), VALUES, max_relative_error=0.2)
 
 
-def test_biased_estimate_is_noticed():
-    with pytest.raises(AssertionError, match="biased: mean"):
-        testing.assert_unbiased(
-            _weighted_sums(2.5), np.array([1.0, 2.0, 3.0]), max_relative_error=0.2
-        )
-
-
-def test_a_test_without_power_fails():
-    with pytest.raises(AssertionError, match="raise trials"):
-        testing.assert_unbiased(_weighted_sums(2.0), np.array([1.0, 2.0, 3.0]), trials=20)
-
-
-def test_estimates_that_are_not_finite_fail():
-    with pytest.raises(AssertionError, match="not finite"):
-        testing.assert_unbiased(lambda seed: np.nan if seed == 3 else 1.0, 1.0, trials=10)
-
-
-def test_estimates_of_another_shape_fail():
-    with pytest.raises(AssertionError, match="shape"):
-        testing.assert_unbiased(lambda seed: np.ones(2), 1.0, trials=10)
+@pytest.mark.parametrize(
+    ("draw", "truth", "arguments", "message"),
+    [
+        (weighted_sums(2.5), VALUES, {"max_relative_error": 0.2}, "biased: mean"),
+        (weighted_sums(2.0), VALUES, {"trials": 20}, "raise trials"),
+        (lambda seed: np.nan if seed == 3 else 1.0, 1.0, {"trials": 10}, "not finite"),
+        (lambda seed: np.ones(2), 1.0, {"trials": 10}, "shape"),
+    ],
+)
+def test_biased_or_useless_estimates_fail(draw, truth, arguments, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.assert_unbiased(draw, truth, **arguments)

@@ -9,11 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-WORKER = pathlib.Path(__file__).parent / "worker.py"
-sys.path.insert(0, str(WORKER.parent))
-import worker  # noqa: E402
+from tests.multi_worker import worker
+from tests.training import models
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "tests.multi_worker.worker"]
 
 
 def free_ports(count):
@@ -36,14 +37,10 @@ def run_workers(directory, how):
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
+        command = [*COMMAND, str(directory / f"{index}.json"), how]
         with open(directory / f"log_{index}", "w") as log:
             processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), str(directory / f"{index}.json"), how],
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+                subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
             )
     try:
         codes = [process.wait(timeout=300) for process in processes]
@@ -60,8 +57,7 @@ def test_two_workers_train_as_one_process(tmp_path):
     first, second = run_workers(tmp_path, "loop")
     assert first["replicas"] == 2 and {first["task"], second["task"]} == {0, 1}
     model = worker.build()
-    dataset = tf.data.Dataset.from_tensor_slices(worker.make_data()).batch(worker.GLOBAL_BATCH)
-    history = model.fit(dataset, shuffle=False, verbose=0).history
+    history = models.fit(model, models.as_tuple(models.make_data()))
     for result in (first, second):
         for mine, theirs in zip(model.get_weights(), result["weights"], strict=True):
             np.testing.assert_allclose(theirs, mine, atol=1e-5)

@@ -1,50 +1,27 @@
 """One worker of a MultiWorkerMirroredStrategy: trains and writes what it ended with.
 
-Run as `python worker.py OUTPUT HOW` with TF_CONFIG in the environment; HOW is "loop" (a training
-loop around `train_step`) or "fit" (what comes of it, for `keras.Model` and for `OFBModel`).
+Run as `python -m tests.multi_worker.worker OUTPUT HOW` with TF_CONFIG in the environment; HOW is
+"loop" (a training loop around `train_step`) or "fit" (what `fit` does, for `keras.Model` and for
+`OFBModel`).
 """
 
 import json
 import os
 import sys
 
-import numpy as np
+import keras
+import tensorflow as tf
 
-GLOBAL_BATCH, STEPS = 16, 4
-
-
-def make_data():
-    """Features, labels and importance weights of all steps."""
-    random = np.random.default_rng(0)
-    count = GLOBAL_BATCH * STEPS
-    return (
-        random.normal(size=(count, 3)).astype(np.float32),
-        random.integers(0, 2, count),
-        random.uniform(0.2, 5.0, count).astype(np.float32),
-    )
+import ofb_tf
+from tests.training import models
 
 
-def build(stock=False):
-    """The same model in every process."""
-    import keras
-
-    import ofb_tf
-
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((3,), name="x")
-    cls = keras.Model if stock else ofb_tf.OFBModel
-    model = cls(inputs, keras.layers.Dense(2)(inputs))
-    model.compile(
-        keras.optimizers.SGD(0.5),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
-    return model
+def build(cls=ofb_tf.OFBModel):
+    return models.build(cls, keras.optimizers.SGD(0.5), jit_compile=False)
 
 
 def train_by_loop(strategy, model, dataset):
     """One epoch of `train_step` on every replica; the metrics at its end."""
-    import tensorflow as tf
 
     @tf.function
     def step(batch):
@@ -57,32 +34,29 @@ def train_by_loop(strategy, model, dataset):
 
 def main(output: str, how: str) -> None:
     """Trains on this worker's share of every global batch."""
-    import tensorflow as tf
-
     tf.config.threading.set_intra_op_parallelism_threads(1)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    dataset = tf.data.Dataset.from_tensor_slices(make_data()).batch(GLOBAL_BATCH)
-    dataset = dataset.with_options(options)
+    dataset = models.batches(models.as_tuple(models.make_data())).with_options(options)
     content = {
         "replicas": strategy.num_replicas_in_sync,
         "task": json.loads(os.environ["TF_CONFIG"])["task"]["index"],
     }
-    for stock in (False,) if how == "loop" else (True, False):
+    classes = {"ours": ofb_tf.OFBModel} | ({} if how == "loop" else {"stock": keras.Model})
+    for name, cls in classes.items():
         with strategy.scope():
-            model = build(stock=stock)
+            model = build(cls)
             model.optimizer.build(model.trainable_variables)
         if how == "loop":
             content["history"] = train_by_loop(strategy, model, dataset)
             content["weights"] = [w.tolist() for w in model.get_weights()]
             continue
         try:
-            model.fit(dataset, shuffle=False, verbose=0, steps_per_epoch=STEPS)
-            outcome = "works"
+            model.fit(dataset, shuffle=False, verbose=0, steps_per_epoch=len(dataset))
+            content[name] = "works"
         except Exception as error:
-            outcome = f"{type(error).__name__}: {str(error)[:40]}"
-        content["stock" if stock else "ours"] = outcome
+            content[name] = f"{type(error).__name__}: {str(error)[:40]}"
     with open(output, "w") as file:
         json.dump(content, file)
 

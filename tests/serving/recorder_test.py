@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -84,11 +85,7 @@ def test_a_request_that_names_no_model_is_not_taken_for_the_models(tmp_path):
 
 def test_a_broken_writer_does_not_stop_serving(tmp_path, caplog):
     writer = ForwardRecordWriter(tmp_path)
-
-    def fail(*unused, **also_unused):
-        raise OSError("No space left on device")
-
-    writer.write = fail
+    writer.write = mock.Mock(side_effect=OSError("No space left on device"))
     with PredictionRecorder(writer) as recorder:
         for number in range(3):
             recorder.offer(REQUEST, answer(number))
@@ -97,10 +94,9 @@ def test_a_broken_writer_does_not_stop_serving(tmp_path, caplog):
     assert "No space left" in caplog.text
 
 
-def test_no_thread_to_be_had_does_not_stop_serving(tmp_path, monkeypatch):
+def test_no_thread_to_be_had_does_not_stop_serving(tmp_path):
     recorder = PredictionRecorder(ForwardRecordWriter(tmp_path))
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError()))
+    with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError):
         recorder.offer(REQUEST, answer(1))
     assert isinstance(recorder.last_error, RuntimeError)
     recorder.offer(REQUEST, answer(2))
@@ -168,13 +164,8 @@ print(json.dumps(recorder.counts.num_abandoned))
 
 
 def run(program, directory):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + program, str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    command = [sys.executable, "-c", PROGRAM + program, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -184,14 +175,12 @@ def test_a_forked_worker_records_into_its_own_files(tmp_path):
     counts = {bool(child): counts for child, counts in run(FORK, tmp_path)}
     assert counts[True]["num_responses"] == counts[True]["num_recorded"] == 30
     assert counts[False]["num_responses"] == counts[False]["num_recorded"] == 500
-    files = sorted(tmp_path.iterdir())
+    files = list(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".ofbr", ".ofbr"]
-    found = [ForwardRecords.load(file) for file in files]
-    assert sorted(records.example_ids.numpy().tolist() for records in found) == [
-        list(range(30)),
-        list(range(100, 600)),
-    ]
-    assert sorted(records.counts.num_read for records in found) == [31, 501]
+    parent, child = sorted((ForwardRecords.load(file) for file in files), key=len)
+    np.testing.assert_array_equal(parent.example_ids, range(30))
+    np.testing.assert_array_equal(child.example_ids, range(100, 600))
+    assert (parent.counts.num_read, child.counts.num_read) == (31, 501)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import ofb_tf
+from ofb_tf.records import ForwardRecords
 from tests.streams import (
     CLASSES,
     IDS,
@@ -19,6 +20,8 @@ from tests.streams import (
     serialized,
     with_logits,
 )
+
+from_columns = ForwardRecords.from_columns
 
 
 @pytest.mark.parametrize(
@@ -71,22 +74,12 @@ def test_spec_errors_name_field_expected_got_and_remedy(records):
     fails(with_logits(label=X[:, 0]), "must be an integer class id")
 
 
-def test_records_of_another_number_of_outputs(records, tmp_path):
-    fails(
-        dicts(),
-        r"must be \[7\], got \[4\] \(records hold num_outputs=4\)",
-        records=records,
-        num_outputs=7,
-    )
+def test_records_of_another_number_of_outputs(records):
+    message = r"must be \[7\], got \[4\] \(records hold num_outputs=4\)"
+    fails(dicts(), message, records=records, num_outputs=7)
     fails(dicts(), r"must be \[1\] for task='binary', got \[4\]", records=records, task="binary")
-    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=1) as writer:
-        writer.write(IDS, LOGITS[:, 0])
-    fails(
-        dicts(),
-        r"at least 2 for task='multiclass', got \[1\]",
-        records=str(tmp_path),
-        task="multiclass",
-    )
+    one = from_columns(IDS, LOGITS[:, 0])
+    fails(dicts(), r"2 for task='multiclass', got \[1\]", records=one, task="multiclass")
 
 
 def test_record_patterns_that_match_nothing(tmp_path):
@@ -96,13 +89,12 @@ def test_record_patterns_that_match_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["uniform", "keep", "drop"])
-def test_unusable_records_and_labels_never_make_a_nan_weight(tmp_path, missing):
+def test_unusable_records_and_labels_never_make_a_nan_weight(missing):
     logits, labels = LOGITS.copy(), LABELS.copy()
     logits[::7, 0], logits[::11, 1] = np.nan, np.inf
     labels[::13] = 99
-    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
-        writer.write(IDS[:900], logits[:900])
-    got = sample(dicts(label=labels), records=str(tmp_path), missing=missing, keep_record=True)
+    records = from_columns(IDS[:900], logits[:900])
+    got = sample(dicts(label=labels), records=records, missing=missing, keep_record=True)
     elements = list(got)
     weights = np.array([e["importance_weight"] for e in elements])
     assert np.isfinite(weights).all()
@@ -115,19 +107,15 @@ def test_unusable_records_and_labels_never_make_a_nan_weight(tmp_path, missing):
         assert (~usable).any()
 
 
-def test_missing_error_names_an_example(tmp_path):
-    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
-        writer.write(IDS[:-1], LOGITS[:-1])
-    dataset = sample(dicts(), records=str(tmp_path), missing="error")
+def test_missing_error_names_an_example():
+    dataset = sample(dicts(), records=from_columns(IDS[:-1], LOGITS[:-1]), missing="error")
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"No .*record.*{IDS[-1]}"):
         list(dataset)
 
 
-def test_old_records_are_missing(tmp_path):
-    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
-        writer.write(IDS[:500], LOGITS[:500], timestamp=1_000_000)
-        writer.write(IDS[500:], LOGITS[500:], timestamp=61_000_000)
-    arguments = {"records": str(tmp_path), "as_of": 62_000_000, "missing": "drop"}
+def test_old_records_are_missing():
+    records = from_columns(IDS, LOGITS, timestamps=np.repeat([1_000_000, 61_000_000], 500))
+    arguments = {"records": records, "as_of": 62_000_000, "missing": "drop"}
     young, _ = ids_and_weights(sample(dicts(), max_age=60.0, **arguments))
     assert set(young) <= set(IDS[500:])
     assert len(young) == 50

@@ -123,13 +123,10 @@ def test_batches_have_a_static_size_with_drop_remainder():
     assert [len(b["label"]) for b in sample(batch_size=32)] == [32, 32, 32, 4]
 
 
-def test_string_ids(tmp_path):
+def test_string_ids():
     names = np.array([f"request-{i}" for i in range(N)])
-    ids = ofb_tf.hashing.to_int64(tf.constant(names)).numpy()
-    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
-        writer.write(ids, LOGITS)
-    dataset = dicts(example_id=names)
-    got = list(sample(dataset, records=str(tmp_path), missing="error"))
+    records = ofb_tf.ForwardRecords.from_columns(names, LOGITS)
+    got = list(sample(dicts(example_id=names), records=records, missing="error"))
     assert len(got) == N // 10
     assert got[0]["example_id"].dtype == tf.string
 
@@ -200,13 +197,12 @@ def test_decode_fn_alone_takes_serialized_examples(records):
 # Counts and the uniform probe.
 
 
-def test_statistics_count_every_example(tmp_path):
+def test_statistics_count_every_example():
     logits, labels = LOGITS.copy(), LABELS.copy()
     logits[:30, 0] = np.nan
     labels[30:50] = -1
-    with ofb_tf.ForwardRecordWriter(str(tmp_path), num_outputs=CLASSES) as writer:
-        writer.write(IDS[:900], logits[:900])
-    sampler = ofb_tf.ofb_sample(records=str(tmp_path), window_size=WINDOW, seed=3)
+    records = ofb_tf.ForwardRecords.from_columns(IDS[:900], logits[:900])
+    sampler = ofb_tf.ofb_sample(records=records, window_size=WINDOW, seed=3)
     dataset = dicts(label=labels)
     got = sampler.statistics(dataset)
     _, weights = ids_and_weights(dataset.apply(sampler))
