@@ -31,6 +31,7 @@ def test_import_loads_no_optional_part():
     run = python(
         "import sys, tensorflow, keras; keras.Model; before = set(sys.modules); import ofb_tf; "
         "[getattr(ofb_tf, name) for name in ofb_tf.__all__]; "
+        "import ofb_tf.records.importers, ofb_tf.serving.recorder; "
         "print(' '.join(sorted(set(sys.modules) - before)))"
     )
     assert run.returncode == 0, run.stderr
