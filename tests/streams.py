@@ -36,17 +36,19 @@ def sample(dataset=None, **arguments):
     return dataset.apply(ofb_tf.ofb_sample(**{"seed": 5, "window_size": WINDOW} | arguments))
 
 
-def serialized():
-    def example(i):
-        feature = {
-            "example_id": tf.train.Feature(int64_list=tf.train.Int64List(value=[IDS[i]])),
-            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[LABELS[i]])),
-            "x": tf.train.Feature(float_list=tf.train.FloatList(value=X[i])),
-        }
-        features = tf.train.Features(feature=feature)
-        return tf.train.Example(features=features).SerializeToString()
+def serialized_example(**features):
+    example = tf.train.Example()
+    for name, value in features.items():
+        feature, values = example.features.feature[name], np.ravel(value)
+        lists = {"i": feature.int64_list, "f": feature.float_list, "S": feature.bytes_list}
+        lists[values.dtype.kind].value.extend(values.tolist())
+    return example.SerializeToString()
 
-    return tf.data.Dataset.from_tensor_slices([example(i) for i in range(N)])
+
+def serialized():
+    rows = zip(IDS, LABELS, X, strict=True)
+    examples = [serialized_example(example_id=i, label=label, x=x) for i, label, x in rows]
+    return tf.data.Dataset.from_tensor_slices(examples)
 
 
 SPEC = {

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from ofb_tf.serving import export_recording_model
+from tests.streams import serialized_example
 
 FEATURE_SPEC = {
     "example_id": tf.io.FixedLenFeature([], tf.int64),
@@ -11,21 +12,12 @@ FEATURE_SPEC = {
 }
 
 
-def serialize(ids, inputs):
-    serialized = []
-    for example_id, x in zip(ids, inputs, strict=True):
-        example = tf.train.Example()
-        example.features.feature["example_id"].int64_list.value.append(int(example_id))
-        example.features.feature["x"].float_list.value.extend(x)
-        serialized.append(example.SerializeToString())
-    return serialized
-
-
 @pytest.fixture(scope="session")
 def examples():
     inputs = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     ids = np.arange(64) * 1000 - 7
-    return ids, inputs, serialize(ids, inputs)
+    rows = zip(ids, inputs, strict=True)
+    return ids, inputs, [serialized_example(example_id=i, x=x) for i, x in rows]
 
 
 @pytest.fixture(scope="session")

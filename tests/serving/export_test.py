@@ -10,6 +10,7 @@ import tensorflow as tf
 from ofb_tf import hashing
 from ofb_tf.serving import export_recording_model
 from tests.serving.conftest import FEATURE_SPEC
+from tests.streams import serialized_example
 
 
 def serve(path, serialized):
@@ -50,11 +51,8 @@ def test_one_output_dict_inputs_and_string_ids(tmp_path, task, activation):
     }
     model = one_output_model()
     export_recording_model(model, tmp_path / "m", spec, id_key="user", task=task)
-    example = tf.train.Example()
-    example.features.feature["user"].bytes_list.value.append(b"someone")
-    example.features.feature["a"].float_list.value.append(0.5)
-    example.features.feature["b"].float_list.value.extend([1.0, -1.0])
-    answer = serve(tmp_path / "m", [example.SerializeToString()])
+    example = serialized_example(user=b"someone", a=0.5, b=[1.0, -1.0])
+    answer = serve(tmp_path / "m", [example])
     np.testing.assert_array_equal(answer["example_id"], hashing.fingerprint(["someone"]))
     logits = model({"a": np.array([[0.5]]), "b": np.array([[1.0, -1.0]])})
     np.testing.assert_allclose(answer["logits"], logits, rtol=1e-5)
