@@ -68,14 +68,7 @@ class RecordIndex:
         release_freed()
 
     def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of the records with these ids.
-
-        Args:
-          example_ids: int64 `[n]`.
-
-        Returns:
-          int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
-        """
+        """Rows of ids `[n]`: int32 `[n]`, 0 where there is none, and bool `[n]`: is there one?"""
         # As an unsigned number, an id below the first is far above the last: it looks in the last
         # bucket, as one above does, and is not found there.
         distance = tf.bitcast(example_ids - self._first, tf.uint64)
@@ -107,14 +100,7 @@ def _halving_steps(length: int) -> list[int]:
 
 
 def search(sorted_ids: tf.Tensor) -> Find:
-    """The same lookup by plain binary search, for ids that are only known in the graph.
-
-    Args:
-      sorted_ids: int64 `[n]`, ascending, unique, n at least 1.
-
-    Returns:
-      A function as `RecordIndex.find`.
-    """
+    """The same lookup by plain binary search, for ids that are only known in the graph."""
 
     def find(example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row = tf.minimum(tf.searchsorted(sorted_ids, example_ids), tf.size(sorted_ids) - 1)
@@ -146,16 +132,7 @@ class RecordLookup:
         self._oldest = oldest
 
     def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The fields of these examples' records.
-
-        Args:
-          example_ids: int64 `[n]`.
-
-        Returns:
-          `has_record` bool `[n]`; `logits` `[n, k]` and / or `loss` float32 `[n]`, as the
-          records have them, not-a-number where there is no record; `model_version` and
-          `timestamp` int64 `[n]`, -1 there; the columns of the top-k form where they have it.
-        """
+        """The fields of these examples' records."""
         row, found = self._find(example_ids)
         if self._oldest is not None:
             found &= tf.gather(self._columns[constants.TIMESTAMP], row) >= self._oldest
@@ -175,11 +152,7 @@ class RecordLookup:
 
 
 def oldest_timestamp(max_age: float | None, as_of: int | None) -> int | None:
-    """The timestamp, in microseconds, below which a record is too old; None for no limit.
-
-    Raises:
-      ValueError: `max_age` is not positive.
-    """
+    """The timestamp, in microseconds, below which a record is too old; None for no limit."""
     if max_age is None:
         return None
     if not max_age > 0:
@@ -191,12 +164,7 @@ def oldest_timestamp(max_age: float | None, as_of: int | None) -> int | None:
 def load_records(
     records: ForwardRecords | str | Sequence[str], as_of: int | None
 ) -> ForwardRecords:
-    """Records as they are, or loaded from a pattern.
-
-    Raises:
-      FileNotFoundError: no file matches.
-      ValueError: there is no record at all.
-    """
+    """Records as they are, or loaded from a pattern."""
     if not isinstance(records, ForwardRecords):
         records = ForwardRecords.load(records, as_of=as_of)
     if not len(records):
