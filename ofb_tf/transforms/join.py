@@ -132,7 +132,10 @@ class RecordLookup:
         self._oldest = oldest
 
     def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The fields of these examples' records."""
+        """The fields of the records of these ids, by name, each leading with their number.
+
+        Where `has_record` is false, floats are not-a-number and integers -1.
+        """
         row, found = self._find(example_ids)
         if self._oldest is not None:
             found &= tf.gather(self._columns[constants.TIMESTAMP], row) >= self._oldest
