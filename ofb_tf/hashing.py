@@ -101,29 +101,15 @@ def _xor_shift(x: Any, bits: int) -> Any:
 
 
 def window_key(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """One key for a window, from the set of its ids and not from their order.
-
-    Args:
-      example_ids: int64 `[n]`.
-      key: int64 scalar.
-
-    Returns:
-      int64 scalar.
-    """
+    """One key for a window, from the set of its ids and not from their order."""
     return fold_in(key, tf.reduce_sum(fold_in(key, example_ids)))
 
 
 def uniform_start(key: tf.Tensor) -> tf.Tensor:
-    """One draw from a key: float64 scalar, an odd multiple of 2^-25 in (0, 1).
+    """One draw from an int64 key: float64 scalar, an odd multiple of 2^-25 in (0, 1).
 
     With 25 bits, the difference of an integer below 2^28 and a draw is exact in float64 and at
     least 2^-25 from every integer, which is what keeps the systematic design's count exact.
-
-    Args:
-      key: int64 scalar.
-
-    Returns:
-      float64 scalar in (0, 1).
     """
     bits = tf.bitwise.right_shift(mix64(key), tf.constant(40, tf.uint64))
     return (tf.cast(tf.bitcast(bits, tf.int64), tf.float64) + 0.5) * 2.0**-24

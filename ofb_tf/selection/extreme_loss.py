@@ -32,15 +32,7 @@ class TopLoss(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """1 for losses above the edge, a share at the edge, 0 below.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Probabilities with sum `budget`, weights of 1.
-        """
+        """1 for losses above the edge, a share at the edge, 0 below."""
         return Inclusion(_largest(window.losses, budget), tf.ones_like(window.losses))
 
 
@@ -68,15 +60,7 @@ class BottomLoss(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """1 for losses below the edge, a share at the edge, 0 above.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Probabilities with sum `budget`, weights of 1.
-        """
+        """1 for losses below the edge, a share at the edge, 0 above."""
         return Inclusion(_largest(-window.losses, budget), tf.ones_like(window.losses))
 
 

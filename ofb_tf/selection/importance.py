@@ -60,15 +60,7 @@ class Importance(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """Capped probabilities proportional to the mixed score.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Probabilities with sum `budget`; weights None, so that they are rate / p.
-        """
+        """Capped probabilities proportional to the mixed score."""
         scores = tf.cast(window.scores, tf.float64)
         n = tf.maximum(tf.cast(tf.size(scores), tf.float64), 1.0)
         # A budget below rate * n, as under missing="keep", must not push p below rate * mix.

@@ -54,15 +54,7 @@ class InfoBatch(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """1 from the mean upwards, 1 - prune below; the budget does not enter.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Probabilities 1 or 1 - prune, weights 1 / probability.
-        """
+        """1 from the mean upwards, 1 - prune below; the budget does not enter."""
         scores = tf.cast(window.scores, tf.float64)
         n = tf.cast(tf.size(scores), tf.float64)
         mean = tf.reduce_sum(scores) / n  # of equal float32 numbers it is exact in float64

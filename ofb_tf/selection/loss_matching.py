@@ -43,15 +43,7 @@ class LossMatching(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """1 for the subset, 0 for the rest.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Probabilities 0 or 1, weights of 1.
-        """
+        """1 for the subset, 0 for the rest."""
         n = tf.size(window.example_ids)
         size = tf.floor(budget + hashing.uniform_start(hashing.fold_in(window.key, _ROUNDING)))
         # The order of the draws first, so that ties in the loss are broken by them.
@@ -72,20 +64,12 @@ _ROUNDING = 1  # folded into the window's key for the draw that rounds the budge
 
 
 def match_mean(losses: tf.Tensor, chosen: tf.Tensor, tolerance: float) -> tf.Tensor:
-    """Best swaps until the mean of the chosen is the mean of all.
+    """Swaps chosen (bool `[n]`) and other losses (float64 `[n]`, ascending) until the means agree.
 
     The best partner of each chosen example is found by bisection in the sorted rest, so a swap
     costs O(n log n) instead of O(n^2). Few swaps are usual; where a single loss outweighs all
-    others there is one for each of the chosen.
-
-    Args:
-      losses: float64 `[n]`, finite, ascending.
-      chosen: bool `[n]`: where to begin.
-      tolerance: relative difference of the means at which to stop.
-
-    Returns:
-      bool `[n]`, as many true as in `chosen`. No single swap brings the means closer, or they
-      agree within `tolerance`.
+    others there is one for each of the chosen. In the end no single swap brings the means closer,
+    or they agree within `tolerance`, relative to the mean.
     """
     size = tf.math.count_nonzero(chosen, dtype=tf.int32)
     n = tf.size(losses)

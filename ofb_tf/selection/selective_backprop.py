@@ -39,15 +39,7 @@ class SelectiveBackprop(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """Percentiles to the power of beta, scaled to the budget.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Probabilities with sum `budget`, weights of 1.
-        """
+        """Percentiles to the power of beta, scaled to the budget."""
         losses = window.losses
         ordered = tf.sort(losses)
         n = tf.cast(tf.size(losses), tf.float64)

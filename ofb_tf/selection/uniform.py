@@ -21,15 +21,7 @@ class Uniform(Policy):
         self.design = check_design(design)
 
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
-        """The budget's share for every example.
-
-        Args:
-          window: the examples to choose from.
-          budget: float64 scalar: how many to select in expectation.
-
-        Returns:
-          Equal probabilities; weights None, so that they are exactly 1.
-        """
+        """The budget's share for every example."""
         n = tf.size(window.example_ids)
         share = tf.math.divide_no_nan(budget, tf.cast(n, tf.float64))
         return Inclusion(tf.fill([n], tf.minimum(share, 1.0)))

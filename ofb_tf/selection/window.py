@@ -238,12 +238,7 @@ def uniform_probe(selection: Selection, fraction: float, key: tf.Tensor) -> tf.T
 
     An example is selected with probability p and then flagged with fraction / p, so every
     example of the stream is flagged with the same probability, which is `fraction` where no p is
-    below it.
-
-    Args:
-      selection: of a window.
-      fraction: in [0, 1].
-      key: int64 scalar, as for `select`.
+    below it. The key is that of `select`.
     """
     draws = hashing.hash01(
         tf.gather(selection.example_ids, selection.indices),

@@ -83,14 +83,7 @@ class RecordForwardPasses(keras.callbacks.Callback):
         self.model.make_train_function()
 
     def update(self, fields: dict[str, tf.Tensor]) -> None:
-        """Keeps one step's forward passes; runs in the graph.
-
-        Args:
-          fields: the step's tensors by name, as of `OFBModel.observe`.
-
-        Raises:
-          ValueError: no ids, or a batch larger than `batch_size`.
-        """
+        """Keeps one step's forward passes; runs in the graph."""
         if constants.EXAMPLE_ID not in fields:
             raise ValueError(
                 "RecordForwardPasses: elements must be dicts with 'example_id', without "

@@ -50,13 +50,7 @@ class ImportanceWeightStatistics(keras.metrics.Metric):
         self._maxima = self.add_variable((replicas,), "zeros", name="maxima")
 
     def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
-        """Adds one batch of weights.
-
-        Args:
-          y_true: importance weights, float `[n]`, finite and non-negative (the name is Keras's).
-          y_pred: unused.
-          sample_weight: unused.
-        """
+        """Adds importance weights, `y_true` in Keras's words: float `[n]`, finite, at least 0."""
         del y_pred, sample_weight
         weights = tf.reshape(tf.cast(y_true, tf.float32), [-1])
         count = tf.cast(tf.size(weights), tf.float32)
@@ -109,12 +103,10 @@ class RecordStatistics(keras.metrics.Metric):
         self._sums = self.add_variable((8,), "zeros", name="sums")
 
     def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
-        """Adds one batch (the names are Keras's).
+        """Adds one batch.
 
-        Args:
-          y_true: recorded losses, float `[n]`; not finite where there is no usable record.
-          y_pred: losses in this step, float `[n]`.
-          sample_weight: importance weights, float `[n]`, or None for ones.
+        `y_true` holds the recorded losses, float `[n]`, not finite where there is no usable record;
+        `y_pred` the losses in this step; `sample_weight` the importance weights, None for ones.
         """
         recorded = tf.cast(y_true, tf.float32)
         current = tf.cast(y_pred, tf.float32)
@@ -167,13 +159,11 @@ class VarianceRatio(keras.metrics.Metric):
         self._sums = self.add_variable((3,), "zeros", name="sums")
 
     def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
-        """Adds one batch (the names are Keras's).
+        """Adds one batch.
 
-        Args:
-          y_true: gradient norms g in this step, float `[n]`; those not finite are left out.
-          y_pred: importance weights, float `[n]`.
-          sample_weight: what makes the batch stand for the stream: 1 for examples of a uniform
-            probe and 0 for others, or the importance weights where there is no probe.
+        `y_true` holds the gradient norms in this step, float `[n]` (those not finite are left out);
+        `y_pred` the importance weights; `sample_weight` what makes the batch stand for the stream:
+        1 for examples of a uniform probe and 0 for others, or the importance weights.
         """
         norms, weights = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
         counted = tf.cast(sample_weight, tf.float32)
@@ -214,13 +204,7 @@ class Ratio(keras.metrics.Metric):
         self._sums = self.add_variable((2,), "zeros", name="sums")
 
     def update_state(self, y_true: Any, y_pred: Any = None, sample_weight: Any = None) -> None:
-        """Adds scalars.
-
-        Args:
-          y_true: number, added to the numerator (the names are Keras's).
-          y_pred: number, added to the denominator.
-          sample_weight: unused.
-        """
+        """Adds a number to the numerator, `y_true`, and one to the denominator, `y_pred`."""
         del sample_weight
         self._sums.assign_add(tf.stack([tf.cast(v, tf.float32) for v in (y_true, y_pred)]))
 

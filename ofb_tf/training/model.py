@@ -183,14 +183,7 @@ class OFBModel(keras.Model):
             self.train_function = None  # traced again, with the observer
 
     def stop_observing(self, observer: Any) -> None:
-        """Undoes `observe`.
-
-        Args:
-          observer: what was given to `observe`.
-
-        Raises:
-          ValueError: it was not.
-        """
+        """Undoes `observe`."""
         self._observers.remove(observer)
         self.train_function = None
 
@@ -246,18 +239,7 @@ class OFBModel(keras.Model):
         return values if len(values) > 1 else values[0]
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of `keras.Model` on the unpacked (and selected) batch, weights counted.
-
-        Args:
-          data: one batch, as for `unpack`.
-
-        Returns:
-          The metrics' results by name, float32 scalars.
-
-        Raises:
-          ValueError: an input is not among the fields, or with `backward_rate` the task, the
-            outputs or the labels cannot be read.
-        """
+        """One step of `keras.Model` on the unpacked (and selected) batch, weights counted."""
         # At the end of data of unknown length the step's graph runs on a batch that does not come.
         # Whatever does not read the batch must wait for it too, or the optimizer counts that step.
         batch = tf.nest.flatten(data, expand_composites=True)
@@ -321,18 +303,7 @@ class OFBModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Keras's loss; the step's records are compared with what the model says now.
-
-        Args:
-          x: inputs.
-          y: labels.
-          y_pred: the model's outputs.
-          sample_weight: weights `[n]`, or None.
-          training: whether it is a training step: only then are records compared.
-
-        Returns:
-          Float scalar.
-        """
+        """Keras's loss; the step's records are compared with what the model says now."""
         if training and self._step:
             self._compare_records(self._step, y, y_pred, sample_weight)
         return super().compute_loss(
@@ -387,14 +358,7 @@ class OFBModel(keras.Model):
         return super().fit(**arguments)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """`keras.Model.test_step` on the unpacked batch.
-
-        Args:
-          data: one batch, as for `unpack`.
-
-        Returns:
-          The metrics' results by name, without those of the weights.
-        """
+        """`keras.Model.test_step` on the unpacked batch."""
         outside, self._testing = self._testing, True
         try:
             return super().test_step(self.unpack(data))
@@ -402,14 +366,7 @@ class OFBModel(keras.Model):
             self._testing = outside
 
     def predict_step(self, data: Any) -> Any:
-        """`keras.Model.predict_step` on the inputs among the fields.
-
-        Args:
-          data: one batch, as for `unpack`; label and weight are not looked at.
-
-        Returns:
-          The model's outputs.
-        """
+        """`keras.Model.predict_step` on the inputs among the fields."""
         return super().predict_step((self.unpack(data)[0],))
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:

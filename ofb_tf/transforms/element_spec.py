@@ -147,21 +147,8 @@ def attach(
     """An element with its importance weight, and record fields where they are kept.
 
     A weight that the element has already, from a selection upstream or as a sample weight, is
-    multiplied: the product stays unbiased.
-
-    Args:
-      stage: the transformation's name, for errors.
-      element: a dict, `(x, y)` or `(x, y, sample_weight)`, single or batched.
-      extras: `importance_weight` and the record fields to add.
-      drop: record fields to remove from the element's dict.
-
-    Returns:
-      The same structure: a dict with `extras` added; `(x, y, weight)`, with the weight in the
-      shape of the sample weight where there was one; record fields join x, which must be a dict
-      then.
-
-    Raises:
-      ValueError: another structure.
+    multiplied: the product stays unbiased. Record fields join x, which must be a dict then; the
+    fields in `drop` are removed. `stage` names the transformation in errors.
     """
     extras = dict(extras)
     weight = extras[constants.IMPORTANCE_WEIGHT]
@@ -190,15 +177,7 @@ def attach(
 
 
 def times(weight: tf.Tensor, sample_weight: tf.Tensor) -> tf.Tensor:
-    """Importance weights times sample weights that may have further dimensions.
-
-    Args:
-      weight: float32 `[n]` or a scalar.
-      sample_weight: `[n, ...]`, or `[...]` for a scalar weight.
-
-    Returns:
-      float32 of the shape of `sample_weight`.
-    """
+    """Weights `[n]` or `[]` times sample weights `[n, ...]` or `[...]`, in the shape of these."""
     sample_weight = tf.convert_to_tensor(sample_weight)
     further = (sample_weight.shape.rank or 0) - (weight.shape.rank or 0)
     if further > 0:

@@ -22,15 +22,6 @@ _MISSING = (MISSING_FLAG, constants.MISSING_DROP, constants.MISSING_ERROR)
 _JOIN_BATCH = 4096
 # Buckets are a power of two, at most this many records to a bucket on average.
 _RECORDS_PER_BUCKET = 2.4
-_COLUMNS = (
-    constants.LOGITS,
-    constants.LOSS,
-    constants.TIMESTAMP,
-    constants.CLASS_IDS,
-    constants.LOGSUMEXP,
-    constants.SUM_SQUARED_PROBABILITIES,
-)
-
 Find = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -68,14 +59,7 @@ class RecordIndex:
         release_freed()
 
     def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of the records with these ids.
-
-        Args:
-          example_ids: int64 `[n]`.
-
-        Returns:
-          int32 `[n]` rows, 0 where there is none, and bool `[n]`: whether there is one.
-        """
+        """Rows of ids `[n]`: int32 `[n]`, 0 where there is none, and bool `[n]`: is there one?"""
         # As an unsigned number, an id below the first is far above the last: it looks in the last
         # bucket, as one above does, and is not found there.
         distance = tf.bitcast(example_ids - self._first, tf.uint64)
@@ -107,14 +91,7 @@ def _halving_steps(length: int) -> list[int]:
 
 
 def search(sorted_ids: tf.Tensor) -> Find:
-    """The same lookup by plain binary search, for ids that are only known in the graph.
-
-    Args:
-      sorted_ids: int64 `[n]`, ascending, unique, n at least 1.
-
-    Returns:
-      A function as `RecordIndex.find`.
-    """
+    """The same lookup by plain binary search, for ids that are only known in the graph."""
 
     def find(example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row = tf.minimum(tf.searchsorted(sorted_ids, example_ids), tf.size(sorted_ids) - 1)
@@ -128,8 +105,9 @@ class RecordLookup:
 
     Args:
       find: from int64 ids `[n]` to int32 rows `[n]` and bool `[n]`: whether there is one.
-      columns: the record fields by name, each leading with the number of records.
-      model_versions: from rows to int64 model versions.
+      columns: the record fields by name; each leads with the number of records, or is one scalar
+        for all of them.
+      version_table: int64 `[v]` to which the column `model_version` holds indices, or None.
       oldest: microseconds since 1970: an older record counts as missing. None for no limit.
     """
 
@@ -137,49 +115,38 @@ class RecordLookup:
         self,
         find: Find,
         columns: dict[str, tf.Tensor],
-        model_versions: Callable[[tf.Tensor], tf.Tensor],
+        version_table: tf.Tensor | None,
         oldest: int | None,
     ) -> None:
         self._find = find
         self._columns = columns
-        self._model_versions = model_versions
+        self._version_table = version_table
         self._oldest = oldest
 
     def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The fields of these examples' records.
+        """The fields of the records of these ids, by name, each leading with their number.
 
-        Args:
-          example_ids: int64 `[n]`.
-
-        Returns:
-          `has_record` bool `[n]`; `logits` `[n, k]` and / or `loss` float32 `[n]`, as the
-          records have them, not-a-number where there is no record; `model_version` and
-          `timestamp` int64 `[n]`, -1 there; the columns of the top-k form where they have it.
+        Where `has_record` is false, floats are not-a-number and integers -1.
         """
         row, found = self._find(example_ids)
         if self._oldest is not None:
             found &= tf.gather(self._columns[constants.TIMESTAMP], row) >= self._oldest
-        fields = {
-            constants.HAS_RECORD: found,
-            constants.MODEL_VERSION: tf.where(found, self._model_versions(row), -1),
-        }
+        fields = {constants.HAS_RECORD: found}
         for name, column in self._columns.items():
-            if column.shape.rank == 0:  # one value for all records
+            if column.shape.rank == 0:
                 fields[name] = tf.fill(tf.shape(row), column)
                 continue
             values = tf.gather(column, row)
+            if name == constants.MODEL_VERSION and self._version_table is not None:
+                values = tf.gather(self._version_table, tf.cast(values, tf.int32))
             mask = found[:, None] if values.shape.rank == 2 else found
-            nothing = float("nan") if column.dtype.is_floating else -1
-            fields[name] = tf.where(mask, values, tf.constant(nothing, column.dtype))
+            nothing = float("nan") if values.dtype.is_floating else -1
+            fields[name] = tf.where(mask, values, tf.constant(nothing, values.dtype))
         return fields
 
 
 def oldest_timestamp(max_age: float | None, as_of: int | None) -> int | None:
-    """The timestamp, in microseconds, below which a record is too old; None for no limit.
-
-    Raises:
-      ValueError: `max_age` is not positive.
-    """
+    """The timestamp, in microseconds, below which a record is too old; None for no limit."""
     if max_age is None:
         return None
     if not max_age > 0:
@@ -191,12 +158,7 @@ def oldest_timestamp(max_age: float | None, as_of: int | None) -> int | None:
 def load_records(
     records: ForwardRecords | str | Sequence[str], as_of: int | None
 ) -> ForwardRecords:
-    """Records as they are, or loaded from a pattern.
-
-    Raises:
-      FileNotFoundError: no file matches.
-      ValueError: there is no record at all.
-    """
+    """Records as they are, or loaded from a pattern."""
     if not isinstance(records, ForwardRecords):
         records = ForwardRecords.load(records, as_of=as_of)
     if not len(records):
@@ -206,38 +168,33 @@ def load_records(
 
 def lookup_in_memory(records: ForwardRecords, oldest: int | None) -> RecordLookup:
     """A lookup in records that are in memory, which the graph captures."""
-    columns = {name: records.columns[name] for name in _COLUMNS if name in records.columns}
+    columns = {name: c for name, c in records.columns.items() if name != constants.EXAMPLE_ID}
     if constants.CLASS_IDS in columns:
         columns[constants.NUM_OUTPUTS] = tf.constant(records.num_outputs, tf.int32)
-
-    def model_versions(row: tf.Tensor) -> tf.Tensor:
-        index = tf.cast(tf.gather(records.version_indices, row), tf.int32)
-        return tf.gather(records.version_table, index)
-
-    return RecordLookup(RecordIndex(records.example_ids).find, columns, model_versions, oldest)
+    find = RecordIndex(records.example_ids).find
+    return RecordLookup(find, columns, records.version_table, oldest)
 
 
 def lookup_in_columns(loaded: dict[str, tf.Tensor], oldest: int | None) -> RecordLookup:
     """A lookup in one partition's columns, an element of `PartitionedRecords.dataset`."""
     # A row of nothing at the end keeps lookups legal in an empty partition: its id is the last
     # one there is, and `found` is false beyond the true rows.
-    num_records = tf.size(loaded[constants.EXAMPLE_ID])
-    ids = tf.concat([loaded[constants.EXAMPLE_ID], tf.constant([2**63 - 1], tf.int64)], axis=0)
     columns = {
         name: tf.concat([column, tf.zeros([1, *column.shape[1:]], column.dtype)], axis=0)
+        if column.shape.rank
+        else column
         for name, column in loaded.items()
-        if name in (*_COLUMNS, constants.MODEL_VERSION)
+        if name != constants.EXAMPLE_ID
     }
-    if constants.NUM_OUTPUTS in loaded:
-        columns[constants.NUM_OUTPUTS] = loaded[constants.NUM_OUTPUTS]
-    versions = columns.pop(constants.MODEL_VERSION)
-    find = search(ids)
+    ids = loaded[constants.EXAMPLE_ID]
+    num_records = tf.size(ids)
+    find = search(tf.concat([ids, tf.constant([2**63 - 1], tf.int64)], axis=0))
 
     def find_true_row(example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row, found = find(example_ids)
         return row, found & (row < num_records)
 
-    return RecordLookup(find_true_row, columns, lambda row: tf.gather(versions, row), oldest)
+    return RecordLookup(find_true_row, columns, None, oldest)
 
 
 def join_forward_records(

@@ -574,20 +574,7 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
 
 
 def _check_fields(elements: ElementSpec, num_outputs: int | None, config: SamplingConfig) -> str:
-    """Checks id, label and record fields.
-
-    Args:
-      elements: where the fields are.
-      num_outputs: outputs of the records to join (0: only losses); None where elements carry
-        the record fields.
-      config: the arguments of `ofb_sample`.
-
-    Returns:
-      The task.
-
-    Raises:
-      ValueError: a field is missing or misshapen.
-    """
+    """Checks id, label and record fields."""
     elements.check_label()
     if num_outputs is not None or elements.has_id():
         elements.check_id()

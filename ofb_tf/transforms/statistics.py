@@ -12,15 +12,7 @@ _SUMS = ("sum_weights", "sum_squared_weights", "max_weight")
 
 
 def count(record: dict[str, tf.Tensor], selection: Selection) -> dict[str, tf.Tensor]:
-    """Sums over one window, to be added over windows by `add`.
-
-    Args:
-      record: fields of the window's records, with `has_record` where some are missing.
-      selection: of the window.
-
-    Returns:
-      Scalars by name: counts int64, sums of weights and their maximum float64.
-    """
+    """Sums over one window, to be added over windows by `add`."""
     has_record = record.get(constants.HAS_RECORD, tf.ones_like(selection.usable))
     weights = tf.cast(selection.weights, tf.float64)
     return {
@@ -41,11 +33,7 @@ def add(total: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarize(total: dict[str, Any] | None) -> dict[str, float]:
-    """Counts and ratios from sums; of nothing where `total` is None.
-
-    Returns:
-      As `OFBSampler.statistics`.
-    """
+    """Counts and ratios from sums; of nothing where `total` is None."""
     sums = total or dict.fromkeys((*_COUNTS, *_SUMS), 0)
     counts = {name: int(sums[name]) for name in _COUNTS}
     examples, selected = counts["examples"], counts["selected"]
@@ -62,17 +50,7 @@ def summarize(total: dict[str, Any] | None) -> dict[str, float]:
 
 
 def effective_sample_size(count: float, total: float, squares: float) -> float:
-    """(sum of w)^2 / (n sum of w^2), in (0, 1]: Kish, "Survey Sampling", 1965.
-
-    Args:
-      count: how many weights, n.
-      total: their sum.
-      squares: the sum of their squares.
-
-    Returns:
-      The fraction of the examples that an unweighted estimate of the same variance would need;
-      not-a-number of no weights.
-    """
+    """(sum of w)^2 / (n sum of w^2), in (0, 1]: Kish, "Survey Sampling", 1965."""
     return ratio(total * total, count * squares)
 
 

@@ -55,6 +55,7 @@ def test_write_partitions(data, tmp_path):
     with ofb_tf.ForwardRecordWriter(tmp_path / "in") as writer:
         writer.write(data.ids, data.logits, timestamp=5, model_version=3)
     files = [str(path) for path in (tmp_path / "in").iterdir()]
+    (tmp_path / "out").mkdir()
     counts = np.bincount(partition_of(data.ids, 4), minlength=4).tolist()
     n = len(data.ids)
     expected = Manifest(4, 1, n, 0, n, counts, {"3": n}, 5, 5)

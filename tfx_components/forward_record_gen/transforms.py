@@ -29,7 +29,7 @@ def WritePartitions(
       pipeline: set by Beam.
       read: path of a file → batches of columns.
       files: paths.
-      uri: directory of the artifact.
+      uri: directory of the artifact, which exists.
       num_partitions: at least 1.
 
     Returns:
