@@ -23,15 +23,8 @@ POLICY = {
 
 def test_figures_against_numpy(make_results):
     random = np.random.default_rng(3)
-    values = {
-        policy: list(level + random.normal(size=5) / 10)
-        for policy, level in (
-            ("uniform", 4),
-            ("importance", 2.5),
-            ("top_loss", 5),
-            ("everything", 2),
-        )
-    }
+    levels = {"uniform": 4, "importance": 2.5, "top_loss": 5, "everything": 2}
+    values = {policy: list(at + random.normal(size=5) / 10) for policy, at in levels.items()}
     policies = make_results(values)["policies"]
     for policy, shown in policies.items():
         ours = np.array(values[policy])
@@ -39,11 +32,10 @@ def test_figures_against_numpy(make_results):
         assert shown["mean"] == pytest.approx(ours.mean())
         assert shown["standard_error"] == pytest.approx(ours.std(ddof=1) / np.sqrt(5))
 
-        def closure(keep, ours=ours):
-            uniform, everything = (
-                np.array(values[p])[keep].mean() for p in ("uniform", "everything")
-            )
-            return (uniform - ours[keep].mean()) / (uniform - everything)
+        def closure(keep, policy=policy):
+            names = ("uniform", policy, "everything")
+            uniform, ours, everything = (np.array(values[name])[keep].mean() for name in names)
+            return (uniform - ours) / (uniform - everything)
 
         assert shown["gap_closure"] == pytest.approx(closure(np.arange(5)))
         left_out = [closure(np.delete(np.arange(5), seed)) for seed in range(5)]
