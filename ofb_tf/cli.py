@@ -415,9 +415,10 @@ def _time(microseconds: int | None) -> str:
 
 
 def _demo(values: argparse.Namespace) -> int:
-    from ofb_tf.experiments import SimulationConfig, report, run
+    from ofb_tf.experiments import config as suites
+    from ofb_tf.experiments import report, run
 
-    config = SimulationConfig.for_dataset(
+    config = suites.SimulationConfig.for_dataset(
         values.dataset,
         data_dir=values.data_dir and os.path.expanduser(values.data_dir),
         policies=values.policies and tuple(values.policies),

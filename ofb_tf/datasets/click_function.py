@@ -64,25 +64,15 @@ def _orthonormal(vectors: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ClickFunction:
-    """Parameters of one hidden function.
+    """Parameters of one hidden function, all float32."""
 
-    Attributes:
-      dense_weights: float32 `[13, 2]`, effects of the dense columns' logarithms at the start and
-        after a quarter turn.
-      curvature: float32 `[13]`, effects of their squares.
-      dense_interactions: float32 `[13]`, effects of dense column j times value of column j.
-      value_effects: float32 `[sum(VOCABULARY_SIZES), 3]`: at the start, after a quarter turn, and
-        the factor by which the value takes part in interactions.
-      pair_interactions: float32 `[13]`, effects of the product of columns j and j + 13.
-      drift: turns of the function in a million examples.
-    """
-
-    dense_weights: np.ndarray
-    curvature: np.ndarray
-    dense_interactions: np.ndarray
+    dense_weights: np.ndarray  # [13, 2]: of log-dense columns, at the start and a quarter turn on
+    curvature: np.ndarray  # [13]: of their squares
+    dense_interactions: np.ndarray  # [13]: of dense column j times value of column j
+    # [sum(VOCABULARY_SIZES), 3]: at the start, a quarter turn on, and factor in interactions.
     value_effects: np.ndarray
-    pair_interactions: np.ndarray
-    drift: float
+    pair_interactions: np.ndarray  # [13]: of the product of columns j and j + 13
+    drift: float  # turns of the function in a million examples
 
     @classmethod
     def from_seed(cls, seed: int, drift: float) -> "ClickFunction":

@@ -58,54 +58,31 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 class SimulationConfig:
     """Settings of one dataset's comparison; every policy and seed shares them.
 
-    Attributes:
-      dataset: "click_stream", or the name of a supervised TFDS dataset.
-      data_dir: directory of TFDS datasets; None for the TFDS default, with download.
-      rate: fraction of the stream that goes through the backward pass, in (0, 1].
-      window_size: examples among which one selection is made, at least 2.
-      steps_per_window: optimiser steps that share the `rate * window_size` selected examples of a
-        window, or the whole window for "everything"; at least 1.
-      uniform_mix: of `Importance`, in [0, 1].
-      selective_beta: `beta` of `SelectiveBackprop`, at least 0; None for its default.
-      refresh_interval: windows between two exports of the serving snapshot; 0 for one export per
-        pass, at its start.
-      passes: number of times the stream repeats the data, at least 1.
-      num_examples: examples per pass; None for the whole dataset.
-      test_examples: maximum number of held-out examples to evaluate.
-      learning_rate: of Adam, the same for every policy.
-      policies: names from `ofb_tf.selection.POLICIES` and "everything". "uniform" and
-        "everything", between which gap closure is measured, are added where absent.
-      seeds: number of repetitions, numbered from 0. A seed fixes initial weights, data order and
-        selection; all policies of one seed share the first two.
-      positive_rate: share of positives of the click stream, in (0, 1).
-      label_noise: fraction in [0, 1) of the examples whose label is replaced by one drawn from
-        the distribution of labels. Not for regression. Evaluation is always clean.
-      outliers: fraction in [0, 1) of the examples whose target is moved up or down by
-        `corruption.OUTLIER_SHIFT` standard deviations of the targets. For regression only.
-      missing_records: fraction in [0, 1) of the serving records that are lost.
-
-    Raises:
-      ValueError: a setting is out of range.
+    A seed fixes initial weights, data order and selection; all policies share the first two.
     """
 
-    dataset: str = CLICK_STREAM
-    data_dir: str | None = None
-    rate: float = 0.1
-    window_size: int = 1280
-    refresh_interval: int = 20
-    passes: int = 1
-    num_examples: int | None = None
-    test_examples: int = 50_000
-    learning_rate: float = 1e-3
+    dataset: str = CLICK_STREAM  # or the name of a supervised TFDS dataset
+    data_dir: str | None = None  # of TFDS datasets; None for the TFDS default, with download
+    rate: float = 0.1  # fraction of the stream that goes through the backward pass
+    window_size: int = 1280  # examples among which one selection is made
+    refresh_interval: int = 20  # windows between two exports of the serving snapshot
+    passes: int = 1  # number of times the stream repeats the data
+    num_examples: int | None = None  # per pass; None for the whole dataset
+    test_examples: int = 50_000  # maximum number of held-out examples to evaluate
+    learning_rate: float = 1e-3  # of Adam, the same for every policy
+    # The ends, between which gap closure is measured, are added where absent.
     policies: tuple[str, ...] = (UNIFORM, IMPORTANCE, EVERYTHING)
-    seeds: int = 3
-    positive_rate: float = 0.01
+    seeds: int = 3  # number of repetitions, numbered from 0
+    positive_rate: float = 0.01  # share of positives of the click stream
+    # Fractions of: labels replaced by draws from their distribution (classification), targets
+    # moved by `corruption.OUTLIER_SHIFT` standard deviations (regression), serving records lost.
     label_noise: float = 0.0
     outliers: float = 0.0
     missing_records: float = 0.0
+    # Optimiser steps that share a window's selected examples (under "everything": all of them).
     steps_per_window: int = 1
     uniform_mix: float = Importance().uniform_mix
-    selective_beta: float | None = None
+    selective_beta: float | None = None  # `beta` of `SelectiveBackprop`; None for its default
 
     def __post_init__(self) -> None:
         if not self.dataset or not isinstance(self.dataset, str):

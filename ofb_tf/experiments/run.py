@@ -60,17 +60,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Runs every policy with every seed through files, and returns the content of `results.json`.
 
-    Args:
-      config: the simulation.
-      command: what repeats it; goes into the results.
-      workers: processes, at least 1; None for one per core. With 1 everything runs in this process.
-      show_progress: whether a progress bar over trials goes to stderr.
-
-    Raises:
-      ValueError: `workers` is out of range, the dataset cannot be used, or a corruption does not
-        apply to its task.
-      FileNotFoundError: the dataset is not prepared in the given directory.
-      RuntimeError: a trial failed.
+    `workers` is the number of processes: None for one per core, 1 to run in this process. Raises
+    ValueError or FileNotFoundError before anything runs, and RuntimeError once a trial fails.
     """
     check_datasets([config])
     get_workload(config, seed=0)  # fails here, once, if the dataset cannot be used
@@ -97,8 +88,8 @@ def run_comparisons(
 ) -> dict[Trial, str]:
     """Runs the trials in memory that the directory does not hold yet: what `ofb compare` does.
 
-    Arguments and errors are as of `run_experiment`; each process has one TensorFlow thread. Returns
-    the trials that failed, with a traceback or how the process ended; the others are kept.
+    Each process has one TensorFlow thread. Returns the trials that failed, with a traceback or how
+    the process ended; the others are kept.
     """
     check_datasets([comparison.config for comparison in comparisons])
     folder, trials = pathlib.Path(directory) / FINISHED, plan(comparisons)
@@ -144,7 +135,7 @@ def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
 
 
 def check_datasets(settings: Sequence[SimulationConfig]) -> None:
-    """Raises the errors of `run_experiment` about datasets and corruptions before anything runs."""
+    """Raises an error if a dataset is unknown or absent, or a corruption does not apply to it."""
     is_regression = {configs.CLICK_STREAM: False}
     for config in settings:
         name = config.dataset

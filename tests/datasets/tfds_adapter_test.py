@@ -87,7 +87,7 @@ def data_dir(tmp_path_factory):
     diamonds = {"features": _DIAMOND_FEATURES, "price": tf.float32}
     _prepare(directory, "diamonds", diamonds, ("features", "price"), {"train": 40}, _diamond)
     pair = {"a": tf.int64, "b": tf.int64}
-    for name, keys in (("unsupervised", None), ("counted", ("a", "b")), ("paired", ("a", "a"))):
+    for name, keys in (("unsupervised", None), ("counted", ("a", "b"))):
         _prepare(directory, name, pair, keys, {"train": 3}, lambda r: {"a": r, "b": r})
     clicks = {"nested": {"example_id": tf.int64}, "label": tfds.features.ClassLabel(num_classes=2)}
     _prepare(directory, "clashing", clicks, ("nested", "label"), {"train": 3}, _click)

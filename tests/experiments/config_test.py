@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from ofb_tf.experiments import SimulationConfig
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments.config import Trial
+from ofb_tf.experiments.config import SimulationConfig, Trial
 
 
 @pytest.mark.parametrize(

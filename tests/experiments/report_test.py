@@ -135,10 +135,7 @@ def test_picture_shows_the_figures():
 
     for line, policy in zip(left.lines, ("importance", "uniform", "everything"), strict=True):
         curves = [curve[1:] for curve in by_rate[0.1]["policies"][policy]["curves"]]
-        for data, field in (
-            (line.get_xdata(), "backward_examples"),
-            (line.get_ydata(), "test_loss"),
-        ):
+        for data, field in zip(line.get_data(), ("backward_examples", "test_loss"), strict=True):
             np.testing.assert_allclose(data, summary.mean_curve(curves, field)[0])
 
     (container,) = right.containers  # a task at one rate is no line

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from ofb_tf.experiments import SimulationConfig, run, trial
-from ofb_tf.experiments.config import Comparison, Trial
+from ofb_tf.experiments import run, trial
+from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from tests.experiments.conftest import make_result
 
 VALUES = {"uniform": 4.0, "importance": 2.4, "top_loss": 5.0, "everything": 2.0}

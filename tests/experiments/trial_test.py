@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ofb_tf.experiments import SimulationConfig, paths, trial, workloads
+from ofb_tf.experiments import paths, trial, workloads
+from ofb_tf.experiments.config import SimulationConfig
 from ofb_tf.records import ForwardRecords
-from tests.experiments.arrays import array_workload
+from tests.experiments.conftest import array_workload
 
 CLICKS = {
-    "dataset": "click_stream",
-    "num_examples": 700,
-    "window_size": 100,
-    "refresh_interval": 4,
-    "test_examples": 200,
-    "positive_rate": 0.1,
-    "rate": 0.13,
-}
+    "dataset": "click_stream", "num_examples": 700, "window_size": 100, "refresh_interval": 4,
+    "test_examples": 200, "positive_rate": 0.1, "rate": 0.13,
+}  # fmt: skip
 ARRAYS = {"dataset": "arrays", "window_size": 64, "rate": 0.2, "refresh_interval": 2}
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())
 
