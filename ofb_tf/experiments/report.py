@@ -326,7 +326,7 @@ def _values(contents: Sequence[dict[str, Any]], policy: str, field: str) -> tupl
 
 
 def _draw_histograms(axis: Any, content: dict[str, Any]) -> None:
-    """Recorded losses of the last interval: a solid line of the selected, a dashed of the rest."""
+    """Recorded losses of the last interval: a solid line of the selected, a dotted of the rest."""
     for policy, groups in content["histograms"].items():
         both = np.concatenate([groups["selected"], groups["not_selected"]])
         both = both[both > 0]
