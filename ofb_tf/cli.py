@@ -73,7 +73,6 @@ examples:
 Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
 Exit code 130: stopped with Ctrl-C; what is finished is kept.
 """
-_RECORDS_PER_FILE = 50_000_000
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
 
@@ -108,12 +107,8 @@ def _integers(text: str) -> list[int]:
     return [int(part) for part in _list(text)]
 
 
-# What argparse does not know of booleans: `--name=true`.
+# Booleans are `--name` and `--noname`, and what argparse does not know: `--name=true`.
 _BOOLEAN = re.compile(r"^--(json|delete_inputs|dry_run|progress)=(?:(true|t|1)|false|f|0)$", re.I)
-
-
-def _plain(match: re.Match) -> str:
-    return f"--{'' if match[2] else 'no'}{match[1]}"
 
 
 # Flags by name: the help, and a type, a default, or choices of which the first is the default.
@@ -122,7 +117,7 @@ _RECORDS_FLAGS = {
     "output_dir": ("Directory for output files.", str),
     "num_partitions": ("Number of partitions (partition only).", _integer),
     "records_per_file": (
-        f"Maximum records per output file (compact only). Default: {_RECORDS_PER_FILE}",
+        "Maximum records per output file (compact only), by default 50 million.",
         _integer,
     ),
     "compression": ("Compression of output files.", ("none", "GZIP", "ZLIB")),
@@ -135,10 +130,7 @@ _RECORDS_FLAGS = {
     "logits_output": ("prediction_log: tensor with the logits.", "logits"),
     "id_field": ("jsonl, csv: field with the id.", "example_id"),
     "id_type": ("csv: type of the ids; int by default.", (None, "int", "string")),
-    "logits_fields": (
-        "jsonl, csv: field with a list of logits, or one field per logit.",
-        ["logits"],
-    ),
+    "logits_fields": ("jsonl, csv: a field with a list of logits, or one per logit.", ["logits"]),
     "loss_field": ("jsonl, csv: field with the loss.", str),
     "version_field": ("jsonl, csv: field with the model version.", "model_version"),
     "timestamp_field": ("jsonl, csv: field with the time.", "timestamp"),
@@ -157,7 +149,7 @@ _SHARED_FLAGS = {
     "policies": ("Comma-separated policies; uniform and everything always run.", _list),
     "data_dir": ("Directory of TFDS datasets; by default that of TFDS, with download.", str),
     "workers": ("Number of processes; by default one per core.", int),
-    "progress": ("Show a progress bar.", True),
+    "progress": ("Show a progress bar; --noprogress shows none.", True),
 }
 _DEMO_SETTINGS = {
     **_SIZES,
@@ -183,11 +175,7 @@ _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, ty
     "outliers": ("outlier fractions", "outliers", _floats),
     "missing_records": ("fractions of the records to lose", "missing_records", _floats),
     "selective_betas": ("powers of selective_backprop", "selective_beta", _floats),
-    "refresh_intervals": (
-        "windows between snapshots (0: once a pass)",
-        "refresh_interval",
-        _integers,
-    ),
+    "refresh_intervals": ("windows per snapshot (0: once a pass)", "refresh_interval", _integers),
 }
 _COMPARE_FLAGS = {
     "suite": (
@@ -209,15 +197,6 @@ _COMPARE_FLAGS = {
 }
 
 
-class _Boolean(argparse.Action):
-    """`--name` and `--noname`."""
-
-    def __call__(
-        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, option_string == f"--{self.dest}")
-
-
 class _Parser(argparse.ArgumentParser):
     """A parser of flags as `--name=VALUE` or `--name VALUE`, and of positional arguments."""
 
@@ -225,17 +204,18 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(usage="", add_help=False, allow_abbrev=False)
         self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
         for name, (text, kind) in flags.items():
-            names = [f"--{name}"]
             settings: dict[str, Any] = {"type": kind if callable(kind) else type(kind)}
             if isinstance(kind, bool):
-                names, settings = [*names, f"--no{name}"], {"action": _Boolean, "nargs": 0}
+                settings = {"action": "store_true"}
+                off = self.add_argument(f"--no{name}", dest=name, action="store_false")
+                off.default, off.help = kind, argparse.SUPPRESS
             elif isinstance(kind, tuple):
                 kind, settings = kind[0], {"choices": [choice for choice in kind if choice]}
             elif isinstance(kind, list):  # argparse parses defaults that are text
                 kind, settings = ",".join(kind), {"type": _list}
             default = None if callable(kind) else kind
             shown = "" if default is None else f" Default: {default}"
-            self.add_argument(*names, dest=name, default=default, help=text + shown, **settings)
+            self.add_argument(f"--{name}", default=default, help=text + shown, **settings)
 
     def error(self, message: str) -> Any:
         raise UsageError(message)
@@ -266,13 +246,17 @@ def main(argv: list[str] | None = None) -> int:
     # Read when TensorFlow is loaded. Some releases (2.21) write their start-up lines all the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        values = parser.parse_intermixed_args([_BOOLEAN.sub(_plain, a) for a in arguments])
+        plain = [_BOOLEAN.sub(lambda m: f"--{'' if m[2] else 'no'}{m[1]}", a) for a in arguments]
+        values = parser.parse_intermixed_args(plain)
         if values.arguments and name != "records":
             raise UsageError(f"no arguments expected. Received: {values.arguments}")
         values.command = shlex.join(["ofb", *argv])
         return run(values)
     except UsageError as error:
         print(f"ofb {name}: {error}\n\n{usage}", end="", file=sys.stderr)
+        return 2
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"ofb {name}: {error}", file=sys.stderr)
         return 2
 
 
@@ -296,25 +280,23 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records import maintenance
 
     found = maintenance.inspect(patterns)
-    if values.json:
-        return _print_json(dataclasses.asdict(found))
     top_k = f" (the {found.top_k} largest kept)" if found.top_k else ""
     rows = {
-        "records": f"{found.num_records:,}",
-        "distinct ids": f"{found.num_ids:,}",
-        "duplicates": f"{found.num_duplicates:,}",
+        "records": found.num_records,
+        "distinct ids": found.num_ids,
+        "duplicates": found.num_duplicates,
         "outputs": f"{found.num_outputs}{top_k}",
         "columns": ", ".join(found.columns),
         "first": _time(found.first_timestamp),
         "last": _time(found.last_timestamp),
-        "not finite": f"{found.num_nonfinite:,}",
+        "not finite": found.num_nonfinite,
         "files": f"{found.num_files:,} ({found.num_open_files:,} open)",
-        "corrupt blocks": f"{found.num_corrupt_blocks:,}",
-        "bytes": f"{found.num_bytes:,}",
+        "corrupt blocks": found.num_corrupt_blocks,
+        "bytes": found.num_bytes,
         "bytes per record": f"{found.bytes_per_instance:.2f}",
     }
-    rows |= {f"model version {v}": f"{n:,}" for v, n in found.model_versions.items()}
-    return _print_rows(rows)
+    rows |= {f"model version {version}": n for version, n in found.model_versions.items()}
+    return _show(values, dataclasses.asdict(found), rows)
 
 
 def _verify(patterns: list[str], values: argparse.Namespace) -> int:
@@ -322,7 +304,7 @@ def _verify(patterns: list[str], values: argparse.Namespace) -> int:
 
     reports = maintenance.verify(patterns)
     if values.json:
-        _print_json([dataclasses.asdict(report) for report in reports])
+        print(json.dumps([dataclasses.asdict(report) for report in reports]))
     else:
         rows = [("file", "blocks", "records", "state")]
         for report in reports:
@@ -341,7 +323,8 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
     settings = {"compression": values.compression, "on_corrupt": values.on_corrupt}
     if values.arguments[0] == "compact":
         settings |= {"delete_inputs": values.delete_inputs}
-        settings |= {"records_per_file": values.records_per_file or _RECORDS_PER_FILE}
+        if values.records_per_file:
+            settings |= {"records_per_file": values.records_per_file}
         report: Any = maintenance.compact(patterns, values.output_dir, **settings)
     elif values.arguments[0] == "partition":
         count = values.num_partitions
@@ -349,23 +332,20 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
     else:
         max_age = values.max_age_hours * 3600
         report = maintenance.expire(patterns, max_age=max_age, dry_run=values.dry_run)
-    if values.json:
-        content = dataclasses.asdict(report)
-        content["read"]["num_corrupt_blocks"] = report.read.num_corrupt_blocks
-        return _print_json(content)
-    return _print_rows(
-        {
-            "files read": f"{report.read.num_files:,}",
-            "records read": f"{report.read.num_read:,}",
-            "duplicates left out": f"{report.read.num_duplicates:,}",
-            "expired": f"{report.num_expired:,}",
-            "corrupt blocks": f"{report.read.num_corrupt_blocks:,}",
-            "records written": f"{report.num_written:,}",
-            "files written": f"{len(report.files):,}",
-            "files removed": f"{len(report.removed):,}",
-            "open files left alone": f"{report.num_open_skipped:,}",
-        }
-    )
+    content = dataclasses.asdict(report)
+    content["read"]["num_corrupt_blocks"] = report.read.num_corrupt_blocks
+    rows = {
+        "files read": report.read.num_files,
+        "records read": report.read.num_read,
+        "duplicates left out": report.read.num_duplicates,
+        "expired": report.num_expired,
+        "corrupt blocks": report.read.num_corrupt_blocks,
+        "records written": report.num_written,
+        "files written": len(report.files),
+        "files removed": len(report.removed),
+        "open files left alone": report.num_open_skipped,
+    }
+    return _show(values, content, rows)
 
 
 def _import(patterns: list[str], values: argparse.Namespace) -> int:
@@ -393,19 +373,16 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         compression=values.compression,
         **({} if values.id_type is None else {"id_type": values.id_type}),
     )
-    if values.json:
-        return _print_json(dataclasses.asdict(report))
-    _print_rows(
-        {
-            "files read": f"{report.num_files:,}",
-            "rows read": f"{report.num_rows:,}",
-            "bad rows": f"{report.num_bad_rows:,}",
-            "records written": f"{report.num_records:,}",
-            "not finite": f"{report.num_nonfinite:,}",
-            "log sampling rate": f"{report.sampling_rate:g}",
-        }
-    )
-    for path, offset, reason in report.bad_rows:
+    rows = {
+        "files read": report.num_files,
+        "rows read": report.num_rows,
+        "bad rows": report.num_bad_rows,
+        "records written": report.num_records,
+        "not finite": report.num_nonfinite,
+        "log sampling rate": f"{report.sampling_rate:g}",
+    }
+    _show(values, dataclasses.asdict(report), rows)
+    for path, offset, reason in () if values.json else report.bad_rows:
         print(f"{path} at byte {offset}: {reason}")
     return 0
 
@@ -420,13 +397,10 @@ ACTIONS = {  # with the flags that they cannot do without
 }
 
 
-def _print_rows(rows: dict[str, str]) -> int:
-    print(format_table(list(rows.items()), header=False, numbers=False))
-    return 0
-
-
-def _print_json(content: Any) -> int:
-    print(json.dumps(content))
+def _show(values: argparse.Namespace, content: Any, rows: dict[str, Any]) -> int:
+    texts = [(name, r if isinstance(r, str) else f"{r:,}") for name, r in rows.items()]
+    table = format_table(texts, header=False, numbers=False)
+    print(json.dumps(content) if values.json else table)
     return 0
 
 
@@ -441,29 +415,22 @@ def _time(microseconds: int | None) -> str:
 
 
 def _demo(values: argparse.Namespace) -> int:
-    from ofb_tf.experiments import SimulationConfig, report, run
+    from ofb_tf.experiments import config as suites
+    from ofb_tf.experiments import report, run
 
-    try:
-        config = SimulationConfig.for_dataset(
-            values.dataset,
-            data_dir=values.data_dir and os.path.expanduser(values.data_dir),
-            policies=values.policies and tuple(values.policies),
-            **{name: getattr(values, name) for name in _DEMO_SETTINGS},
-        )
-        report.require_matplotlib()
-        results = run.run_experiment(
-            config,
-            command=values.command,
-            workers=values.workers,
-            show_progress=values.progress,
-        )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"ofb demo: {error}", file=sys.stderr)
-        return 2
+    config = suites.SimulationConfig.for_dataset(
+        values.dataset,
+        data_dir=values.data_dir and os.path.expanduser(values.data_dir),
+        policies=values.policies and tuple(values.policies),
+        **{name: getattr(values, name) for name in _DEMO_SETTINGS},
+    )
+    report.require_matplotlib()
+    settings = {"workers": values.workers, "show_progress": values.progress}
+    results = run.run_experiment(config, command=values.command, **settings)
     print("\n" + format_table(report.table_rows(results)) + "\n")
     print(report.column_notes() + "\n")
-    print("Wrote", run.write_results(results, values.output_dir))
-    print("Wrote", report.write_report(results, values.output_dir))
+    print("Wrote", report.write(report.as_json(results), values.output_dir, "results.json"))
+    print("Wrote", report.write(report.as_html(results), values.output_dir, "report.html"))
     return 0
 
 
@@ -479,7 +446,7 @@ def _comparisons(values: argparse.Namespace) -> list:
         return suites.grid(
             values.datasets,
             {field: getattr(values, name) for name, (_, field, _) in _AXES.items()},
-            policies=tuple(values.policies or suites.every_policy()),
+            policies=tuple(values.policies or suites.EVERY_POLICY),
             seeds=seeds,
             data_dir=data_dir,
             **{name: getattr(values, name) for name in _SIZES},
@@ -501,17 +468,14 @@ def _compare(values: argparse.Namespace) -> int:
             comparisons, output, workers=values.workers, show_progress=values.progress
         )
         content = run.summarize_comparisons(comparisons, output, command=values.command)
-        print("Wrote", run.write_results(content, output))
-        print("Wrote", report.write_csv(content, output))
+        print("Wrote", report.write(report.as_json(content), output, "results.json"))
+        print("Wrote", report.write(report.as_csv(content), output, "results.csv"))
         if content["comparisons"]:
-            print("Wrote", report.write_report(content, output))
+            print("Wrote", report.write(report.as_html(content), output, "report.html"))
             if values.markdown:
-                print("Wrote", report.write_markdown(content, values.markdown))
+                print("Wrote", report.write(report.as_markdown(content), values.markdown))
             if values.picture:
                 print("Wrote", report.write_picture(content, values.picture))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"ofb compare: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nofb compare: stopped. The same command continues from here.", file=sys.stderr)
         return 130

@@ -27,9 +27,7 @@ _CURVATURE_VARIANCE = 0.1
 _INTERACTION_VARIANCE = 0.4
 
 _TURN_LENGTH = 1_000_000  # examples in which drift=1 turns the hidden function once
-_NUM_KEYS = (
-    63  # of the parameters' draws, in order: 3 for the parts, 1 for the scales, 26 for values
-)
+_NUM_KEYS = 30  # of the draws: 3 for the parts, 1 for the columns' shares, 26 for the values
 _VALUE_OFFSETS = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]]).astype(np.int64)
 
 
@@ -66,25 +64,15 @@ def _orthonormal(vectors: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ClickFunction:
-    """Parameters of one hidden function.
+    """Parameters of one hidden function, all float32."""
 
-    Attributes:
-      dense_weights: float32 `[13, 2]`, effects of the dense columns' logarithms at the start and
-        after a quarter turn.
-      curvature: float32 `[13]`, effects of their squares.
-      dense_interactions: float32 `[13]`, effects of dense column j times value of column j.
-      value_effects: float32 `[sum(VOCABULARY_SIZES), 3]`: at the start, after a quarter turn, and
-        the factor by which the value takes part in interactions.
-      pair_interactions: float32 `[13]`, effects of the product of columns j and j + 13.
-      drift: turns of the function in a million examples.
-    """
-
-    dense_weights: np.ndarray
-    curvature: np.ndarray
-    dense_interactions: np.ndarray
+    dense_weights: np.ndarray  # [13, 2]: of log-dense columns, at the start and a quarter turn on
+    curvature: np.ndarray  # [13]: of their squares
+    dense_interactions: np.ndarray  # [13]: of dense column j times value of column j
+    # [sum(VOCABULARY_SIZES), 3]: at the start, a quarter turn on, and factor in interactions.
     value_effects: np.ndarray
-    pair_interactions: np.ndarray
-    drift: float
+    pair_interactions: np.ndarray  # [13]: of the product of columns j and j + 13
+    drift: float  # turns of the function in a million examples
 
     @classmethod
     def from_seed(cls, seed: int, drift: float) -> "ClickFunction":
@@ -113,29 +101,20 @@ class ClickFunction:
     def logits(
         self, example_ids: tf.Tensor, log_dense: tf.Tensor, categorical: tf.Tensor
     ) -> tf.Tensor:
-        """Logits of a click, without the intercept.
+        """Logits without the intercept, float32 `[n]`.
 
-        Args:
-          example_ids: int64 `[n]`, which are also the time.
-          log_dense: float32 `[n, 13]`, standard normal.
-          categorical: int64 `[n, 26]`, column j in `[0, VOCABULARY_SIZES[j])`.
-
-        Returns:
-          float32 `[n]`.
+        Of ids `[n]`, which are also the time, normal `log_dense` `[n, 13]` and values `[n, 26]`.
         """
         turns = tf.cast(example_ids, tf.float64) * (self.drift / _TURN_LENGTH)
         angle = tf.cast((turns - tf.floor(turns)) * (2 * math.pi), tf.float32)
         effects = tf.gather(tf.constant(self.value_effects), categorical + _VALUE_OFFSETS)
         start, quarter, factors = tf.unstack(effects, axis=2)
-        at_start = tf.reduce_sum(start, axis=1) + tf.linalg.matvec(
-            log_dense, self.dense_weights[:, 0]
-        )
-        at_quarter = tf.reduce_sum(quarter, axis=1) + tf.linalg.matvec(
-            log_dense, self.dense_weights[:, 1]
+        at_start, at_quarter = (
+            tf.reduce_sum(effect, axis=1) + tf.linalg.matvec(log_dense, weights)
+            for effect, weights in zip((start, quarter), self.dense_weights.T, strict=True)
         )
         first, second = factors[:, :NUM_DENSE], factors[:, NUM_DENSE:]
         bent = (tf.square(log_dense) - 1.0) * self.curvature
         paired = first * (second * self.pair_interactions + log_dense * self.dense_interactions)
-        return (
-            tf.cos(angle) * at_start + tf.sin(angle) * at_quarter + tf.reduce_sum(bent + paired, 1)
-        )
+        turning = tf.cos(angle) * at_start + tf.sin(angle) * at_quarter
+        return turning + tf.reduce_sum(bent + paired, 1)

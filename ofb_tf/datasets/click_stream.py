@@ -84,18 +84,16 @@ class ClickStream:
         """
         example_ids = tf.convert_to_tensor(example_ids, tf.int64)
         count = tf.size(example_ids)
-        padded = tf.pad(example_ids, [[0, -count % _ROW_MULTIPLE]])
-        draws, log_dense, categorical, logits = self._draw(padded)
+        ids = tf.pad(example_ids, [[0, -count % _ROW_MULTIPLE]])
+        draws, log_dense, categorical, logits = self._draw(ids)
         probability = tf.sigmoid(logits + self._intercept)
         label = tf.cast(draws < probability, tf.int64)
         dense = tf.exp(log_dense * _DENSE_SCALES)
-        return {
-            EXAMPLE_ID: example_ids,
-            LABEL: _first(label, example_ids),
-            DENSE: _first(dense, example_ids),
-            CATEGORICAL: _first(categorical, example_ids),
-            CLICK_PROBABILITY: _first(probability, example_ids),
-        }
+        padded = {
+            LABEL: label, DENSE: dense, CATEGORICAL: categorical, CLICK_PROBABILITY: probability,
+        }  # fmt: skip
+        first = {name: _first(values, example_ids) for name, values in padded.items()}
+        return {EXAMPLE_ID: example_ids} | first
 
     def dataset(
         self,
@@ -200,12 +198,9 @@ class ClickStream:
 
     def _calibrate(self) -> np.float32:
         """The intercept at which the mean probability of fixed ids is `positive_rate`."""
-        logits = np.concatenate(
-            [
-                self._draw(tf.constant(ids))[-1].numpy().astype(np.float64)
-                for ids in np.split(_CALIBRATION_IDS, 16)
-            ]
-        )
+        parts = np.split(_CALIBRATION_IDS, 16)
+        logits = np.concatenate([self._draw(tf.constant(ids))[-1].numpy() for ids in parts])
+        logits = logits.astype(np.float64)
         low, high = -100.0, 100.0
         for _ in range(60):
             middle = (low + high) / 2

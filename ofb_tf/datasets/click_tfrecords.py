@@ -20,21 +20,14 @@ _FILE_PREFIX = "click_stream"
 
 def feature_spec() -> dict[str, tf.io.FixedLenFeature]:
     """What `tf.io.parse_example` needs: 13 float32 and 26 int64 scalars, id, label, probability."""
-    scalars = {name: tf.io.FixedLenFeature([], tf.float32) for name in DENSE_NAMES}
-    scalars |= {name: tf.io.FixedLenFeature([], tf.int64) for name in CATEGORICAL_NAMES}
-    scalars |= {name: tf.io.FixedLenFeature([], tf.int64) for name in (EXAMPLE_ID, LABEL)}
-    return scalars | {CLICK_PROBABILITY: tf.io.FixedLenFeature([], tf.float32)}
+    floats = dict.fromkeys(DENSE_NAMES, tf.io.FixedLenFeature([], tf.float32))
+    integers = (*CATEGORICAL_NAMES, EXAMPLE_ID, LABEL)
+    spec = floats | dict.fromkeys(integers, tf.io.FixedLenFeature([], tf.int64))
+    return spec | {CLICK_PROBABILITY: tf.io.FixedLenFeature([], tf.float32)}
 
 
 def parse_fn(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Examples as `ClickStream.generate` returns them, from the bytes of many.
-
-    Args:
-      serialized: string `[n]`, tf.Examples of `write_tfrecords`.
-
-    Returns:
-      `example_id`, `label`, `click_probability` `[n]`, `dense` `[n, 13]`, `categorical` `[n, 26]`.
-    """
+    """Examples as `ClickStream.generate` returns them, from the bytes of many, string `[n]`."""
     scalars = tf.io.parse_example(serialized, feature_spec())
     return {
         EXAMPLE_ID: scalars[EXAMPLE_ID],
@@ -48,22 +41,10 @@ def parse_fn(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
 def write_shards(
     shards: Sequence[tf.data.Dataset], directory: str | os.PathLike, compression: str | None
 ) -> list[str]:
-    """Writes `click_stream-00000-of-00004.tfrecord` and so on.
+    """Writes `click_stream-00000-of-00004.tfrecord` and so on, a file per dataset of windows.
 
-    A file appears under its name once it is complete.
-
-    Args:
-      shards: one dataset of windows, as `ClickStream.generate` returns them, per file.
-      directory: output directory; made if missing.
-      compression: None or "GZIP".
-
-    Returns:
-      The paths, in the order of the shards.
-
-    Raises:
-      ValueError: `compression` is out of range.
-      FileExistsError: the directory already holds shards of a click stream, with which a pattern
-        such as `DIR/*` would mix these.
+    A file appears under its name once it is complete. Shards that are there already are an error,
+    because a pattern such as `DIR/*` would mix these with them.
     """
     if compression not in (None, "GZIP"):
         raise ValueError(f'compression must be None or "GZIP". Received: {compression!r}')
@@ -102,14 +83,8 @@ def _serialize(window: dict[str, np.ndarray]) -> Iterator[bytes]:
         columns.append(feature[name].int64_list.value)
     for column in columns:
         column.append(0)
-    rows = zip(
-        window[CLICK_PROBABILITY].tolist(),
-        window[DENSE].tolist(),
-        window[EXAMPLE_ID].tolist(),
-        window[LABEL].tolist(),
-        window[CATEGORICAL].tolist(),
-        strict=True,
-    )
+    fields = (CLICK_PROBABILITY, DENSE, EXAMPLE_ID, LABEL, CATEGORICAL)
+    rows = zip(*(window[name].tolist() for name in fields), strict=True)
     for probability, dense, example_id, label, categorical in rows:
         values = (probability, *dense, example_id, label, *categorical)
         for column, value in zip(columns, values, strict=True):

@@ -131,11 +131,8 @@ def load_tfds(
 
     def with_id(example: dict) -> dict[str, tf.Tensor]:
         features = _flatten({key: example[key] for key in inputs}, builder.name)
-        return {
-            EXAMPLE_ID: hashing.fingerprint(example[_TFDS_ID]),
-            **features,
-            LABEL: label_transform(example[target]),
-        }
+        example_id, label = hashing.fingerprint(example[_TFDS_ID]), label_transform(example[target])
+        return {EXAMPLE_ID: example_id, **features, LABEL: label}
 
     return examples.map(with_id, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -143,7 +140,7 @@ def load_tfds(
 def _prepared_builder(
     name: str, data_dir: str | None, download: bool | None
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a prepared dataset."""
+    """The builder of a prepared dataset, which is prepared now if that is allowed."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -153,15 +150,14 @@ def _prepared_builder(
             f"load_tfds: name must be a TFDS dataset. Received: {name!r}, which is neither "
             f"registered nor prepared in {data_dir or 'the default directory'!r}.{hint}"
         ) from error
-    if builder.is_prepared():
-        return builder
-    if download or (download is None and data_dir is None):
+    if not builder.is_prepared():
+        if not (data_dir is None if download is None else download):
+            raise FileNotFoundError(
+                f"load_tfds: {name!r} is not prepared in {builder.data_dir!r}. Pass download=True, "
+                "or the data_dir that holds it."
+            )
         builder.download_and_prepare()
-        return builder
-    raise FileNotFoundError(
-        f"load_tfds: {name!r} is not prepared in {builder.data_dir!r}. Pass download=True, or the "
-        "data_dir that holds it."
-    )
+    return builder
 
 
 def _supervised_names(builder: tfds.core.DatasetBuilder) -> tuple[list[str], str]:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofb_tf.selection import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
@@ -32,10 +32,25 @@ _NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
 _ADDED = ("steps_per_window", "uniform_mix", "selective_beta")
 
 ONCE_A_PASS = 0
+EVERY_POLICY = (*POLICIES, EVERYTHING)
 _CORRUPTIONS = {
     "label_noise": "of labels random",
     "outliers": "of targets outliers",
     "missing_records": "of records missing",
+}
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "rate": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "window_size": ("at least 2", lambda value: value >= 2),
+    **dict.fromkeys(
+        ("passes", "seeds", "test_examples", "steps_per_window", "num_examples"),
+        ("at least 1", lambda value: value >= 1),
+    ),
+    "refresh_interval": ("at least 1, or 0 for once a pass", lambda value: value >= 0),
+    **dict.fromkeys(_CORRUPTIONS, ("in [0, 1)", lambda value: 0 <= value < 1)),
+    "learning_rate": ("above 0", lambda value: value > 0),
+    "positive_rate": ("in (0, 1)", lambda value: 0 < value < 1),
+    "uniform_mix": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "selective_beta": ("finite and at least 0", lambda value: 0 <= value < float("inf")),
 }
 
 
@@ -43,74 +58,39 @@ _CORRUPTIONS = {
 class SimulationConfig:
     """Settings of one dataset's comparison; every policy and seed shares them.
 
-    Attributes:
-      dataset: "click_stream", or the name of a supervised TFDS dataset.
-      data_dir: directory of TFDS datasets; None for the TFDS default, with download.
-      rate: fraction of the stream that goes through the backward pass, in (0, 1].
-      window_size: examples among which one selection is made, at least 2.
-      steps_per_window: optimiser steps that share the `rate * window_size` selected examples of a
-        window, or the whole window for "everything"; at least 1.
-      uniform_mix: of `Importance`, in [0, 1].
-      selective_beta: `beta` of `SelectiveBackprop`, at least 0; None for its default.
-      refresh_interval: windows between two exports of the serving snapshot; 0 for one export per
-        pass, at its start.
-      passes: number of times the stream repeats the data, at least 1.
-      num_examples: examples per pass; None for the whole dataset.
-      test_examples: maximum number of held-out examples to evaluate.
-      learning_rate: of Adam, the same for every policy.
-      policies: names from `ofb_tf.selection.POLICIES` and "everything". "uniform" and
-        "everything", between which gap closure is measured, are added where absent.
-      seeds: number of repetitions, numbered from 0. A seed fixes initial weights, data order and
-        selection; all policies of one seed share the first two.
-      positive_rate: share of positives of the click stream, in (0, 1).
-      label_noise: fraction in [0, 1) of the examples whose label is replaced by one drawn from
-        the distribution of labels. Not for regression. Evaluation is always clean.
-      outliers: fraction in [0, 1) of the examples whose target is moved up or down by
-        `corruption.OUTLIER_SHIFT` standard deviations of the targets. For regression only.
-      missing_records: fraction in [0, 1) of the serving records that are lost.
-
-    Raises:
-      ValueError: a setting is out of range.
+    A seed fixes initial weights, data order and selection; all policies share the first two.
     """
 
-    dataset: str = CLICK_STREAM
-    data_dir: str | None = None
-    rate: float = 0.1
-    window_size: int = 1280
-    refresh_interval: int = 20
-    passes: int = 1
-    num_examples: int | None = None
-    test_examples: int = 50_000
-    learning_rate: float = 1e-3
+    dataset: str = CLICK_STREAM  # or the name of a supervised TFDS dataset
+    data_dir: str | None = None  # of TFDS datasets; None for the TFDS default, with download
+    rate: float = 0.1  # fraction of the stream that goes through the backward pass
+    window_size: int = 1280  # examples among which one selection is made
+    refresh_interval: int = 20  # windows between two exports of the serving snapshot
+    passes: int = 1  # number of times the stream repeats the data
+    num_examples: int | None = None  # per pass; None for the whole dataset
+    test_examples: int = 50_000  # maximum number of held-out examples to evaluate
+    learning_rate: float = 1e-3  # of Adam, the same for every policy
+    # The ends, between which gap closure is measured, are added where absent.
     policies: tuple[str, ...] = (UNIFORM, IMPORTANCE, EVERYTHING)
-    seeds: int = 3
-    positive_rate: float = 0.01
+    seeds: int = 3  # number of repetitions, numbered from 0
+    positive_rate: float = 0.01  # share of positives of the click stream
+    # Fractions of: labels replaced by draws from their distribution (classification), targets
+    # moved by `corruption.OUTLIER_SHIFT` standard deviations (regression), serving records lost.
     label_noise: float = 0.0
     outliers: float = 0.0
     missing_records: float = 0.0
+    # Optimiser steps that share a window's selected examples (under "everything": all of them).
     steps_per_window: int = 1
     uniform_mix: float = Importance().uniform_mix
-    selective_beta: float | None = None
+    selective_beta: float | None = None  # `beta` of `SelectiveBackprop`; None for its default
 
     def __post_init__(self) -> None:
         if not self.dataset or not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name. Received: {self.dataset!r}")
-        _check("rate", self.rate, "in (0, 1]", 0 < self.rate <= 1)
-        _check("window_size", self.window_size, "at least 2", self.window_size >= 2)
-        for name in ("passes", "seeds", "test_examples", "steps_per_window"):
-            _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        interval = self.refresh_interval
-        _check("refresh_interval", interval, "at least 1, or 0 for once a pass", interval >= 0)
-        for name in ("label_noise", "outliers", "missing_records"):
-            _check(name, getattr(self, name), "in [0, 1)", 0 <= getattr(self, name) < 1)
-        if self.num_examples is not None:
-            _check("num_examples", self.num_examples, "at least 1", self.num_examples >= 1)
-        _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
-        _check("positive_rate", self.positive_rate, "in (0, 1)", 0 < self.positive_rate < 1)
-        _check("uniform_mix", self.uniform_mix, "in [0, 1]", 0 <= self.uniform_mix <= 1)
-        if self.selective_beta is not None:
-            beta = self.selective_beta
-            _check("selective_beta", beta, "finite and at least 0", 0 <= beta < float("inf"))
+        for name, (expected, fits) in _RANGES.items():
+            value = getattr(self, name)
+            if value != getattr(SimulationConfig, name) and not fits(value):  # may be None
+                raise ValueError(f"{name} must be {expected}. Received: {value}")
         if self.window_size % self.steps_per_window:
             raise ValueError(
                 "window_size must be a multiple of steps_per_window. Received: "
@@ -122,13 +102,13 @@ class SimulationConfig:
                 f"rate={self.rate}, window_size={self.window_size}, "
                 f"steps_per_window={self.steps_per_window}"
             )
-        known = [*POLICIES, EVERYTHING]
         for policy in self.policies:
-            if policy not in known:
+            if policy not in EVERY_POLICY:
+                known = list(EVERY_POLICY)
                 raise ValueError(f"policies must be among {known}. Received: {policy!r}")
-        ends = [UNIFORM, *self.policies, EVERYTHING]
-        order = [UNIFORM, *(p for p in ends if p not in (UNIFORM, EVERYTHING)), EVERYTHING]
-        object.__setattr__(self, "policies", tuple(dict.fromkeys(order)))
+        between = (p for p in self.policies if p not in (UNIFORM, EVERYTHING))
+        policies = tuple(dict.fromkeys((UNIFORM, *between, EVERYTHING)))
+        object.__setattr__(self, "policies", policies)
 
     @classmethod
     def for_dataset(cls, dataset: str, **settings: Any) -> "SimulationConfig":
@@ -155,10 +135,6 @@ class SimulationConfig:
             return SelectiveBackprop(beta=self.selective_beta)
         return get_policy(name)
 
-    def interval_length(self, num_examples: int) -> int:
-        """Examples between two refreshes of the snapshot; one pass has `num_examples`."""
-        return self.window_size * self.refresh_interval or num_examples
-
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -166,11 +142,6 @@ class Trial:
 
     So comparisons share trials: "everything" is the same trial at every rate, and a policy that
     needs no records is the same trial however old or incomplete the records are.
-
-    Attributes:
-      config: the settings.
-      policy: its name.
-      seed: the seed.
     """
 
     config: SimulationConfig
@@ -203,11 +174,8 @@ class Trial:
             if settings[name] == getattr(SimulationConfig, name):
                 del settings[name]
         # The last name is part of the hash of files that exist.
-        return settings | {
-            "policy": self.policy,
-            "seed": self.seed,
-            "cell_version": TRIAL_VERSION,
-        }
+        of_trial = {"policy": self.policy, "seed": self.seed, "cell_version": TRIAL_VERSION}
+        return settings | of_trial
 
     @property
     def file_name(self) -> str:
@@ -219,12 +187,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One table: policies under the same settings.
-
-    Attributes:
-      group: heading that related comparisons share.
-      config: the settings, with policies and number of seeds.
-    """
+    """One table: policies under the same settings; related tables share the heading `group`."""
 
     group: str
     config: SimulationConfig
@@ -258,11 +221,6 @@ class Comparison:
         return [Trial(config, p, seed) for seed in range(config.seeds) for p in config.policies]
 
 
-def every_policy() -> tuple[str, ...]:
-    """Names of all policies and "everything"."""
-    return (*POLICIES, EVERYTHING)
-
-
 def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     """The suite behind docs/RESULTS.md.
 
@@ -270,15 +228,8 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     rates, with windows four times as large (and as many steps and refreshes), and with other
     mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy
     under each corruption, on the tasks where it makes a difference.
-
-    Args:
-      seeds: number of repetitions.
-      data_dir: directory of TFDS datasets.
-
-    Returns:
-      A list of `Comparison`.
     """
-    common = {"seeds": seeds, "policies": every_policy()}
+    common = {"seeds": seeds, "policies": EVERY_POLICY}
     mnist = {"dataset": "mnist", "data_dir": data_dir, **common}
     diamonds = {"dataset": "diamonds", "data_dir": data_dir, **common}
     rare, click, frequent = (
@@ -316,7 +267,7 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
 
 def quick(seeds: int) -> list[Comparison]:
     """Every policy on short click streams: takes a minute, needs no download."""
-    common = {"num_examples": 60_000, "seeds": seeds, "policies": every_policy()}
+    common = {"num_examples": 60_000, "seeds": seeds, "policies": EVERY_POLICY}
     settings = [{"positive_rate": 0.01}, {"positive_rate": 0.03}, {"missing_records": 0.2}]
     return [
         Comparison("Short click streams", SimulationConfig.for_dataset(CLICK_STREAM, **common, **s))
@@ -327,32 +278,11 @@ def quick(seeds: int) -> list[Comparison]:
 def grid(
     datasets: Sequence[str], axes: dict[str, Sequence[Any]], **settings: Any
 ) -> list[Comparison]:
-    """Every combination of datasets and settings.
-
-    Args:
-      datasets: names.
-      axes: values to combine, by field of `SimulationConfig`; an empty list keeps the default.
-      **settings: fields of `SimulationConfig` that all have in common; None keeps the default.
-
-    Returns:
-      A list of `Comparison`.
-
-    Raises:
-      ValueError: a setting out of range.
-    """
+    """Every combination of datasets and axes; an empty axis or None keeps the default."""
     given = {name: values for name, values in axes.items() if values}
-    return [
-        Comparison(
-            "Comparisons",
-            SimulationConfig.for_dataset(
-                dataset, **settings, **dict(zip(given, combination, strict=True))
-            ),
-        )
-        for dataset in datasets
-        for combination in itertools.product(*given.values())
-    ]
-
-
-def _check(name: str, value: Any, expected: str, fits: bool) -> None:
-    if not fits:
-        raise ValueError(f"{name} must be {expected}. Received: {value}")
+    made = []
+    for dataset, *values in itertools.product(datasets, *given.values()):
+        combination = dict(zip(given, values, strict=True))
+        config = SimulationConfig.for_dataset(dataset, **settings, **combination)
+        made.append(Comparison("Comparisons", config))
+    return made

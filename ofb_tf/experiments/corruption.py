@@ -20,12 +20,9 @@ _MISSING_RECORD_KEY = 15
 
 def check(config: configs.SimulationConfig, *, is_regression: bool) -> None:
     """Raises ValueError if a corruption does not apply to the dataset's task."""
-    task = "regression" if is_regression else "classification"
-    for name, fits in (("label_noise", not is_regression), ("outliers", is_regression)):
-        if getattr(config, name) and not fits:
-            raise ValueError(
-                f"{name} must be 0 for {task} ({config.dataset}). Received: {getattr(config, name)}"
-            )
+    name, task = ("label_noise", "regression") if is_regression else ("outliers", "classification")
+    if share := getattr(config, name):
+        raise ValueError(f"{name} must be 0 for {task} ({config.dataset}). Received: {share}")
 
 
 class Corruption:
@@ -33,14 +30,6 @@ class Corruption:
 
     A wrong label or an outlier is the same in every pass. Which records are lost is drawn again at
     every refresh of the snapshot.
-
-    Args:
-      config: the share of each corruption.
-      seed: of the draws.
-      workload: the dataset.
-
-    Raises:
-      ValueError: a corruption does not apply to the workload's task.
     """
 
     def __init__(self, config: configs.SimulationConfig, seed: int, workload: Workload):
@@ -51,9 +40,7 @@ class Corruption:
         """The examples, some with wrong labels or outliers."""
         if not self._config.label_noise and not self._config.outliers:
             return examples
-        ids, labels = (
-            np.asarray(examples[name]) for name in (constants.EXAMPLE_ID, constants.LABEL)
-        )
+        ids, labels = examples[constants.EXAMPLE_ID].numpy(), examples[constants.LABEL].numpy()
         if self._config.label_noise:
             drawn = self._workload.random_labels(self._draw(ids, _NEW_LABEL_KEY))
             is_wrong = self._draw(ids, _LABEL_NOISE_KEY) < self._config.label_noise
@@ -66,12 +53,7 @@ class Corruption:
         return examples | {constants.LABEL: tf.constant(labels)}
 
     def has_record(self, example_ids: np.ndarray, interval: int) -> np.ndarray:
-        """Which examples' records survive: bool `[n]`.
-
-        Args:
-          example_ids: int64 `[n]`.
-          interval: number of the snapshot that serves them.
-        """
+        """Which examples' records survive at a snapshot: bool `[n]`."""
         drawn = self._draw(example_ids, _MISSING_RECORD_KEY, interval)
         return drawn >= self._config.missing_records
 

@@ -9,7 +9,6 @@ import abc
 import functools
 import os
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -38,65 +37,44 @@ Examples = dict[str, tf.Tensor]
 
 
 class RecordPath(abc.ABC):
-    """Serves, selects and trains, one interval after the other.
+    """Serves, selects and trains one policy with one seed, one interval after the other.
 
-    Args:
-      config: the simulation.
-      policy: a policy's name, or "everything".
-      seed: of initial weights and selection.
-      workload: the dataset's, for this seed.
-
-    Attributes:
-      clock: gives seconds, of which differences are reported.
-      model: an `OFBModel`, at first untrained, with the initial weights of the seed.
-      batch_size: examples per optimiser step.
+    `model` is an `OFBModel`, at first untrained, with the initial weights of the seed.
     """
 
-    clock: Callable[[], float]
+    clock: Callable[[], float]  # seconds, of which differences are reported
 
     def __init__(
-        self, config: configs.SimulationConfig, policy: str, seed: int, workload: Workload
+        self,
+        config: configs.SimulationConfig,
+        policy: str,
+        seed: int,
+        workload: Workload,
+        directory: str = "",
     ):
         self.config, self.policy, self.seed, self.workload = config, policy, seed, workload
+        self.directory = directory  # for temporary files
         self.is_everything = policy == configs.EVERYTHING
         self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
-        self._compiled = compiled_model(config.dataset, workload)
-        self._compiled.reset(workload.initial_weights(seed), config.learning_rate)
-        self.model = self._compiled.model
+        self.compiled = compiled_model(config.dataset, workload)
+        self.compiled.reset(workload.initial_weights(seed), config.learning_rate)
+        self.model = self.compiled.model
         self._records: Any = None  # of the interval that was served last
-
-    def outputs(self, examples: Examples) -> np.ndarray:
-        """Outputs of the model as it is now: float32 `[n, num_outputs]`."""
-        return self._compiled.outputs(examples)
 
     @abc.abstractmethod
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
-        """Has a snapshot of the model answer requests and record its outputs.
-
-        Args:
-          interval: number of the snapshot.
-          examples: the interval's.
-          kept: bool `[n]`: whose records are written; the others are lost.
-        """
+        """Has a snapshot, numbered `interval`, answer requests and record those that are `kept`."""
 
     @abc.abstractmethod
     def train(self, interval: int, examples: Examples) -> float:
-        """Selects from the interval and trains on what was selected.
+        """Selects from the interval by the records of the last `serve`, and trains on the selected.
 
-        Args:
-          interval: its number.
-          examples: its examples, with the records of the last `serve` if there was one.
-
-        Returns:
-          Seconds spent on loading the records and building the pipeline.
+        Returns the seconds spent on loading the records and building the pipeline.
         """
 
     @abc.abstractmethod
     def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """Losses under the records, float32 `[n]`, NaN without one, and bool `[n]`: selected."""
-
-    def close(self) -> None:  # noqa: B027 - most paths have nothing to close
-        """Deletes what the path has written."""
 
     def selection_seed(self, interval: int) -> int:
         """The seed of `ofb_sample` in an interval."""
@@ -108,20 +86,17 @@ class ThroughFiles(RecordPath):
 
     The snapshot is a SavedModel on disk that is loaded back, its outputs are written by
     `ForwardRecordWriter`, the join reads those files, selection runs inside tf.data, and
-    `OFBModel.fit` trains with the weights. Arguments as of `RecordPath`.
+    `OFBModel.fit` trains with the weights.
     """
 
     clock = staticmethod(time.perf_counter)
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self._directory = tempfile.mkdtemp(prefix="ofb_simulation_")
-
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Leaves record files; see `RecordPath.serve`."""
-        self._delete(self._records)
-        snapshot = os.path.join(self._directory, f"snapshot_{interval}")
-        self._records = os.path.join(self._directory, f"records_{interval}")
+        if self._records:
+            shutil.rmtree(self._records)
+        snapshot = os.path.join(self.directory, f"snapshot_{interval}")
+        self._records = os.path.join(self.directory, f"records_{interval}")
         export_snapshot(self.model, snapshot)
         served = tf.saved_model.load(snapshot)
         ids = examples[constants.EXAMPLE_ID]
@@ -132,7 +107,7 @@ class ThroughFiles(RecordPath):
                 logits = served.serve({name: examples[name][request] for name in names})
                 written = kept[request]
                 writer.write(ids[request][written], logits[written], model_version=interval)
-        self._delete(snapshot)
+        shutil.rmtree(snapshot)
 
     def train(self, interval: int, examples: Examples) -> float:
         """Fits on the selected stream; see `RecordPath.train`."""
@@ -155,14 +130,6 @@ class ThroughFiles(RecordPath):
         batches = self._selected(interval, examples)
         selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in batches])
         return losses.numpy(), np.isin(ids, selected)
-
-    def close(self) -> None:
-        """Deletes the path's directory."""
-        self._delete(self._directory)
-
-    def _delete(self, directory: str | None) -> None:
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
 
     @tf.autograph.experimental.do_not_convert  # no Python control flow: tracing takes half as long
     def _selected(self, interval: int, examples: Examples) -> tf.data.Dataset:
@@ -189,21 +156,20 @@ class InMemory(RecordPath):
 
     Selection is a function of seed and ids alone, so the windows give what `ofb_sample` gives.
     Seconds are processor time, which is what the wall clock shows on a core that is otherwise idle.
-    Arguments as of `RecordPath`.
     """
 
     clock = staticmethod(time.process_time)
 
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Keeps logits, NaN where the record is lost; see `RecordPath.serve`."""
-        self._records = self.outputs(examples)
+        self._records = self.compiled.outputs(examples)
         self._records[~kept] = np.nan
 
     def train(self, interval: int, examples: Examples) -> float:
         """Trains on the selected rows; see `RecordPath.train`."""
         rows, weights = self._selected(interval, examples)
         self.model.importance_weight_statistics.reset_state()  # as `fit` does
-        self._compiled.train(examples, rows, weights, self.batch_size)
+        self.compiled.train(examples, rows, weights, self.batch_size)
         return 0.0
 
     def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
@@ -217,23 +183,20 @@ class InMemory(RecordPath):
 
     def _selected(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""
-        ids, labels = (
-            np.asarray(examples[name]) for name in (constants.EXAMPLE_ID, constants.LABEL)
-        )
+        ids, labels = examples[constants.EXAMPLE_ID].numpy(), examples[constants.LABEL].numpy()
         if self.is_everything:
             return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
         num_outputs, size = self.workload.num_outputs, self.config.window_size
         logits = self._records
         if logits is None:
             logits = np.zeros([len(ids), num_outputs], np.float32)
-        settings = {name: getattr(self.config, name) for name in _SELECTION_FIELDS}
-        config = configs.SimulationConfig(**settings)
-        label_dtype = tf.as_dtype(labels.dtype)
+        config = configs.SimulationConfig(**{n: getattr(self.config, n) for n in _SELECTION_FIELDS})
         select = _traced_selection(
-            config, self.policy, self.workload.task, num_outputs, label_dtype
+            config, self.policy, self.workload.task, num_outputs, labels.dtype.name
         )
         arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
-        key = _sampling_key(self.selection_seed(interval))
+        # The key of `ofb_sample(seed=..., redraw_each_iteration=False)`: with epoch 0 folded in.
+        key = hashing.fold_in(np.int64(self.selection_seed(interval)), np.int64(0))
         rows, weights = [], []
         for start in range(0, len(ids), size):
             indices, importance = select(*(a[start : start + size] for a in arrays), key)
@@ -242,21 +205,9 @@ class InMemory(RecordPath):
         return np.concatenate(rows), np.concatenate(weights)
 
 
-def _sampling_key(seed: int) -> np.ndarray:
-    """The key that `ofb_sample(seed=seed, redraw_each_iteration=False)` draws with.
-
-    That is the seed with epoch 0 folded in; tests/experiments/trial_test.py compares the two.
-    """
-    return hashing.fold_in(np.int64(seed), np.int64(0))
-
-
 @functools.cache
 def _traced_selection(
-    config: configs.SimulationConfig,
-    policy: str,
-    task: str,
-    num_outputs: int,
-    label_dtype: tf.DType,
+    config: configs.SimulationConfig, policy: str, task: str, num_outputs: int, label_dtype: str
 ) -> Callable:
     """The selection from one window as a function, traced once: indices and weights."""
     chosen = config.make_policy(policy)
@@ -281,60 +232,47 @@ def _traced_selection(
     shapes: Any = ([None], [None], [None, num_outputs], [None], [])
     dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
     traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
-    # Traces now, so that no trial's time includes it.
-    traced(
-        *(tf.zeros([n or 32 for n in shape], d) for shape, d in zip(shapes, dtypes, strict=True))
-    )
+    traced.get_concrete_function()  # traces now, so that no trial's time includes it
     return traced
 
 
 def export_snapshot(model: keras.Model, directory: str) -> None:
     """Writes the model as a SavedModel with one endpoint, `serve`, from input fields to logits."""
-    signature = {
-        name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
-        for name, tensor in model.input.items()
-    }
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serve", lambda fields: model(fields, training=False), [signature])
+    signature = [_input_specs(model)]
+    archive.add_endpoint("serve", lambda fields: model(fields, training=False), signature)
     archive.write_out(directory, verbose=False)
 
 
-class CompiledModel:
-    """A workload's model and its functions, traced once for any number of examples.
+def _input_specs(model: keras.Model) -> dict[str, tf.TensorSpec]:
+    """A spec for any number of examples by input field."""
+    return {
+        name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+        for name, tensor in model.input.items()
+    }
 
-    Args:
-      workload: gives architecture, loss and the inputs' shapes.
-    """
+
+class CompiledModel:
+    """A workload's model and its functions, traced once for any number of examples."""
 
     def __init__(self, workload: Workload):
         self.model = OFBModel(*workload.build())
-        self.model.compile(keras.optimizers.Adam(), workload.loss(), jit_compile=False)
-        self._inputs = {
-            name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
-            for name, tensor in self.model.input.items()
-        }
+        self.model.compile(keras.optimizers.Adam(), workload.loss, jit_compile=False)
+        self._inputs = _input_specs(self.model)
         label = tf.TensorSpec([None], workload.test[constants.LABEL].dtype)
         fields = self._inputs | {constants.LABEL: label}
         self._forward = tf.function(
             lambda inputs: self.model(inputs, training=False), [self._inputs], autograph=False
         )
-        self._train = tf.function(
-            self._train_in_batches,
-            [
-                fields,
-                tf.TensorSpec([None], tf.int32),
-                tf.TensorSpec([None], tf.float32),
-                tf.TensorSpec([], tf.int32),
-            ],
-            autograph=False,
-        )
+        rows, weights = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32)
+        specs = [fields, rows, weights, tf.TensorSpec([], tf.int32)]
+        self._train = tf.function(self._train_in_batches, specs, autograph=False)
         one = {name: tf.ones([1, *s.shape[1:]], s.dtype) for name, s in fields.items()}
         # Keras makes its variables in this step, which it may not do inside a loop.
         self.model.train_step(one | {constants.IMPORTANCE_WEIGHT: tf.ones([1])})
-        # Runs every function once, so that no trial's time includes tracing.
-        self.outputs(one)
-        self.train(one, np.zeros(1, np.int32), np.ones(1, np.float32), 1)
+        for function in (self._forward, self._train):
+            function.get_concrete_function()  # traces now, so that no trial's time includes it
 
     def reset(self, weights: list[np.ndarray], learning_rate: float) -> None:
         """Makes the model untrained and the optimiser new."""
@@ -356,14 +294,7 @@ class CompiledModel:
     def train(
         self, fields: Examples, rows: np.ndarray, weights: np.ndarray, batch_size: int
     ) -> None:
-        """One step of `OFBModel` for each batch of rows, of which the last may be smaller.
-
-        Args:
-          fields: of an interval's examples.
-          rows: int32 `[m]`: which of them, in order.
-          weights: float32 `[m]`.
-          batch_size: examples per step.
-        """
+        """A step for each batch of rows (int32 `[m]`, weights float32 `[m]`); the last is short."""
         used = {name: fields[name] for name in (*self._inputs, constants.LABEL)}
         self._train(used, tf.constant(rows), tf.constant(weights), tf.constant(batch_size))
 

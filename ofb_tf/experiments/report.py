@@ -91,8 +91,21 @@ def table_rows(content: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def write_csv(content: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
-    """Writes `results.csv`: a row per comparison and policy, a column per seed."""
+def write(text: str, *path: str | os.PathLike) -> pathlib.Path:
+    """Writes a text to a file, whose directory is made if absent; returns its path."""
+    file = pathlib.Path(*path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8", newline="")
+    return file
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """The content of `results.json`."""
+    return json.dumps(content, indent=1) + "\n"
+
+
+def as_csv(content: dict[str, Any]) -> str:
+    """The content of `results.csv`: a row per comparison and policy, a column per seed."""
     seeds = max((c["seeds"] for c in content["comparisons"]), default=0)
     head = ["title", *_SETTINGS, "metric", "policy", *_MEASURED]
     rows: list[list[Any]] = [head + [f"seed_{seed}" for seed in range(seeds)]]
@@ -103,46 +116,21 @@ def write_csv(content: dict[str, Any], directory: str | os.PathLike) -> pathlib.
             rows.append(row + [shown[name] for name in _MEASURED] + shown["values"])
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    return _write(pathlib.Path(directory) / "results.csv", text.getvalue())
+    return text.getvalue()
 
 
-def write_markdown(content: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Writes the tables as Markdown."""
-    return _write(pathlib.Path(path), markdown(content))
-
-
-def markdown(content: dict[str, Any]) -> str:
+def as_markdown(content: dict[str, Any]) -> str:
     """The outline of the results as Markdown, without charts."""
-    blocks = []
+    forms = {"h2": "## {}", "h3": "### {}", "code": "```\n{}\n```", "p": "{}"}
+    blocks = ["# Results"]
     for kind, value in _outline(content):
         if kind == "table":
-            value = tables.format_table(value, tables.MARKDOWN)
+            blocks.append(tables.format_table(value, tables.MARKDOWN))
         elif kind == "list":
-            value = "\n".join(f"- **{name}**: {text}" for name, text in value)
+            blocks.append("\n".join(f"- **{name}**: {text}" for name, text in value))
         elif kind != "chart":
-            value = {"h2": "## {}", "h3": "### {}", "code": "```\n{}\n```"}.get(kind, "{}").format(
-                value
-            )
-        if kind != "chart":
-            blocks.append(value)
-    return "# Results\n\n" + "\n\n".join(blocks) + "\n"
-
-
-def write_report(results: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
-    """Writes `report.html`, a page that stands alone, from the content of `results.json`.
-
-    Args:
-      results: of `ofb demo` or `ofb compare`.
-      directory: where to; made if absent.
-
-    Returns:
-      The page's path.
-
-    Raises:
-      ImportError: matplotlib is not installed; the message says how to install it.
-    """
-    require_matplotlib()
-    return _write(pathlib.Path(directory) / "report.html", render(results))
+            blocks.append(forms[kind].format(value))
+    return "\n\n".join(blocks) + "\n"
 
 
 def require_matplotlib() -> None:
@@ -155,8 +143,8 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def render(results: dict[str, Any]) -> str:
-    """The outline of the results as an HTML page, with charts."""
+def as_html(results: dict[str, Any]) -> str:
+    """The content of `report.html`: the outline as a page that stands alone, with charts."""
     blocks = []
     for kind, value in _outline(results):
         if kind == "table":
@@ -164,10 +152,11 @@ def render(results: dict[str, Any]) -> str:
         elif kind == "list":
             items = "".join(f"<li>**{name}**: {html.escape(text)}</li>" for name, text in value)
             block = f"<ul>{items}</ul>"
-        elif kind == "code":
-            block = f"<pre>{html.escape(value)}</pre>"
+        elif kind == "chart":
+            block = _svg(*value)
         else:
-            block = _svg(*value) if kind == "chart" else f"<{kind}>{html.escape(value)}</{kind}>"
+            tag = "pre" if kind == "code" else kind
+            block = f"<{tag}>{html.escape(value)}</{tag}>"
         if kind in ("p", "list", "table"):  # as in Markdown
             block = re.sub(r"`(.+?)`", r"<code>\1</code>", block)
             block = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block)
@@ -176,10 +165,9 @@ def render(results: dict[str, Any]) -> str:
 
 
 def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What Markdown and page show, in order: (kind, value).
+    """What Markdown and page show, in order.
 
-    Kinds are "p", "h2", "h3" and "code" (text), "list" (pairs), "table" (rows) and "chart"
-    (arguments of `_svg`).
+    Kinds: "p", "h2", "h3", "code" (text), "list" (pairs), "table" (rows), "chart" (for `_svg`).
     """
     single = {"title": f"{results.get('dataset')}, rate {results.get('rate')}", "group": "Policies"}
     comparisons = results.get("comparisons", [results | single])
@@ -199,10 +187,13 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "h2", "Gap closure"
     yield "table", _overview(comparisons)
     yield "h2", "Where the default does not win"
-    exceptions = _exceptions(comparisons)
+    exceptions = [
+        [b.title, b.policy, f"{b.better_by:.3g} ± {b.standard_error:.2g}", f"{b.realized_rate:.4f}"]
+        for b in summary.better_than_default(comparisons)
+    ]
     yield "p", _EXCEPTIONS if exceptions else _NO_EXCEPTION
     if exceptions:
-        yield "table", exceptions
+        yield "table", [["comparison", "policy", "better by", "rate"], *exceptions]
     for group, members in itertools.groupby(comparisons, key=lambda c: c["group"]):
         contents = list(members)
         yield "h2", group
@@ -259,12 +250,13 @@ def _svg(draw: Callable[..., None], label: str, *arguments: Any) -> str:
     # The salt keeps the ids of different charts apart.
     with rc_context(_STYLE | {"svg.fonttype": "none", "svg.hashsalt": label}):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
-        draw(figure.subplots(), *arguments)
+        axis = figure.subplots()
+        draw(axis, *arguments)
+        axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         text = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=metadata)
-    drawing = text.getvalue()
-    drawing = drawing[drawing.index("<svg") + len("<svg") :]
+    _, drawing = text.getvalue().split("<svg", 1)
     return f'<svg role="img" aria-label="{html.escape(label)}"{drawing}'
 
 
@@ -276,7 +268,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
 }
-_COLOURS = {policy: f"C{number}" for number, policy in enumerate(configs.every_policy())}
+_COLOURS = {policy: f"C{number}" for number, policy in enumerate(configs.EVERY_POLICY)}
 
 
 def _draw_curves(
@@ -303,7 +295,6 @@ def _draw_curves(
     axis.xaxis.set_minor_formatter("")  # its labels would overlap
     axis.set_xlabel(_CURVES[against])
     axis.set_ylabel(f"{metric} (less is better)")
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _draw_points(
@@ -316,26 +307,26 @@ def _draw_points(
     policies = dict.fromkeys(policy for content in contents for policy in content["policies"])
     for number, policy in enumerate(policies):
         rows = [row for row, c in enumerate(contents) if policy in c["policies"]]
-        shown = [contents[row]["policies"][policy] for row in rows]
-        axis.errorbar(
-            [np.nan if s[field] is None else s[field] for s in shown],
-            [row + 0.08 * number for row in rows],
-            xerr=[s.get(f"{field}_standard_error") or 0.0 for s in shown],
-            fmt="o",
-            markersize=4,
-            color=_COLOURS.get(policy),
-            label=policy,
-        )
+        x, error = _values([contents[row] for row in rows], policy, field)
+        y = [row + 0.08 * number for row in rows]
+        style = {"fmt": "o", "markersize": 4, "color": _COLOURS.get(policy)}
+        axis.errorbar(x, y, xerr=error, label=policy, **style)
     axis.set_yticks(range(len(contents)), [c["title"] for c in contents], fontsize=6)
     axis.invert_yaxis()
     axis.set_xlim(*limits)
     axis.set_xlabel(label)
     axis.figure.set_figheight(1.2 + 0.5 * len(contents))
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _values(contents: Sequence[dict[str, Any]], policy: str, field: str) -> tuple[list, list]:
+    """A field of a policy in each comparison, NaN where it is None, and its standard errors."""
+    shown = [content["policies"][policy] for content in contents]
+    values = [np.nan if s[field] is None else s[field] for s in shown]
+    return values, [s.get(f"{field}_standard_error") or 0.0 for s in shown]
 
 
 def _draw_histograms(axis: Any, content: dict[str, Any]) -> None:
-    """Recorded losses of the last interval: a solid line of the selected, a dashed of the rest."""
+    """Recorded losses of the last interval: a solid line of the selected, a dotted of the rest."""
     for policy, groups in content["histograms"].items():
         both = np.concatenate([groups["selected"], groups["not_selected"]])
         both = both[both > 0]
@@ -346,35 +337,24 @@ def _draw_histograms(axis: Any, content: dict[str, Any]) -> None:
             share = np.histogram(groups[group], edges)[0] / max(len(groups[group]), 1)
             name = f"{policy}, {group.replace('_', ' ')}"
             axis.stairs(share, edges, color=_COLOURS.get(policy), linestyle=line, label=name)
-    axis.set_xscale("log")
-    axis.set_xlabel("loss recorded for the last interval, first seed")
-    axis.set_ylabel("share")
-    axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    label = "loss recorded for the last interval, first seed"
+    axis.set(xscale="log", xlabel=label, ylabel="share")
 
 
 _SHOWN = {"dataset": configs.CLICK_STREAM, "positive_rate": 0.01, "rate": 0.1}
 
 
 def write_picture(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Draws README's picture of the standard suite.
+    """Draws README's picture of the standard suite; ValueError if the results do not have it.
 
     Left: the metric on the click stream against the examples in the backward pass. Right: the gap
     closure of importance sampling at every rate that a task was run at.
-
-    Args:
-      results: content of `results.json` of `ofb compare`.
-      path: PNG file.
-
-    Returns:
-      The path.
-
-    Raises:
-      ValueError: there is no comparison to show on the left, or none at several rates.
     """
     figure = draw_picture(results["comparisons"])
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    return pathlib.Path(path)
+    return path
 
 
 def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
@@ -402,23 +382,21 @@ def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
         left.set_title(shown[0]["title"])
         left.legend(frameon=False)
         for number, members in enumerate(lines):
-            of_default = [c["policies"][configs.IMPORTANCE] for c in members]
-            right.errorbar(
-                # Lines are moved apart, or error bars would hide one another.
-                [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members],
-                [s["gap_closure"] for s in of_default],
-                yerr=[s["gap_closure_standard_error"] or 0.0 for s in of_default],
-                label=members[0]["title"].rsplit(", rate", 1)[0],
-                marker="os^vDP"[number % 6],
-            )
+            # Lines are moved apart, or error bars would hide one another.
+            x = [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members]
+            y, error = _values(members, configs.IMPORTANCE, "gap_closure")
+            title, marker = members[0]["title"].rsplit(", rate", 1)[0], "os^vDP"[number % 6]
+            right.errorbar(x, y, yerr=error, label=title, marker=marker)
         rates = sorted({c["rate"] for members in lines for c in members})
         right.set_xscale("log")
         right.set_xticks(rates, [f"{rate:g}" for rate in rates])
         right.minorticks_off()
-        right.set_ylim(-0.3, 1.3)
-        right.set_xlabel("rate: part of the stream in the backward pass (logarithmic)")
-        right.set_ylabel("gap closure (0 uniform, 1 everything)")
-        right.set_title("importance at every rate")
+        right.set(
+            ylim=(-0.3, 1.3),
+            xlabel="rate: part of the stream in the backward pass (logarithmic)",
+            ylabel="gap closure (0 uniform, 1 everything)",
+            title="importance at every rate",
+        )
         right.legend(edgecolor="none", loc="lower right")
     return figure
 
@@ -434,15 +412,6 @@ def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
             texts[first] = f"**{texts[first]}**"
         rows.append([comparison["title"], *texts.values()])
     return rows
-
-
-def _exceptions(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Rows for the policies that beat the default; empty if there are none."""
-    rows = [
-        [b.title, b.policy, f"{b.better_by:.3g} ± {b.standard_error:.2g}", f"{b.realized_rate:.4f}"]
-        for b in summary.better_than_default(comparisons)
-    ]
-    return [["comparison", "policy", "better by", "rate"], *rows] if rows else []
 
 
 def _closure(shown: dict[str, Any] | None, with_error: bool = True) -> str:
@@ -464,9 +433,3 @@ def _settings(content: dict[str, Any]) -> str:
         f"snapshot refreshed {every}; "
         f"Adam, learning rate {content['learning_rate']:g}; {content['seeds']} seeds."
     )
-
-
-def _write(path: pathlib.Path, text: str) -> pathlib.Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
-    return path

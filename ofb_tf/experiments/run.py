@@ -13,12 +13,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 import tqdm
 
+from ofb_tf.datasets import describe_tfds
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import corruption, summary, trial
 from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
@@ -30,6 +32,9 @@ FINISHED = "cells"
 """Folder of an output directory with one JSON file per finished trial."""
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
+
+Finished = Generator[tuple[Any, Any, str], None, Any]
+"""Task, its result (None if it failed) and what went wrong (else empty)."""
 
 
 class Task(NamedTuple):
@@ -53,38 +58,24 @@ def run_experiment(
     workers: int | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Runs every policy with every seed through files: what `ofb demo` does.
+    """Runs every policy with every seed through files, and returns the content of `results.json`.
 
-    Args:
-      config: the simulation.
-      command: what repeats it; goes into the results.
-      workers: processes, at least 1; None for one per core. With 1 everything runs in this process.
-      show_progress: whether a progress bar over trials goes to stderr.
-
-    Returns:
-      The content of `results.json`; see `summary.summarize`.
-
-    Raises:
-      ValueError: `workers` is out of range, the dataset cannot be used, or a corruption does not
-        apply to its task.
-      FileNotFoundError: the dataset is not prepared in the given directory.
-      RuntimeError: a trial failed.
+    `workers` is the number of processes: None for one per core, 1 to run in this process. Raises
+    ValueError or FileNotFoundError before anything runs, and RuntimeError once a trial fails.
     """
     check_datasets([config])
     get_workload(config, seed=0)  # fails here, once, if the dataset cannot be used
     # The longest first, so that no worker is left with a long one at the end.
     policies = sorted(config.policies, key=lambda policy: policy == configs.UNIFORM)
     tasks = [Task(config, p, seed, True) for seed in range(config.seeds) for p in policies]
-    results: list[TrialResult] = []
-
-    def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
-        if result is None:
-            raise RuntimeError(f"{task.policy} with seed {task.seed} failed: {error}")
-        results.append(result)
-
     workers = _num_workers(workers, tasks)
     threads = None if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
-    _run(tasks, workers, on_done, threads=threads, total=len(tasks), show=show_progress)
+    results = []
+    with contextlib.closing(_run(tasks, workers, threads, len(tasks), show_progress)) as finished:
+        for task, result, error in finished:
+            if result is None:
+                raise RuntimeError(f"{task.policy} with seed {task.seed} failed: {error}")
+            results.append(result)
     return summary.summarize(config, results, command=command)
 
 
@@ -97,35 +88,23 @@ def run_comparisons(
 ) -> dict[Trial, str]:
     """Runs the trials in memory that the directory does not hold yet: what `ofb compare` does.
 
-    Args:
-      comparisons: what is to be compared.
-      directory: every finished trial is kept in its folder "cells".
-      workers: as of `run_experiment`; each has one TensorFlow thread.
-      show_progress: as of `run_experiment`.
-
-    Returns:
-      The trials that failed, with a traceback or how the process ended; the others are kept.
-
-    Raises:
-      ValueError: as of `run_experiment`.
-      FileNotFoundError: as of `run_experiment`.
+    Each process has one TensorFlow thread. Returns the trials that failed, with a traceback or how
+    the process ended; the others are kept.
     """
     check_datasets([comparison.config for comparison in comparisons])
     folder, trials = pathlib.Path(directory) / FINISHED, plan(comparisons)
     todo = {Task(t.config, t.policy, t.seed, False): t for t in trials if not load(folder, t)}
     workers = _num_workers(workers, todo)
-    failures: dict[Trial, str] = {}
-
-    def on_done(task: Task, result: TrialResult | None, error: str | None) -> None:
-        if result is not None:
-            save(folder, todo[task], result)
-        else:
-            failures[todo[task]] = error or ""
-            tqdm.tqdm.write(f"Failed: {todo[task].settings}\n{error}", file=sys.stderr)
-
     counts = f"{len(comparisons)} comparisons of {len(trials)} trials"
     print(f"{counts}, {len(trials) - len(todo)} of them finished.", file=sys.stderr)
-    _run(list(todo), workers, on_done, threads=1, total=len(trials), show=show_progress)
+    failures: dict[Trial, str] = {}
+    with contextlib.closing(_run(list(todo), workers, 1, len(trials), show_progress)) as finished:
+        for task, result, error in finished:
+            if result is not None:
+                save(folder, todo[task], result)
+            else:
+                failures[todo[task]] = error
+                tqdm.tqdm.write(f"Failed: {todo[task].settings}\n{error}", file=sys.stderr)
     return failures
 
 
@@ -137,26 +116,16 @@ def _num_workers(workers: int | None, tasks: Collection) -> int:
     return min(workers, max(len(tasks), 1))
 
 
-def _run(
-    tasks: Sequence[Task],
-    workers: int,
-    on_done: "OnDone",
-    *,
-    threads: int | None,
-    total: int,
-    show: bool,
-) -> None:
+def _run(tasks: list[Task], workers: int, threads: int | None, total: int, show: bool) -> Finished:
     """`run_all` with a progress bar over `total` trials, of which only `tasks` are not finished."""
+    done = total - len(tasks)
     with tqdm.tqdm(
-        total=total, initial=total - len(tasks), unit="trial", disable=not show, smoothing=0.05
+        total=total, initial=done, unit="trial", disable=not show, smoothing=0.05
     ) as bar:
-
-        def count(task: Task, result: TrialResult | None, error: str | None) -> None:
+        for task, result, error in run_all(run_task, tasks, workers, threads):
             bar.set_description(f"{task.config.dataset}, {task.policy}", refresh=False)
             bar.update()
-            on_done(task, result, error)
-
-        run_all(run_task, tasks, workers, count, threads=threads)
+            yield task, result, error
 
 
 def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
@@ -166,21 +135,11 @@ def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
 
 
 def check_datasets(settings: Sequence[SimulationConfig]) -> None:
-    """Checks datasets and corruptions once, before anything runs.
-
-    Args:
-      settings: the simulations.
-
-    Raises:
-      ValueError: a dataset is unknown or a corruption does not apply to its task.
-      FileNotFoundError: a dataset is not prepared in the given directory.
-    """
+    """Raises an error if a dataset is unknown or absent, or a corruption does not apply to it."""
     is_regression = {configs.CLICK_STREAM: False}
     for config in settings:
         name = config.dataset
         if name not in is_regression:
-            from ofb_tf.datasets import describe_tfds
-
             description = describe_tfds(name, data_dir=config.data_dir)
             is_regression[name] = not description.num_classes
         corruption.check(config, is_regression=is_regression[name])
@@ -193,15 +152,6 @@ def summarize_comparisons(
 
     A policy with an unfinished trial is left out of its comparison; a comparison without both
     uniform and everything is left out.
-
-    Args:
-      comparisons: what was compared.
-      directory: as given to `run_comparisons`.
-      command: what repeats it.
-
-    Returns:
-      Plain values: `command`, `version`, `versions` of packages, `date` (UTC), and `comparisons`,
-      each as `summary.summarize` gives it, with `title`, `group` and `config`.
     """
     folder = pathlib.Path(directory) / FINISHED
     contents = []
@@ -224,17 +174,9 @@ def summarize_comparisons(
         "command": command,
         "version": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": str(datetime.datetime.now(datetime.timezone.utc).date()),
         "comparisons": contents,
     }
-
-
-def write_results(content: dict[str, Any], directory: str | os.PathLike) -> pathlib.Path:
-    """Writes `results.json` into a directory, which is made if absent; returns its path."""
-    path = pathlib.Path(directory) / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
 
 
 def save(folder: str | os.PathLike, one: Trial, result: TrialResult) -> None:
@@ -262,53 +204,37 @@ def load(folder: str | os.PathLike, one: Trial) -> TrialResult | None:
         return None
 
 
-OnDone = Callable[[Any, Any, str | None], None]
-
-
 def run_all(
-    function: Callable[[Any], Any],
-    tasks: Sequence[Any],
-    workers: int,
-    on_done: OnDone,
-    *,
-    threads: int | None = None,
-) -> None:
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, threads: int | None = None
+) -> Finished:
     """Calls a function with every task; one that fails or dies does no harm to the others.
 
-    Args:
-      function: takes one task; importable by name, because processes are spawned.
-      tasks: in the order in which they are started.
-      workers: processes, at least 1. With 1 the tasks run in this process.
-      on_done: called with each task and its result and None, or None and what went wrong: a
-        traceback, or that the process died. What it raises ends everything.
-      threads: TensorFlow threads per process; None leaves TensorFlow's default.
+    Yields tasks as they finish; closing the generator ends the processes. `function` is importable
+    by name, because processes are spawned; with one worker it runs in this process.
     """
     if workers == 1:
         _limit_threads(threads)
         for task in tasks:
             try:
-                result, error = function(task), None
+                result, error = function(task), ""
             except Exception:
                 result, error = None, traceback.format_exc()
-            on_done(task, result, error)
+            yield task, result, error
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     waiting = list(tasks)
     while waiting:
-        running, waiting = _run_until_a_death(function, waiting, workers, on_done, threads)
+        running, waiting = yield from _run_until_a_death(function, waiting, workers, threads)
         # Any of them may have killed its process: alone, each can only harm itself.
         for task in running:
-            if _run_until_a_death(function, [task], 1, on_done, threads)[0]:
-                on_done(task, None, "The worker process died.")
+            died, _ = yield from _run_until_a_death(function, [task], 1, threads)
+            if died:
+                yield task, None, "The worker process died."
 
 
 def _run_until_a_death(
-    function: Callable[[Any], Any],
-    tasks: Sequence[Any],
-    workers: int,
-    on_done: OnDone,
-    threads: int | None,
-) -> tuple[list[Any], list[Any]]:
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, threads: int | None
+) -> Finished:
     """One pool; returns the tasks that ran when a process died, and those that had not begun."""
     waiting = list(tasks)
     running: dict[concurrent.futures.Future, Any] = {}
@@ -330,9 +256,9 @@ def _run_until_a_death(
             for future in done:
                 task, error = running.pop(future), future.exception()
                 if error is None:
-                    on_done(task, future.result(), None)
+                    yield task, future.result(), ""
                 else:
-                    on_done(task, None, "".join(traceback.format_exception(error)))
+                    yield task, None, "".join(traceback.format_exception(error))
         return [], []
     except BrokenProcessPool:  # raised by submit
         return list(running.values()), waiting
@@ -359,8 +285,6 @@ def _limit_threads(threads: int | None) -> None:
     """Has TensorFlow use so many threads, unless it has already started with others."""
     if threads is None:
         return
-    import tensorflow as tf
-
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)

@@ -11,6 +11,9 @@ from ofb_tf.experiments.trial import TrialResult
 from ofb_tf.version import __version__
 
 _BUDGET_MARGIN = 1.2
+_SETTINGS = (
+    "dataset", "rate", "seeds", "window_size", "refresh_interval", "passes", "learning_rate",
+)  # fmt: skip
 _AVERAGED = {  # in results.json: in TrialResult
     "mean_weight": "mean_weight",
     "max_weight": "max_weight",
@@ -23,11 +26,7 @@ _AVERAGED = {  # in results.json: in TrialResult
 
 
 def standard_error(values: Any) -> Any:
-    """Standard error of the mean over the first axis; None for a single value.
-
-    Args:
-      values: float `[n]` or `[n, ...]`.
-    """
+    """Standard error of the mean over the first axis; None for a single value."""
     if len(values) < 2:
         return None
     error = np.std(values, axis=0, ddof=1) / math.sqrt(len(values))
@@ -37,14 +36,7 @@ def standard_error(values: Any) -> Any:
 def gap_closure(uniform: float, policy: float, everything: float) -> float | None:
     """(uniform − policy) / (uniform − everything), of means of a metric where less is better.
 
-    Args:
-      uniform: under uniform sampling.
-      policy: under the policy.
-      everything: when trained on everything.
-
-    Returns:
-      1: as good as training on everything. 0: as good as uniform sampling. Negative: worse. None if
-      there is no gap, because training on everything is no better than uniform sampling.
+    None if there is no gap, because training on everything is no better than uniform sampling.
     """
     gap = uniform - everything
     if not math.isfinite(gap) or gap <= 0:
@@ -80,16 +72,7 @@ def mean_curve(curves: Sequence[Sequence[dict]], field: str) -> tuple[np.ndarray
 
 
 def against_default(policies: dict[str, Any], policy: str) -> dict[str, Any] | None:
-    """A policy's metric minus the default's, paired over the seeds that they share.
-
-    Args:
-      policies: of one comparison: dicts with `values` by policy.
-      policy: the policy's name.
-
-    Returns:
-      `mean` and `standard_error`; below 0 where the policy is better than importance. None if
-      importance was not run, and for importance and everything.
-    """
+    """A policy's metric minus importance's, paired over seeds; None where there is no such pair."""
     if configs.IMPORTANCE not in policies or policy in (configs.IMPORTANCE, configs.EVERYTHING):
         return None
     differences = np.subtract(policies[policy]["values"], policies[configs.IMPORTANCE]["values"])
@@ -99,18 +82,7 @@ def against_default(policies: dict[str, Any], policy: str) -> dict[str, Any] | N
 def summarize(
     config: configs.SimulationConfig, results: Sequence[TrialResult], *, command: str
 ) -> dict[str, Any]:
-    """The content of `results.json` for one comparison.
-
-    Args:
-      config: the simulation.
-      results: one per policy and seed.
-      command: what repeats the simulation.
-
-    Returns:
-      Plain values: the settings, and under "policies", for each policy, mean, standard error and
-      values of the metric, gap closure, difference from the default, calibration, realised rate,
-      weights, backward examples, seconds and curves.
-    """
+    """The content of `results.json` for one comparison, from one result per policy and seed."""
     of = {
         policy: sorted((r for r in results if r.policy == policy), key=lambda r: r.seed)
         for policy in config.policies
@@ -138,17 +110,11 @@ def summarize(
     for policy, shown in policies.items():
         shown["against_default"] = against_default(policies, policy)
     return {
-        "dataset": config.dataset,
-        "rate": config.rate,
-        "seeds": config.seeds,
+        **{name: getattr(config, name) for name in _SETTINGS},
         "metric": metric,
         "metric_text": results[0].metric_text,
         "command": command,
         "version": __version__,
-        "window_size": config.window_size,
-        "refresh_interval": config.refresh_interval,
-        "passes": config.passes,
-        "learning_rate": config.learning_rate,
         "stream_examples": results[0].stream_examples,
         "policies": policies,
         "histograms": {p: g[0].histogram for p, g in of.items() if g[0].histogram is not None},
@@ -164,31 +130,29 @@ def _until_uniform(
     there. `time_to_uniform` is of `train_seconds`, `stream_to_uniform` of examples.
     """
     names = {"time_to_uniform": "train_seconds", "stream_to_uniform": "stream_examples"}
-    curves, uniform_curves = [r.curve for r in group], [r.curve for r in uniform]
+    curves = [r.curve for r in group]
     goal = np.mean([r.metrics[metric] for r in uniform])
     values, _ = mean_curve(curves, metric)
     reached = np.flatnonzero(values <= goal)
     if not len(reached):
         return dict.fromkeys(names)
-    at = reached[0]
-    fraction = 1.0 if at == 0 else (values[at - 1] - goal) / (values[at - 1] - values[at])
+    points = slice(max(reached[0] - 1, 0), reached[0] + 1)  # falling, as np.interp wants it rising
     found: dict[str, float | None] = {}
     for name, field in names.items():
         x, _ = mean_curve(curves, field)
-        when = x[at] if at == 0 else x[at - 1] + fraction * (x[at] - x[at - 1])
-        found[name] = float(when / max(mean_curve(uniform_curves, field)[0][-1], 1e-9))
+        when = np.interp(-goal, -values[points], x[points])
+        found[name] = float(when / max(mean_curve([r.curve for r in uniform], field)[0][-1], 1e-9))
     return found
 
 
-def within_budget(content: dict[str, Any], policy: str) -> bool:
-    """Whether a policy realised about the rate, so that it may be compared at equal cost."""
-    realized = content["policies"][policy]["realized_rate"]
-    return policy != configs.EVERYTHING and realized <= _BUDGET_MARGIN * content["rate"]
-
-
 def best(content: dict[str, Any]) -> str:
-    """The policy with the least finite mean among those within the budget."""
-    means = {p: s["mean"] for p, s in content["policies"].items() if within_budget(content, p)}
+    """The policy with the least finite mean among those that realised about the rate."""
+    budget = _BUDGET_MARGIN * content["rate"]
+    means = {
+        policy: shown["mean"]
+        for policy, shown in content["policies"].items()
+        if policy != configs.EVERYTHING and shown["realized_rate"] <= budget
+    }
     return min(means, key=lambda p: means[p] if math.isfinite(means[p]) else math.inf)
 
 
@@ -203,11 +167,7 @@ class BetterPolicy(NamedTuple):
 
 
 def better_than_default(comparisons: Sequence[dict[str, Any]]) -> list[BetterPolicy]:
-    """Where a policy beat the default by more than one paired standard error, at whatever rate.
-
-    Args:
-      comparisons: contents as of `summarize`, with a `title`.
-    """
+    """Where a policy beat the default by more than one paired standard error, at whatever rate."""
     found = []
     for content in comparisons:
         for policy, shown in content["policies"].items():

@@ -1,7 +1,7 @@
 """One trial: serve → record → join → sample → train → measure, interval by interval."""
 
-import contextlib
 import dataclasses
+import tempfile
 
 import numpy as np
 
@@ -19,45 +19,30 @@ _HISTOGRAM_SEED = 0
 
 @dataclasses.dataclass
 class TrialResult:
-    """What one policy did with one seed.
-
-    Attributes:
-      policy: its name.
-      seed: the seed.
-      metric: name of the workload's metric.
-      metric_text: what it is, in words.
-      metrics: at the end: the workload's metric, calibration and what else it measures.
-      stream_examples: examples in the stream.
-      backward_examples: examples that went through forward and backward pass in training.
-      mean_weight: mean importance weight of those.
-      max_weight: maximum of the same weights.
-      effective_sample_size: (Σw)² / (n Σw²) of the same weights, in (0, 1].
-      train_seconds: input pipeline, join, selection and training, with `build_seconds`.
-      build_seconds: the part spent on loading records and building the pipeline in every interval;
-        it grows with the number of refreshes and not with the length of the stream. 0 in memory.
-      serving_seconds: export, load, forward passes and writing records. A production system pays
-        for the forward passes anyway; 0 for policies that use no records.
-      curve: dicts of `stream_examples`, `backward_examples`, `train_seconds` and the metric, before
-        training and about ten times during it.
-      histogram: losses of the last interval's examples under their records: up to 500 quantiles
-        of `selected` and `not_selected`, with the counts `num_selected` and `num_not_selected`.
-        None for policies without records and for seeds after the first.
-    """
+    """What one policy did with one seed; weights are those of the backward examples."""
 
     policy: str
     seed: int
     metric: str
     metric_text: str
+    # At the end: the workload's metric, calibration and what else it measures.
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     stream_examples: int = 0
-    backward_examples: int = 0
+    backward_examples: int = 0  # went through forward and backward pass in training
     mean_weight: float = 0.0
     max_weight: float = 0.0
-    effective_sample_size: float = 0.0
-    train_seconds: float = 0.0
+    effective_sample_size: float = 0.0  # (Σw)² / (n Σw²), in (0, 1]
+    train_seconds: float = 0.0  # input pipeline, join, selection and training, with build_seconds
+    # Loading records and building the pipeline in every interval: grows with the number of
+    # refreshes and not with the length of the stream. 0 in memory.
     build_seconds: float = 0.0
+    # Export, load, forward passes and writing records; 0 for policies that use no records. A
+    # production system pays for the forward passes anyway.
     serving_seconds: float = 0.0
+    # Examples, seconds and the metric, before training and about ten times during it.
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    # Of the last interval's losses under their records: see `_histogram`. None for policies
+    # without records and for seeds after the first.
     histogram: dict[str, int | list[float]] | None = None
 
 
@@ -69,23 +54,12 @@ def run(
     through_files: bool = False,
     workload: Workload | None = None,
 ) -> TrialResult:
-    """Streams the whole dataset under one policy.
-
-    Args:
-      config: the simulation.
-      policy: a name of `config.policies`.
-      seed: of initial weights, data order, corruption and selection.
-      through_files: takes `paths.ThroughFiles`, every part of a real loop, not `paths.InMemory`.
-      workload: the dataset's for this seed; by default the one that `config` names.
-
-    Returns:
-      The measurements.
-    """
+    """Streams the whole dataset under one policy, by `paths.ThroughFiles` or `paths.InMemory`."""
     if workload is None:
         workload = get_workload(config, seed, in_memory=not through_files)
     kind = paths.ThroughFiles if through_files else paths.InMemory
-    with contextlib.closing(kind(config, policy, seed, workload)) as path:
-        return _stream(path)
+    with tempfile.TemporaryDirectory(prefix="ofb_simulation_", ignore_cleanup_errors=True) as files:
+        return _stream(kind(config, policy, seed, workload, files))
 
 
 def _stream(path: paths.RecordPath) -> TrialResult:
@@ -97,13 +71,13 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
 
     def measure() -> None:
-        result.metrics = workload.evaluate(path.outputs(workload.test))
+        result.metrics = workload.evaluate(path.compiled.outputs(workload.test))
         counted = ("stream_examples", "backward_examples", "train_seconds")
         point = {name: getattr(result, name) for name in counted}
         result.curve.append(point | {workload.metric: result.metrics[workload.metric]})
 
     length = workload.num_examples * config.passes
-    per_interval = config.interval_length(workload.num_examples)
+    per_interval = config.window_size * config.refresh_interval or workload.num_examples
     starts = range(0, length, per_interval)
     measure()
     for interval, start in enumerate(starts):
@@ -134,12 +108,10 @@ def _stream(path: paths.RecordPath) -> TrialResult:
 
 
 def _histogram(losses: np.ndarray, is_selected: np.ndarray) -> dict[str, int | list[float]]:
-    """Quantiles of the selected and of the other losses, without those that have no record."""
+    """Up to 500 quantiles and the number of selected and other losses that have a record."""
     known = np.isfinite(losses)
-    groups = {
-        "selected": losses[is_selected & known],
-        "not_selected": losses[~is_selected & known],
-    }
+    selected, others = losses[is_selected & known], losses[~is_selected & known]
+    groups = {"selected": selected, "not_selected": others}
     quantiles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
     histogram: dict[str, int | list[float]] = {f"num_{n}": len(v) for n, v in groups.items()}
     for name, values in groups.items():

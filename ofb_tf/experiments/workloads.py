@@ -23,55 +23,29 @@ _HOLDOUT_KEY = 7  # of the draw that holds out TEST_FRACTION
 _GENERATED_AT_ONCE = 25_600  # examples of the click stream
 # The settings that the data depend on.
 _DATA_FIELDS = (
-    "dataset",
-    "data_dir",
-    "passes",
-    "num_examples",
-    "test_examples",
-    "positive_rate",
-)
+    "dataset", "data_dir", "passes", "num_examples", "test_examples", "positive_rate",
+)  # fmt: skip
 
 
 class Workload(abc.ABC):
-    """What a simulation needs to know about a dataset.
-
-    Attributes:
-      task: "multiclass", "binary" or "regression".
-      metric: name of the reported metric; less is better.
-      metric_text: what the metric is, in words.
-      num_examples: length of one pass.
-      num_outputs: width of the model's last layer.
-      label_deviation: standard deviation of the training labels.
-      test: the held-out examples' fields, leading dimension `[n]`.
-    """
+    """What a simulation needs to know about a dataset."""
 
     task: str
-    metric: str
-    metric_text: str
-    num_examples: int
-    num_outputs: int
-    label_deviation: float
-    test: dict[str, tf.Tensor]
+    metric: str  # name of the reported metric; less is better
+    metric_text: str  # what the metric is, in words
+    num_examples: int  # length of one pass
+    num_outputs: int  # width of the model's last layer
+    label_deviation: float  # standard deviation of the training labels
+    loss: keras.losses.Loss  # with Keras's default reduction
+    test: dict[str, tf.Tensor]  # the held-out examples' fields, leading dimension `[n]`
 
     @abc.abstractmethod
     def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
-        """A part of the stream: `example_id`, `label` and the model's inputs, each `[count, ...]`.
-
-        Args:
-          start: position in the stream, counted over all passes.
-          count: number of examples.
-        """
+        """`example_id`, `label` and inputs, `[count, ...]`, from a position over all passes."""
 
     @abc.abstractmethod
     def random_labels(self, draws: np.ndarray) -> np.ndarray:
-        """Labels drawn from their distribution.
-
-        Args:
-          draws: float64 `[n]` in [0, 1), uniform.
-
-        Returns:
-          `[n]`, dtype as the labels.
-        """
+        """Labels `[n]` from their distribution, by uniform draws: float64 `[n]` in [0, 1)."""
 
     @abc.abstractmethod
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
@@ -83,10 +57,6 @@ class Workload(abc.ABC):
         return keras.Model(*self.build()).get_weights()
 
     @abc.abstractmethod
-    def loss(self) -> keras.losses.Loss:
-        """The training loss, with Keras's default reduction."""
-
-    @abc.abstractmethod
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
         """`metric` and `calibration` from the model's outputs on `test`, `[n, num_outputs]`."""
 
@@ -94,12 +64,7 @@ class Workload(abc.ABC):
 class ClickWorkload(Workload):
     """The generated click stream, evaluated against its hidden click probability.
 
-    The test examples are those that follow the stream in time.
-
-    Args:
-      config: the stream's length and rate of positives.
-      seed: of the stream.
-      in_memory: generates the whole stream now and keeps it.
+    The test examples follow the stream in time. In memory, it is generated at once and kept.
     """
 
     task = constants.BINARY
@@ -110,17 +75,14 @@ class ClickWorkload(Workload):
     def __init__(self, config: configs.SimulationConfig, seed: int, *, in_memory: bool = False):
         self.num_examples = config.num_examples or 600_000
         length = self.num_examples * config.passes
-        self._positive_rate = config.positive_rate
-        stream = ClickStream(
-            num_examples=length + config.test_examples,
-            positive_rate=config.positive_rate,
-            seed=seed,
-        )
-        self._generate = tf.function(
-            stream.generate, [tf.TensorSpec([None], tf.int64)], autograph=False
-        )
-        self.test = self._generate(tf.range(length, length + config.test_examples, dtype=tf.int64))
-        self.label_deviation = math.sqrt(config.positive_rate * (1 - config.positive_rate))
+        total, rate = length + config.test_examples, config.positive_rate
+        self._positive_rate = rate
+        stream = ClickStream(num_examples=total, positive_rate=rate, seed=seed)
+        ids = tf.TensorSpec([None], tf.int64)
+        self._generate = tf.function(stream.generate, [ids], autograph=False)
+        self.test = self._generate(tf.range(length, total, dtype=tf.int64))
+        self.label_deviation = math.sqrt(rate * (1 - rate))
+        self.loss = keras.losses.BinaryCrossentropy(from_logits=True)
         self._kept: dict[str, tf.Tensor] | None = None
         if in_memory:
             parts = [
@@ -145,24 +107,17 @@ class ClickWorkload(Workload):
         dense = keras.Input((13,), name=DENSE)
         categorical = keras.Input((26,), name=CATEGORICAL, dtype="int64")
         offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]])
-        embedded = keras.layers.Embedding(sum(VOCABULARY_SIZES), 8)(
-            categorical + offsets.astype(np.int64)
-        )
-        hidden = keras.layers.Concatenate()(
-            [keras.layers.Flatten()(embedded), keras.ops.log(dense)]
-        )
+        rows = categorical + offsets.astype(np.int64)
+        embedded = keras.layers.Embedding(sum(VOCABULARY_SIZES), 8)(rows)
+        parts = [keras.layers.Flatten()(embedded), keras.ops.log(dense)]
+        hidden = keras.layers.Concatenate()(parts)
         for number, units in enumerate((64, 32), 1):
             name = f"hidden_{number}"  # Keras's own name would be that of the field
             hidden = keras.layers.Dense(units, activation="relu", name=name)(hidden)
         base_rate = math.log(self._positive_rate / (1 - self._positive_rate))
-        logits = keras.layers.Dense(
-            1, bias_initializer=keras.initializers.Constant(base_rate), name="logit"
-        )(hidden)
+        bias = keras.initializers.Constant(base_rate)
+        logits = keras.layers.Dense(1, bias_initializer=bias, name="logit")(hidden)
         return {DENSE: dense, CATEGORICAL: categorical}, logits
-
-    def loss(self) -> keras.losses.Loss:
-        """Sigmoid cross-entropy."""
-        return keras.losses.BinaryCrossentropy(from_logits=True)
 
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
         """Excess KL, and mean prediction over mean click probability."""
@@ -170,25 +125,17 @@ class ClickWorkload(Workload):
         truth = self.test[CLICK_PROBABILITY].numpy().astype(np.float64)
         predicted = 1 / (1 + np.exp(-logits))
         log_predicted, log_rest = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
-        divergence = truth * (np.log(truth) - log_predicted) + (1 - truth) * (
-            np.log1p(-truth) - log_rest
-        )
-        return {
-            self.metric: float(divergence.mean()),
-            "calibration": float(predicted.mean() / truth.mean()),
-        }
+        of_clicks = truth * (np.log(truth) - log_predicted)
+        of_others = (1 - truth) * (np.log1p(-truth) - log_rest)
+        calibration = float(predicted.mean() / truth.mean())
+        return {self.metric: float(np.mean(of_clicks + of_others)), "calibration": calibration}
 
 
 class ArrayWorkload(Workload):
     """Examples in memory, shuffled in every pass by the seed; a small MLP on flat features.
 
-    Args:
-      train: `example_id` int64 `[n]`, `features` `[n, d]`, `label` int64 or float32 `[n]`.
-      test: the same fields.
-      num_classes: None for regression.
-      seed: of the data order.
-      feature_scale: features are multiplied by it inside the model (1/255 for images).
-      hidden_units: of the two hidden layers.
+    `train` and `test`: `example_id` int64 `[n]`, `features` `[n, d]`, `label` int64 or float32
+    `[n]`. `num_classes` is None for regression; the model multiplies features by `feature_scale`.
     """
 
     def __init__(
@@ -207,13 +154,14 @@ class ArrayWorkload(Workload):
         self.label_deviation = float(np.std(train[constants.LABEL], dtype=np.float64))
         self.num_outputs = num_classes or 1
         self._is_regression = num_classes is None
-        self.task = constants.REGRESSION if self._is_regression else constants.MULTICLASS
-        self.metric = "test_rmse" if self._is_regression else "test_loss"
-        self.metric_text = (
-            "root mean squared error on held-out examples"
-            if self._is_regression
-            else "mean cross-entropy on held-out examples, in nats"
-        )
+        if self._is_regression:
+            self.task, self.metric = constants.REGRESSION, "test_rmse"
+            self.metric_text = "root mean squared error on held-out examples"
+            self.loss = keras.losses.MeanSquaredError()
+        else:
+            self.task, self.metric = constants.MULTICLASS, "test_loss"
+            self.metric_text = "mean cross-entropy on held-out examples, in nats"
+            self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self._seed = seed
         self._scale = feature_scale
         self._hidden_units = hidden_units
@@ -240,17 +188,10 @@ class ArrayWorkload(Workload):
         hidden = keras.layers.Rescaling(self._scale)(inputs)
         for _ in range(2):
             hidden = keras.layers.Dense(self._hidden_units, activation="relu")(hidden)
-        bias = float(self._train[constants.LABEL].mean()) if self._is_regression else 0.0
-        outputs = keras.layers.Dense(
-            self.num_outputs, bias_initializer=keras.initializers.Constant(bias)
-        )(hidden)
+        mean = float(self._train[constants.LABEL].mean()) if self._is_regression else 0.0
+        bias = keras.initializers.Constant(mean)
+        outputs = keras.layers.Dense(self.num_outputs, bias_initializer=bias)(hidden)
         return {FEATURES: inputs}, outputs
-
-    def loss(self) -> keras.losses.Loss:
-        """Squared error, or softmax cross-entropy."""
-        if self._is_regression:
-            return keras.losses.MeanSquaredError()
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
         """RMSE or cross-entropy; mean prediction over mean label, or confidence over accuracy."""
@@ -258,49 +199,32 @@ class ArrayWorkload(Workload):
         if self._is_regression:
             predicted = outputs[:, 0].astype(np.float64)
             rmse = np.sqrt(np.mean((predicted - labels) ** 2))
-            return {
-                self.metric: float(rmse),
-                "calibration": float(predicted.mean() / labels.mean()),
-            }
+            calibration = float(predicted.mean() / labels.mean())
+            return {self.metric: float(rmse), "calibration": calibration}
         logits = outputs.astype(np.float64)
         log_probabilities = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
         chosen = log_probabilities[np.arange(len(labels)), labels]
         accuracy = float(np.mean(logits.argmax(1) == labels))
         confidence = float(np.exp(log_probabilities.max(1)).mean())
-        return {
-            self.metric: float(-chosen.mean()),
-            "calibration": confidence / max(accuracy, 1e-12),
-            "test_accuracy": accuracy,
-        }
+        calibration = confidence / max(accuracy, 1e-12)
+        mean = float(-chosen.mean())
+        return {self.metric: mean, "calibration": calibration, "test_accuracy": accuracy}
 
 
 def get_workload(
     config: configs.SimulationConfig, seed: int, *, in_memory: bool = False
 ) -> Workload:
-    """The workload that a configuration names, for one seed.
+    """The workload that a configuration names, for one seed; the last two are kept.
 
-    Args:
-      config: names the dataset, its directory and how many examples are used.
-      seed: of the data.
-      in_memory: keeps a generated stream; the last two workloads are then kept for later calls.
-
-    Returns:
-      The workload.
-
-    Raises:
-      ValueError: the dataset is unknown, has features that are text or of varying shape, or too
-        few examples.
+    Raises ValueError if the dataset is unknown, has features that are text or of varying shape, or
+    too few examples.
     """
     data = configs.SimulationConfig(**{name: getattr(config, name) for name in _DATA_FIELDS})
-    return _kept_workload(data, seed) if in_memory else _new_workload(data, seed, in_memory=False)
+    return _workload(data, seed, in_memory)
 
 
 @functools.lru_cache(maxsize=2)
-def _kept_workload(data: configs.SimulationConfig, seed: int) -> Workload:
-    return _new_workload(data, seed, in_memory=True)
-
-
-def _new_workload(data: configs.SimulationConfig, seed: int, *, in_memory: bool) -> Workload:
+def _workload(data: configs.SimulationConfig, seed: int, in_memory: bool) -> Workload:
     if data.dataset == configs.CLICK_STREAM:
         return ClickWorkload(data, seed, in_memory=in_memory)
     arrays = _load_arrays(data.dataset, data.data_dir, data.num_examples, data.test_examples)
@@ -339,10 +263,10 @@ def _load_arrays(
         features = [part[names[0]].reshape(len(part[names[0]]), -1) for part in (train, test)]
     else:
         columns = [_column(train[name], test[name]) for name in names]
-        features = [_side_by_side(part) for part in zip(*columns, strict=True)]
+        features = [np.concatenate(part, axis=1) for part in zip(*columns, strict=True)]
     kept = (constants.EXAMPLE_ID, constants.LABEL)
     train, test = (
-        {**{name: part[name] for name in kept}, FEATURES: values}
+        {name: part[name] for name in kept} | {FEATURES: values}
         for part, values in zip((train, test), features, strict=True)
     )
     return {
@@ -365,17 +289,12 @@ def _read(name: str, data_dir: str | None, split: str) -> dict[str, np.ndarray]:
     return {field: np.concatenate([b[field] for b in batches]) for field in dataset.element_spec}
 
 
-def _side_by_side(columns: tuple[np.ndarray, ...]) -> np.ndarray:
-    flat = [column.reshape(len(column), -1).astype(np.float32) for column in columns]
-    return np.concatenate(flat, axis=1)
-
-
-def _column(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One feature of both parts, scaled by the statistics of the training part."""
+def _column(train: np.ndarray, test: np.ndarray) -> list[np.ndarray]:
+    """One feature of both parts, float32 `[n, d]`, scaled by statistics of the training part."""
     largest = int(train.max()) if np.issubdtype(train.dtype, np.integer) else _MAX_CATEGORIES
     if train.ndim == 1 and largest < _MAX_CATEGORIES and train.min() >= 0:
-        categories = np.arange(largest + 1)
-        return train[:, None] == categories, test[:, None] == categories
-    mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    deviation = np.where(deviation > 0, deviation, 1.0)
-    return (train - mean) / deviation, (test - mean) / deviation
+        scaled = [part[:, None] == np.arange(largest + 1) for part in (train, test)]
+    else:
+        mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+        scaled = [(part - mean) / np.where(deviation > 0, deviation, 1.0) for part in (train, test)]
+    return [part.reshape(len(part), -1).astype(np.float32) for part in scaled]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -21,22 +23,22 @@ def directory(tmp_path):
 
 
 def run(capsys, *arguments):
-    code = cli.main(["records", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    """Exit code, output and errors of `ofb records`."""
+    return cli.main(["records", *map(str, arguments)]), *capsys.readouterr()
 
 
 def test_inspect(directory, capsys):
     code, out, _ = run(capsys, "inspect", directory)
     assert code == 0
-    rows = dict(line.split("  ", 1) for line in out.splitlines())
-    rows = {name: value.strip() for name, value in rows.items()}
-    assert rows["records"] == "1,000"
-    assert rows["distinct ids"] == "600"
-    assert rows["duplicates"] == "400"
-    assert rows["outputs"] == "2"
-    assert rows["first"] == "1970-01-01T00:00:00.000Z"
-    assert rows["model version 4"] == "500"
+    shown = {tuple(re.split("  +", line)) for line in out.splitlines()}
+    assert shown >= {
+        ("records", "1,000"),
+        ("distinct ids", "600"),
+        ("duplicates", "400"),
+        ("outputs", "2"),
+        ("first", "1970-01-01T00:00:00.000Z"),
+        ("model version 4", "500"),
+    }
     code, out, _ = run(capsys, "inspect", directory, "--json")
     summary = json.loads(out)
     assert summary["num_records"] == 1000
@@ -47,11 +49,9 @@ def test_inspect(directory, capsys):
 def test_verify_says_by_its_code_whether_there_is_damage(directory, capsys):
     assert run(capsys, "verify", directory)[0] == 0
     path = os.path.join(directory, sorted(os.listdir(directory))[0])
-    with open(path, "r+b") as file:
-        file.seek(1000)
-        byte = file.read(1)
-        file.seek(1000)
-        file.write(bytes([byte[0] ^ 1]))
+    content = bytearray(pathlib.Path(path).read_bytes())
+    content[1000] ^= 1
+    pathlib.Path(path).write_bytes(content)
     code, out, _ = run(capsys, "verify", directory)
     assert code == 1
     assert "1 damaged" in out
@@ -79,12 +79,9 @@ def test_compact_partition_and_expire(directory, tmp_path, capsys):
         records = ForwardRecords.load(pattern)
         np.testing.assert_array_equal(records.example_ids, expected.example_ids)
         np.testing.assert_array_equal(records.model_versions, expected.model_versions)
-    code, _, _ = run(capsys, "expire", directory, "--max_age_hours=1", "--dry_run")
-    assert code == 0
-    assert os.listdir(directory) == [name]
-    code, _, _ = run(capsys, "expire", directory, "--max_age_hours=1")
-    assert code == 0
-    assert os.listdir(directory) == []
+    for flags, left in ((["--dry_run"], [name]), ([], [])):
+        assert run(capsys, "expire", directory, "--max_age_hours=1", *flags)[0] == 0
+        assert os.listdir(directory) == left
 
 
 def test_import(tmp_path, capsys):
@@ -157,11 +154,3 @@ def test_the_type_of_ids_is_passed_on(tmp_path, capsys, monkeypatch):
     assert given[0].pop("id_type") == "string"
     assert given[0] == given[1]
     assert given[0]["fields"].logits == ("logits",)
-
-
-def test_help(capsys):
-    code, out, _ = run(capsys, "--help")
-    assert code == 0
-    assert "ofb records inspect records/" in out
-    for action in ("inspect", "verify", "compact", "partition", "import", "expire"):
-        assert f"  {action}" in out

@@ -92,9 +92,9 @@ def test_any_part_and_any_length_is_the_same():
     longer = ClickStream(num_examples=10**12)
     part = longer.dataset(start=100, count=150, window_size=64)
     testing.assert_same_elements(part.as_numpy_iterator(), whole[100:250])
-    shards = [longer.dataset(start=0, count=300, window_size=50, batched=True).shard(3, index)
-              for index in range(3)]  # fmt: skip
-    ids = np.sort(np.concatenate([_columns(shard)["example_id"] for shard in shards]))
+    windows = longer.dataset(start=0, count=300, window_size=50, batched=True)
+    shards = [_columns(windows.shard(3, index))["example_id"] for index in range(3)]
+    ids = np.sort(np.concatenate(shards))
     np.testing.assert_array_equal(ids, np.arange(300))
 
 
@@ -109,9 +109,8 @@ def test_ids_may_come_in_any_order():
 
 
 def test_same_seed_equal_other_seed_different():
-    first = _columns(ClickStream(num_examples=2000, seed=1).dataset(batched=True))
-    again = _columns(ClickStream(num_examples=2000, seed=1).dataset(batched=True))
-    other = _columns(ClickStream(num_examples=2000, seed=2).dataset(batched=True))
+    streams = [ClickStream(num_examples=2000, seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (_columns(stream.dataset(batched=True)) for stream in streams)
     testing.assert_same_elements([first], [again])
     assert np.mean(first["dense"] == other["dense"]) < 0.01
     assert np.corrcoef(first["click_probability"], other["click_probability"])[0, 1] < 0.2

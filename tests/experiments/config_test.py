@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from ofb_tf.experiments import SimulationConfig
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments.config import Trial
+from ofb_tf.experiments.config import SimulationConfig, Trial
 
 
 @pytest.mark.parametrize(
@@ -49,11 +48,8 @@ def test_policies_get_their_settings():
 
 
 def test_both_ends_of_the_gap_always_run():
-    assert SimulationConfig(policies=("importance",)).policies == (
-        "uniform",
-        "importance",
-        "everything",
-    )
+    expected = ("uniform", "importance", "everything")
+    assert SimulationConfig(policies=("importance",)).policies == expected
 
 
 def test_defaults_of_a_dataset_and_settings_over_them():
@@ -61,48 +57,26 @@ def test_defaults_of_a_dataset_and_settings_over_them():
     assert (config.passes, config.window_size, config.batch_size) == (6, 320, 32)
 
 
-def test_interval_between_refreshes():
-    assert SimulationConfig(window_size=100, refresh_interval=4).interval_length(1000) == 400
-    assert SimulationConfig(window_size=100, refresh_interval=0).interval_length(1000) == 1000
-
-
 def trial(policy="importance", seed=0, **settings):
     return Trial(SimulationConfig(**{"dataset": "click_stream", **settings}), policy, seed)
 
 
 def test_everything_that_a_trial_depends_on_is_in_its_name():
-    names = {
-        trial(**settings).file_name
-        for settings in (
-            {},
-            {"policy": "top_loss"},
-            {"seed": 1},
-            {"rate": 0.2},
-            {"window_size": 640},
-            {"refresh_interval": 94},
-            {"passes": 2},
-            {"num_examples": 1000},
-            {"test_examples": 1000},
-            {"learning_rate": 1e-2},
-            {"positive_rate": 0.03},
-            {"label_noise": 0.1},
-            {"missing_records": 0.2},
-            {"steps_per_window": 4},
-            {"uniform_mix": 0.5},
-            {"policy": "selective_backprop"},
-            {"policy": "selective_backprop", "selective_beta": 1.0},
-            {"dataset": "mnist"},
-        )
-    }
-    assert len(names) == 18
+    others = {
+        "policy": "top_loss", "seed": 1, "rate": 0.2, "window_size": 640, "refresh_interval": 94,
+        "passes": 2, "num_examples": 1000, "test_examples": 1000, "learning_rate": 1e-2,
+        "positive_rate": 0.03, "label_noise": 0.1, "missing_records": 0.2, "steps_per_window": 4,
+        "uniform_mix": 0.5, "dataset": "mnist",
+    }  # fmt: skip
+    trials = [trial(), *(trial(**{name: value}) for name, value in others.items())]
+    trials += [trial("selective_backprop"), trial("selective_backprop", selective_beta=1.0)]
+    assert len({one.file_name for one in trials}) == 18
 
 
 def test_names_of_trials_stay_so_that_old_results_resume():
     assert trial().file_name == "click_stream-importance-0-9ad304c894b70806878cafb7.json"
-    assert (
-        trial("everything", rate=0.2).file_name
-        == "click_stream-everything-0-b743a71ed41469ffb27295dd.json"
-    )
+    everything = trial("everything", rate=0.2).file_name
+    assert everything == "click_stream-everything-0-b743a71ed41469ffb27295dd.json"
 
 
 def test_trials_share_what_they_do_not_depend_on():

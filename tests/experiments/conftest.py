@@ -1,10 +1,9 @@
-"""Trials with known figures, without a simulation."""
+"""Trials with known figures, without a simulation, and a tiny workload of arrays."""
 
 import numpy as np
-import pytest
 
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import summary
+from ofb_tf.experiments import summary, workloads
 from ofb_tf.experiments.trial import TrialResult
 
 VALUES = {"uniform": [3.0, 5.0], "importance": [2.0, 3.0], "everything": [1.0, 3.0]}
@@ -14,6 +13,8 @@ RATES = {"everything": 1.0, "info_batch": 0.6}
 def make_result(policy, seed, value, rate=0.1):
     rate = RATES.get(policy, rate)
     losses = np.random.default_rng([seed, len(policy)]).lognormal(-2, 2, 50)
+    histogram = {"num_selected": 10, "num_not_selected": 90}
+    histogram |= {"selected": sorted(losses * 6), "not_selected": sorted(losses)}
     return TrialResult(
         policy=policy,
         seed=seed,
@@ -37,14 +38,7 @@ def make_result(policy, seed, value, rate=0.1):
             }
             for x in (0, 500, 1000)
         ],
-        histogram={
-            "num_selected": 10,
-            "num_not_selected": 90,
-            "selected": sorted(losses * 6),
-            "not_selected": sorted(losses),
-        }
-        if seed == 0 and policy not in ("uniform", "everything")
-        else None,
+        histogram=histogram if seed == 0 and policy not in ("uniform", "everything") else None,
     )
 
 
@@ -63,6 +57,15 @@ def summarize(values=VALUES, rate=0.1, **more):
     return summary.summarize(config, results[::-1], command=command) | more
 
 
-@pytest.fixture(name="make_results")
-def _make_results():
-    return summarize
+def array_workload(num_classes, seed=0):
+    """200 training and 30 test examples, learnable; None for regression."""
+    random = np.random.default_rng(1)
+    features = random.normal(size=(230, 4)).astype(np.float32)
+    if num_classes is None:
+        label = features.sum(1) + 10
+    else:
+        label = np.argmax(features[:, :num_classes], 1).astype(np.int64)
+    fields = {"example_id": np.arange(230) * 7, "features": features, "label": label}
+    train = {name: values[:200] for name, values in fields.items()}
+    test = {name: values[200:] for name, values in fields.items()}
+    return workloads.ArrayWorkload(train, test, num_classes=num_classes, seed=seed, hidden_units=8)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ofb_tf.experiments import SimulationConfig, corruption
-from tests.experiments.arrays import array_workload
+from ofb_tf.experiments import corruption
+from ofb_tf.experiments.config import SimulationConfig
+from tests.experiments.conftest import array_workload
 
 N = 20_000
 IDS = np.arange(N) * 3
@@ -26,15 +27,14 @@ def share_tolerance(share):
 
 
 def test_label_noise_replaces_its_share_by_labels_of_the_same_distribution():
-    workload = array_workload(3)
     wrong = make(3, label_noise=0.1).corrupt(examples(np.full(N, 7)))["label"].numpy()
     assert np.mean(wrong != 7) == pytest.approx(0.1, abs=share_tolerance(0.1))
-    train_labels = workload.examples(0, 200)["label"].numpy()
+    train_labels = array_workload(3).examples(0, 200)["label"].numpy()
+    drawn = wrong[wrong != 7]
     for label in range(3):
         expected = np.mean(train_labels == label)
-        count = np.sum(wrong != 7)
-        tolerance = 5 * np.sqrt(expected * (1 - expected) / count)
-        assert np.mean(wrong[wrong != 7] == label) == pytest.approx(expected, abs=tolerance)
+        tolerance = 5 * np.sqrt(expected * (1 - expected) / len(drawn))
+        assert np.mean(drawn == label) == pytest.approx(expected, abs=tolerance)
 
 
 def test_outliers_are_moved_both_ways_by_a_fixed_shift():

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from ofb_tf.experiments import SimulationConfig, run, trial
-from ofb_tf.experiments.config import Comparison, Trial
+from ofb_tf.experiments import run, trial
+from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from tests.experiments.conftest import make_result
 
 VALUES = {"uniform": 4.0, "importance": 2.4, "top_loss": 5.0, "everything": 2.0}
@@ -28,18 +28,11 @@ def task(argument):
 
 def run_tasks(kinds, workers, directory):
     tasks = [(str(directory), f"task{i}", what) for i, what in enumerate(kinds)]
-    done = {}
-    run.run_all(task, tasks, workers, lambda t, result, error: done.update({t: (result, error)}))
+    done = {one: (result, error) for one, result, error in run.run_all(task, tasks, workers)}
     assert sorted(done) == tasks
     results, errors = zip(*(done[t] for t in tasks), strict=True)
     assert {r for r in results if r} == {path.name for path in directory.iterdir()}
     return results, errors
-
-
-def test_a_failure_is_reported_and_the_rest_is_done(tmp_path):
-    results, errors = run_tasks(["fine", "fail", "fine"], 1, tmp_path)
-    assert results == ("task0", None, "task2")
-    assert errors[0] is None and "ValueError: no task1" in errors[1]
 
 
 @pytest.mark.slow
@@ -48,11 +41,6 @@ def test_a_process_that_dies_is_reported_and_the_rest_is_done(tmp_path):
     assert results == ("task0", None, None, "task3", "task4")
     assert errors[1] == "The worker process died."
     assert "ValueError: no task2" in errors[2]
-
-
-def test_workers_are_checked():
-    with pytest.raises(ValueError, match="workers must be at least 1. Received: 0"):
-        run.run_experiment(SimulationConfig(num_examples=100), command="", workers=0)
 
 
 def test_a_trial_that_fails_ends_the_simulation(monkeypatch):
@@ -66,7 +54,7 @@ def test_a_trial_that_fails_ends_the_simulation(monkeypatch):
 
 
 @pytest.mark.slow
-def test_simulation_in_processes_is_the_one_in_this_process(tmp_path):
+def test_simulation_in_processes_is_the_one_in_this_process():
     config = SimulationConfig(
         num_examples=600, window_size=100, test_examples=200, positive_rate=0.1, seeds=1
     )
@@ -78,7 +66,6 @@ def test_simulation_in_processes_is_the_one_in_this_process(tmp_path):
         # Other numbers of threads add in another order: float32 sums, amplified by training.
         values = pytest.approx(processes["policies"][policy]["values"], rel=1e-3)
         assert alone["policies"][policy]["values"] == values
-    assert run.write_results(alone, tmp_path / "new").read_text().startswith("{")
 
 
 def test_round_trip(tmp_path):
@@ -124,8 +111,3 @@ def test_comparisons_are_put_together_from_finished_trials(finished):
     for path in finished[1].glob("cells/mnist-everything-*"):
         path.unlink()
     assert run.summarize_comparisons(*finished, command="")["comparisons"] == []
-
-
-def test_trials_are_planned_once_and_shared(finished):
-    # Four policies at two rates; everything is the same at both.
-    assert len(run.plan(finished[0])) == 7 * 3

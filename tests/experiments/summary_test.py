@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ofb_tf.experiments import summary
-from tests.experiments.conftest import VALUES
+from tests.experiments.conftest import VALUES, summarize
 
 RESULT = {
     "dataset", "rate", "seeds", "metric", "metric_text", "command", "version", "window_size",
@@ -21,29 +21,21 @@ POLICY = {
 }  # fmt: skip
 
 
-def test_figures_against_numpy(make_results):
+def test_figures_against_numpy():
     random = np.random.default_rng(3)
-    values = {
-        policy: list(level + random.normal(size=5) / 10)
-        for policy, level in (
-            ("uniform", 4),
-            ("importance", 2.5),
-            ("top_loss", 5),
-            ("everything", 2),
-        )
-    }
-    policies = make_results(values)["policies"]
+    levels = {"uniform": 4, "importance": 2.5, "top_loss": 5, "everything": 2}
+    values = {policy: list(at + random.normal(size=5) / 10) for policy, at in levels.items()}
+    policies = summarize(values)["policies"]
     for policy, shown in policies.items():
         ours = np.array(values[policy])
         assert shown["values"] == values[policy]
         assert shown["mean"] == pytest.approx(ours.mean())
         assert shown["standard_error"] == pytest.approx(ours.std(ddof=1) / np.sqrt(5))
 
-        def closure(keep, ours=ours):
-            uniform, everything = (
-                np.array(values[p])[keep].mean() for p in ("uniform", "everything")
-            )
-            return (uniform - ours[keep].mean()) / (uniform - everything)
+        def closure(keep, policy=policy):
+            names = ("uniform", policy, "everything")
+            uniform, ours, everything = (np.array(values[name])[keep].mean() for name in names)
+            return (uniform - ours) / (uniform - everything)
 
         assert shown["gap_closure"] == pytest.approx(closure(np.arange(5)))
         left_out = [closure(np.delete(np.arange(5), seed)) for seed in range(5)]
@@ -58,8 +50,8 @@ def test_figures_against_numpy(make_results):
     assert policies["everything"]["against_default"] is None
 
 
-def test_schema_and_json_round_trip(make_results):
-    content = make_results()
+def test_schema_and_json_round_trip():
+    content = summarize()
     assert set(content) == RESULT
     for shown in content["policies"].values():
         assert set(shown) == POLICY
@@ -76,11 +68,11 @@ def test_jackknife_by_hand():
     assert error == pytest.approx(np.sqrt(0.5 * (0.25**2 + 0.25**2)))
 
 
-def test_gap_closure_has_a_guard(make_results):
+def test_gap_closure_has_a_guard():
     assert summary.gap_closure(4.0, 2.5, 2.0) == 0.75
     for ends in ((2.0, 2.0), (2.0, 3.0), (math.nan, 1.0), (math.inf, 1.0)):
         assert summary.gap_closure(ends[0], 1.5, ends[1]) is None
-    content = make_results(VALUES | {"everything": [4.0, 6.0]})
+    content = summarize(VALUES | {"everything": [4.0, 6.0]})
     assert content["policies"]["importance"]["gap_closure"] is None
 
 
@@ -89,38 +81,38 @@ def test_single_seed_has_no_error():
     assert summary.gap_closure_error([3.0], [2.0], [1.0]) is None
 
 
-def test_time_to_uniform_by_hand(make_results):
+def test_time_to_uniform_by_hand():
     # Mean curves fall straight by 1 over the stream: uniform ends at 4, importance begins at 3.5.
-    policies = make_results()["policies"]
+    policies = summarize()["policies"]
     assert policies["uniform"]["stream_to_uniform"] == pytest.approx(1.0)
     assert policies["importance"]["stream_to_uniform"] == 0.0
-    slower = make_results(VALUES | {"importance": [3.25, 4.25]})["policies"]["importance"]
+    slower = summarize(VALUES | {"importance": [3.25, 4.25]})["policies"]["importance"]
     assert slower["stream_to_uniform"] == pytest.approx(0.75)
     assert slower["time_to_uniform"] == pytest.approx(0.75)
-    never = make_results(VALUES | {"importance": [6.0, 6.0]})["policies"]["importance"]
+    never = summarize(VALUES | {"importance": [6.0, 6.0]})["policies"]["importance"]
     assert never["time_to_uniform"] is None
 
 
-def test_mean_curve_against_numpy(make_results):
-    curves = make_results()["policies"]["uniform"]["curves"]
+def test_mean_curve_against_numpy():
+    curves = summarize()["policies"]["uniform"]["curves"]
     mean, error = summary.mean_curve(curves, "test_loss")
     np.testing.assert_allclose(mean, [5.0, 4.5, 4.0])
     np.testing.assert_allclose(error, [1.0] * 3)  # values 3 and 5: half their distance
     assert summary.mean_curve(curves[:1], "test_loss")[1] is None
 
 
-def test_best_within_the_budget(make_results):
-    content = make_results(VALUES | {"info_batch": [0.5, 0.5], "top_loss": [9.0, 9.0]})
+def test_best_within_the_budget():
+    content = summarize(VALUES | {"info_batch": [0.5, 0.5], "top_loss": [9.0, 9.0]})
     assert summary.best(content) == "importance"  # info_batch realises 0.6 for a rate of 0.1
     content["policies"]["importance"]["mean"] = math.nan
     assert summary.best(content) == "uniform"
 
 
-def test_one_rule_for_what_beats_the_default(make_results):
+def test_one_rule_for_what_beats_the_default():
     """B7: paired errors, whatever the realised rate, whether or not `against_default` is there."""
     values = {"uniform": [3.0, 5.0], "importance": [2.0, 4.0], "everything": [1.0, 3.0]}
     values |= {"info_batch": [1.5, 3.6], "top_loss": [1.0, 4.9], "bottom_loss": [9.0, 9.0]}
-    content = make_results(values, title="mnist, rate 0.1")
+    content = summarize(values, title="mnist, rate 0.1")
     # By 0.45 ± 0.05; the other by 0.05 ± 0.95.
     (found,) = summary.better_than_default([content])
     assert found[:2] == ("mnist, rate 0.1", "info_batch")

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ofb_tf.experiments import SimulationConfig, paths, trial, workloads
+from ofb_tf.experiments import paths, trial, workloads
+from ofb_tf.experiments.config import SimulationConfig
 from ofb_tf.records import ForwardRecords
-from tests.experiments.arrays import array_workload
+from tests.experiments.conftest import array_workload
 
 CLICKS = {
-    "dataset": "click_stream",
-    "num_examples": 700,
-    "window_size": 100,
-    "refresh_interval": 4,
-    "test_examples": 200,
-    "positive_rate": 0.1,
-    "rate": 0.13,
-}
+    "dataset": "click_stream", "num_examples": 700, "window_size": 100, "refresh_interval": 4,
+    "test_examples": 200, "positive_rate": 0.1, "rate": 0.13,
+}  # fmt: skip
 ARRAYS = {"dataset": "arrays", "window_size": 64, "rate": 0.2, "refresh_interval": 2}
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())
 
@@ -44,33 +40,26 @@ def test_figures_are_those_of_the_two_engines_before(case):
 
 def both(config, policy, workload, monkeypatch):
     """Results of both paths, which select the same rows with the same weights."""
-    chosen = {True: [], False: []}
+    inspected = []
+    for kind in (paths.ThroughFiles, paths.InMemory):
 
-    def spy(kind, through_files):
-        inspect = kind.inspect
-
-        def noted(path, interval, examples):
-            losses, selected = inspect(path, interval, examples)
-            chosen[through_files].append((losses, selected))
-            return losses, selected
+        def noted(*arguments, inspect=kind.inspect):
+            inspected.append(inspect(*arguments))
+            return inspected[-1]
 
         monkeypatch.setattr(kind, "inspect", noted)
-
-    spy(paths.ThroughFiles, True)
-    spy(paths.InMemory, False)
     full, fast = (
         trial.run(config, policy, 0, through_files=files, workload=workload)
         for files in (True, False)
     )
-    for (losses, selected), (others, also) in zip(chosen[True], chosen[False], strict=True):
-        np.testing.assert_array_equal(selected, also)
-        # Logits of other batch sizes may differ in the last bits: a few times 2^-24 relative.
-        np.testing.assert_allclose(losses, others, rtol=1e-4, atol=1e-6)
+    (losses, selected), (others, also) = inspected
+    np.testing.assert_array_equal(selected, also)
+    # Logits of other batch sizes may differ in the last bits: a few times 2^-24 relative.
+    np.testing.assert_allclose(losses, others, rtol=1e-4, atol=1e-6)
     assert full.backward_examples == fast.backward_examples
     assert full.metrics == pytest.approx(fast.metrics, rel=1e-4)
     for field in ("mean_weight", "max_weight", "effective_sample_size"):
         assert getattr(full, field) == pytest.approx(getattr(fast, field), rel=1e-5)
-    return fast
 
 
 @pytest.mark.parametrize(
@@ -141,21 +130,20 @@ def test_same_seed_same_figures_other_seed_others():
     assert first != other
 
 
-def test_snapshot_is_loaded_back_and_recorded():
+def test_snapshot_is_loaded_back_and_recorded(tmp_path):
     workload = array_workload(3)
     config = SimulationConfig(dataset="arrays", window_size=64)
-    path = paths.ThroughFiles(config, "importance", 0, workload)
+    path = paths.ThroughFiles(config, "importance", 0, workload, tmp_path)
     examples = workload.examples(150, 100)  # over the end of the first pass
     path.serve(5, examples, np.arange(100) != 3)
-    records = ForwardRecords.load(path._records)
+    records = ForwardRecords.load(tmp_path / "records_5")
     ids = examples["example_id"].numpy()
     expected = dict(zip(ids, path.model({"features": examples["features"]}).numpy(), strict=True))
     assert set(records.example_ids.numpy()) == set(np.delete(ids, 3))
     for example_id, logits in zip(records.example_ids.numpy(), records.logits.numpy(), strict=True):
         np.testing.assert_allclose(logits, expected[example_id], atol=1e-6)
     assert set(records.model_versions.numpy()) == {5}
-    path.close()
-    assert not pathlib.Path(path._directory).exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["records_5"]
 
 
 def test_snapshot_does_not_follow_the_model(tmp_path):
