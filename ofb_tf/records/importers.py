@@ -69,14 +69,12 @@ class PredictFields:
 
     Attributes:
       id_output: output, or else input, with the ids: integers or strings, one per example. None:
-        the fingerprints of the request's serialized examples.
+        the fingerprints of the serialized examples in the input "examples".
       logits_output: output with the logits `[n, k]`, or `[n]` for one output.
-      examples_input: input with the serialized examples.
     """
 
     id_output: str | None = constants.EXAMPLE_ID
     logits_output: str = constants.LOGITS
-    examples_input: str = EXAMPLES
 
     def extract(self, request: Any, response: Any) -> PredictBatch:
         """Ids and logits of a `PredictRequest` and its `PredictResponse`, or UnusableError."""
@@ -101,13 +99,13 @@ class PredictFields:
     def ids(self, request: Any, response: Any) -> np.ndarray:
         """Ids of a call alone: `[n]`, integers or, where not yet hashed, text as bytes."""
         if self.id_output is None:
-            ids = _array(request.inputs, self.examples_input, "input").reshape(-1)
+            ids = _array(request.inputs, EXAMPLES, "input").reshape(-1)
             if ids.dtype.kind == "O":
                 return hashing.to_int64(ids)  # the id is the fingerprint, under a secret too
-        elif self.id_output in response.outputs:
-            ids = _array(response.outputs, self.id_output, "output").reshape(-1)
         else:
-            ids = _array(request.inputs, self.id_output, "output or input").reshape(-1)
+            echoed = self.id_output in response.outputs
+            tensors = response.outputs if echoed else request.inputs
+            ids = _array(tensors, self.id_output, "output or input").reshape(-1)
         if ids.dtype.kind not in ("O" if self.id_output is None else "iuO"):
             raise UnusableError(f"ids must be integers or strings. Received: {ids.dtype}")
         return ids
