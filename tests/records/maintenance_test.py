@@ -15,6 +15,7 @@ from ofb_tf.records import (
     reader,
     sorted_file_dataset,
 )
+from tests.records.record_files import cut, flip
 
 HOUR = 3_600_000_000
 
@@ -39,10 +40,8 @@ def directory(tmp_path):
 
 
 def assert_same(got, expected):
-    np.testing.assert_array_equal(got.example_ids, expected.example_ids)
-    np.testing.assert_array_equal(got.logits, expected.logits)
-    np.testing.assert_array_equal(got.timestamps, expected.timestamps)
-    np.testing.assert_array_equal(got.model_versions, expected.model_versions)
+    for name in ("example_ids", "logits", "timestamps", "model_versions"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
 
 
 def test_compact_keeps_what_loading_keeps(directory, tmp_path):
@@ -69,7 +68,7 @@ def test_compact_in_place_removes_inputs_but_no_young_open_ones(directory):
     assert_same(ForwardRecords.load(report.files), expected)
 
 
-def leave_open(directory, ids, *, age, cut=0, **arguments):
+def leave_open(directory, ids, *, age, missing=0, **arguments):
     """An open file that a killed writer left behind, `age` seconds ago."""
     before = set(os.listdir(directory)) if directory.exists() else set()
     w = ForwardRecordWriter(directory, block_records=10, flush_seconds=None)
@@ -79,14 +78,14 @@ def leave_open(directory, ids, *, age, cut=0, **arguments):
     data = path.read_bytes()
     w.close()
     (directory / name.removesuffix(".open")).unlink()
-    path.write_bytes(data[: len(data) - cut])
+    path.write_bytes(data[: len(data) - missing])
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
 @pytest.mark.parametrize("command", ["compact", "partition"])
 def test_old_open_files_are_read_like_closed_ones(tmp_path, command):
-    old = leave_open(tmp_path / "in", np.arange(20), age=8000, cut=5)
+    old = leave_open(tmp_path / "in", np.arange(20), age=8000, missing=5)
     young = leave_open(tmp_path / "in", np.arange(100, 120), age=5000)
     write(tmp_path / "in", 0)
     run = getattr(maintenance, command)
@@ -112,9 +111,7 @@ def test_compact_removes_old_open_files_once_their_records_are_elsewhere(tmp_pat
 
 def test_a_damaged_input_is_never_removed(directory, tmp_path):
     damaged = sorted(directory.iterdir())[1]
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
+    flip(damaged)
     with pytest.raises(reader.CorruptRecordsError):
         maintenance.compact(directory, tmp_path / "out", delete_inputs=True)
     assert len(list(directory.iterdir())) == 3
@@ -138,13 +135,9 @@ def test_partitions_are_sorted_disjoint_and_complete(
     assert report.read.num_duplicates == 1500 - len(expected)
     schema = read_schema(report.files)
     for index in list(range(num_partitions))[:20]:
-        ids = (
-            sorted_file_dataset(report.files[index], schema)
-            .get_single_element()["example_id"]
-            .numpy()
-        )
+        (columns,) = sorted_file_dataset(report.files[index], schema)
         here = partition_of(expected.example_ids.numpy(), num_partitions) == index
-        np.testing.assert_array_equal(ids, expected.example_ids.numpy()[here])
+        np.testing.assert_array_equal(columns["example_id"], expected.example_ids.numpy()[here])
     assert_same(ForwardRecords.load(tmp_path / "out"), expected)
 
 
@@ -161,8 +154,7 @@ def test_partition_refuses_a_directory_in_use(directory):
 
 
 def test_partition_leaves_nothing_behind_when_it_fails(directory, tmp_path):
-    path = sorted(directory.iterdir())[0]
-    path.write_bytes(path.read_bytes()[:-100])
+    cut(sorted(directory.iterdir())[0], 100)
     with pytest.raises(reader.CorruptRecordsError):
         maintenance.partition(directory, tmp_path / "out", 3)
     assert list((tmp_path / "out").iterdir()) == []
@@ -204,12 +196,16 @@ def test_expire_leaves_young_open_files(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("cut", [0, 5])
-def test_expire_is_a_guarantee_for_open_files_of_dead_writers(tmp_path, cut):
+@pytest.mark.parametrize("missing", [0, 5])
+def test_expire_is_a_guarantee_for_open_files_of_dead_writers(tmp_path, missing):
     times = np.repeat([0, 10 * HOUR], 10)  # one block each
-    gone = leave_open(tmp_path, np.arange(20), age=8000, timestamp=np.zeros(20, int), cut=cut)
+    gone = leave_open(
+        tmp_path, np.arange(20), age=8000, timestamp=np.zeros(20, int), missing=missing
+    )
     mixed = leave_open(tmp_path, np.arange(20), age=8000, timestamp=times)
-    kept = leave_open(tmp_path, np.arange(20), age=8000, timestamp=times + 20 * HOUR, cut=cut)
+    kept = leave_open(
+        tmp_path, np.arange(20), age=8000, timestamp=times + 20 * HOUR, missing=missing
+    )
     young = leave_open(tmp_path, np.arange(20), age=5, timestamp=times)
     arguments = {"max_age": 3600, "now": 10 * 3600 + 1}
     dry = maintenance.expire(tmp_path, **arguments, dry_run=True)
@@ -252,10 +248,8 @@ def test_expire_rewrites_a_file_of_any_name(tmp_path, name):
 def test_inspect_sums_up(directory):
     summary = maintenance.inspect(directory)
     records = ForwardRecords.load(directory)
-    assert summary.num_records == 1500
-    assert summary.num_ids == len(records)
-    assert summary.num_duplicates == 1500 - len(records)
-    assert summary.num_outputs == 2
+    assert (summary.num_records, summary.num_ids) == (1500, len(records))
+    assert (summary.num_duplicates, summary.num_outputs) == (1500 - len(records), 2)
     assert (summary.first_timestamp, summary.last_timestamp) == (0, 19)
     assert sum(summary.model_versions.values()) == 1500
     assert set(summary.model_versions) == set(range(5))
@@ -265,17 +259,15 @@ def test_inspect_sums_up(directory):
 
 
 def test_verify_lists_the_damage(directory):
-    whole, damaged, cut = sorted(directory.iterdir())
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
-    cut.write_bytes(cut.read_bytes()[:-10])
+    whole, damaged, short = sorted(directory.iterdir())
+    flip(damaged)
+    cut(short, 10)
     reports = {pathlib.Path(r.path): r for r in maintenance.verify(directory)}
     assert reports[whole].damages == ()
     assert reports[whole].num_records == 500
     assert "checksum" in reports[damaged].damages[0].reason
-    assert "ends inside" in reports[cut].damages[0].reason
-    assert reports[cut].num_records == 500
+    assert "ends inside" in reports[short].damages[0].reason
+    assert reports[short].num_records == 500
 
 
 def test_maintenance_of_top_k_records(tmp_path):
