@@ -52,11 +52,8 @@ class Footer:
 
 def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
     """A serialized `tf.train.Example` of columns: arrays `[n]` or `[n, k]`, or `Runs`, by name."""
-    example = tf.train.Example()
+    example = _example({NUM_OUTPUTS_KEY: schema.num_outputs, TOP_K_KEY: schema.top_k})
     feature = example.features.feature
-    _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
-    _set_int(feature, NUM_OUTPUTS_KEY, schema.num_outputs)
-    _set_int(feature, TOP_K_KEY, schema.top_k)
     for column in schema.present:
         data = columns[column.name]
         if column.runs:
@@ -69,12 +66,8 @@ def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
 
 def encode_footer(footer: Footer) -> bytes:
     """The bytes of a footer."""
-    example = tf.train.Example()
-    feature = example.features.feature
-    _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
-    _set_int(feature, _NUM_BLOCKS_KEY, footer.num_blocks)
-    _set_int(feature, NUM_RECORDS_KEY, footer.num_records)
-    return example.SerializeToString()
+    counts = {_NUM_BLOCKS_KEY: footer.num_blocks, NUM_RECORDS_KEY: footer.num_records}
+    return _example(counts).SerializeToString()
 
 
 def decode(serialized: bytes) -> Block | Footer:
@@ -110,8 +103,11 @@ def decode(serialized: bytes) -> Block | Footer:
     return Block(schema, columns)
 
 
-def _set_int(feature: Any, name: str, value: int) -> None:
-    feature[name].int64_list.value.append(value)
+def _example(integers: dict[str, int]) -> Any:
+    example = tf.train.Example()
+    for name, value in {_FORMAT_VERSION_KEY: FORMAT_VERSION, **integers}.items():
+        example.features.feature[name].int64_list.value.append(value)
+    return example
 
 
 def _get(feature: Any, name: str, kind: str) -> Any:
@@ -135,7 +131,7 @@ def _encode_runs(feature: Any, name: str, runs: Runs) -> None:
     offsets = (runs.values.view(np.uint64) - np.int64(base).view(np.uint64)).astype("<u8")
     width = (int(offsets.max()).bit_length() + 7) // 8 if len(offsets) else 0
     packed = offsets.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
-    _set_int(feature, name + BASE_SUFFIX, base)
+    feature[name + BASE_SUFFIX].int64_list.value.append(base)
     feature[name].bytes_list.value.append(packed)
     if width and runs.lengths is not None:  # the one run of a constant is as long as the block
         lengths = runs.lengths.astype("<i4").tobytes()

@@ -23,8 +23,3 @@ def check_count(name: str, value: int, largest: int | None = None) -> int:
 def check_compression(compression: str | None) -> str:
     """TensorFlow's name of a compression."""
     return check_choice("compression", compression, (None, "", "GZIP", "ZLIB")) or ""
-
-
-def check_on_corrupt(on_corrupt: str) -> None:
-    """What to do about damage."""
-    check_choice("on_corrupt", on_corrupt, ("error", "skip"))

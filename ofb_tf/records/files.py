@@ -267,13 +267,9 @@ class _Inflated:
         return data
 
     def skip(self, count: int) -> bool:
-        while count > len(self._buffer):
-            count -= len(self._buffer)
-            self._buffer = self._next()
-            if not self._buffer:
-                return False
-        self._buffer = self._buffer[count:]
-        return True
+        while count and (data := self.read(min(count, _CHUNK_BYTES))):
+            count -= len(data)
+        return not count
 
     def is_complete(self) -> bool:
         return self._inflate.eof

@@ -137,7 +137,7 @@ class RowFields:
         if not self.logits and self.loss is None:
             raise ValueError("logits or loss must name a field. Received: neither")
 
-    def parse(self, row: Any, csv_id_type: str | None = None) -> dict[str, Any]:
+    def parse(self, row: Any, now: int = 0, csv_id_type: str | None = None) -> dict[str, Any]:
         """A record, by the names of `ofb_tf.constants`, from a row by field; or UnusableError."""
         if not isinstance(row, Mapping):
             raise UnusableError(f"not an object: {str(row)[:60]}")
@@ -153,8 +153,8 @@ class RowFields:
             example_id = _int64(example_id, self.example_id)
         record = {
             constants.EXAMPLE_ID: example_id,
-            constants.MODEL_VERSION: _optional(row, self.model_version, _int64) or 0,
-            constants.TIMESTAMP: _optional(row, self.timestamp, self._microseconds),
+            constants.MODEL_VERSION: _optional(row, self.model_version, _int64, 0),
+            constants.TIMESTAMP: _optional(row, self.timestamp, self._microseconds, now),
         }
         if self.logits:
             record[constants.LOGITS] = [
@@ -364,16 +364,16 @@ def read_rows(path: str, format: str, fields: RowFields, id_type: str = "int") -
         try:
             if isinstance(row, UnusableError):
                 raise row
-            record = fields.parse(row, id_type if is_csv else None)
+            record = fields.parse(row, now, id_type if is_csv else None)
         except UnusableError as error:
             yield _Batch([offset], str(error))
             continue
         if good and (kind(record) != kind(good[0][1]) or len(good) == _BATCH_ROWS):
-            yield _batch(good, now)
+            yield _batch(good)
             good = []
         good.append((offset, record))
     if good:
-        yield _batch(good, now)
+        yield _batch(good)
 
 
 def _json_rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -438,14 +438,12 @@ def _lines(path: str) -> Iterator[tuple[int, Any]]:
             yield offset, rest
 
 
-def _batch(good: list[tuple[int, dict[str, Any]]], now: int) -> _Batch:
+def _batch(good: list[tuple[int, dict[str, Any]]]) -> _Batch:
     columns: dict[str, Any] = {name: [row[name] for _, row in good] for name in good[0][1]}
-    times = [now if time is None else time for time in columns[constants.TIMESTAMP]]
-    columns[constants.TIMESTAMP] = np.array(times, np.int64)
-    columns[constants.MODEL_VERSION] = np.array(columns[constants.MODEL_VERSION], np.int64)
-    for name in columns.keys() & {constants.LOGITS, constants.LOSS}:
-        with np.errstate(over="ignore"):  # beyond float32's range is infinite, and counted as such
-            columns[name] = np.array(columns[name], np.float32)
+    with np.errstate(over="ignore"):  # beyond float32's range is infinite, and counted as such
+        for name in columns.keys() - {constants.EXAMPLE_ID}:
+            is_float = name in (constants.LOGITS, constants.LOSS)
+            columns[name] = np.array(columns[name], np.float32 if is_float else np.int64)
     return _Batch([offset for offset, _ in good], columns=columns)
 
 
@@ -456,9 +454,9 @@ def _get(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _optional(row: Mapping[str, Any], name: str | None, parse: Any) -> int | None:
+def _optional(row: Mapping[str, Any], name: str | None, parse: Any, default: int) -> int:
     value = None if name is None else row.get(name)
-    return None if value is None or value == "" else parse(value, name)
+    return default if value is None or value == "" else parse(value, name)
 
 
 def _floats(value: Any, name: str, count: int | None = None) -> list[float]:

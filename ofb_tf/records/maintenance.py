@@ -1,12 +1,8 @@
 """Looking after record files: inspect, verify, compact, partition, expire.
 
-Every output file is complete when it appears under its name, and inputs are removed only after
-all outputs are in place.
-
-Files that are still open (`*.ofbr.open`) belong to a writer until they have not been modified for
-`open_file_max_age` seconds. `compact`, `partition` and `expire` leave the younger ones alone and
-count them; they treat the older ones, whose writers died, like closed files, up to the last whole
-block. Nothing here needs a lock, so it holds on object stores too.
+Outputs are complete when they appear; inputs are removed only after that. Open files belong to a
+writer until they have not been modified for `open_file_max_age` seconds; from then on they are
+treated like closed ones, up to the last whole block. No lock is needed, so object stores will do.
 """
 
 import dataclasses
@@ -106,9 +102,7 @@ def inspect(pattern: files.Pattern) -> RecordSummary:
         num_outputs=columns.schema.num_outputs,
         top_k=columns.schema.top_k,
         columns=columns.schema.columns,
-        model_versions={
-            int(v): int(n) for v, n in zip(columns.version_table, per_version, strict=True)
-        },
+        model_versions=dict(zip(columns.version_table.tolist(), per_version.tolist(), strict=True)),
         first_timestamp=int(times.min()) if num_records else None,
         last_timestamp=int(times.max()) if num_records else None,
         num_bytes=counts.num_bytes,
@@ -347,10 +341,9 @@ class _Spool:
 
     def take(self, index: int) -> Columns:
         """The records of a partition, in the order of adding; its files are removed."""
-        if not self._files[index]:
-            return Columns.of(self._schema, self._schema.empty())
-        columns = reader.read_columns(self._files[index])
-        for path in self._files[index]:
+        paths, empty = self._files[index], self._schema.empty()
+        columns = reader.read_columns(paths) if paths else Columns.of(self._schema, empty)
+        for path in paths:
             tf.io.gfile.remove(path)
         return columns
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import blocks, files
-from ofb_tf.records.checks import check_on_corrupt
+from ofb_tf.records.checks import check_choice
 from ofb_tf.records.files import CorruptBlock, CorruptRecordsError
 from ofb_tf.records.schema import Runs, Schema, expand
 
@@ -272,7 +272,7 @@ def read_blocks(
     path: str, *, on_corrupt: str = "error", counts: ReadCounts | None = None
 ) -> Iterator[blocks.Block]:
     """Yields a file's blocks; damage raises CorruptRecordsError, or is counted ("skip")."""
-    check_on_corrupt(on_corrupt)
+    check_choice("on_corrupt", on_corrupt, ("error", "skip"))
     counts = ReadCounts() if counts is None else counts
     path = os.fspath(path)
     if files.is_open(path) and not tf.io.gfile.exists(path):  # completed since it was listed
@@ -329,7 +329,7 @@ def read_schema(pattern: files.Pattern, *, on_corrupt: str = "error") -> Schema:
       CorruptRecordsError: a file's first block is damaged.
       ValueError: the files hold different columns, or no record at all.
     """
-    check_on_corrupt(on_corrupt)
+    check_choice("on_corrupt", on_corrupt, ("error", "skip"))
     paths = files.match_files(pattern)
     schemas = []
     for path in paths:
@@ -351,7 +351,6 @@ def read_columns(
     counts: ReadCounts | None = None,
 ) -> Columns:
     """Reads files in parallel into columns, in the order of file name and position."""
-    check_on_corrupt(on_corrupt)
     paths = files.match_files(pattern)
     workers = min(len(paths), os.cpu_count() or 1, MAX_READERS)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -444,18 +444,14 @@ def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
 
 def _as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:
     """An int, or a copy as int64 `[n]`, or a ValueError."""
-    array = values if isinstance(values, int) else np.asarray(values)
-    if isinstance(array, np.ndarray) and (
-        array.dtype.kind not in "iu" or array.shape not in ((), (num_records,))
-    ):
+    array = np.asarray(values)
+    too_large = array.dtype == np.uint64 and array.max(initial=0) >= 2**63
+    if too_large or array.dtype.kind not in "iu" or array.shape not in ((), (num_records,)):
         raise ValueError(
-            f"write: {name} must be int64, one or [{num_records}]. "
-            f"Received: {array.dtype} {list(array.shape)}"
+            f"write: {name} must be integers that fit into int64, one or [{num_records}]. "
+            f"Received: {array.dtype} {list(array.shape)}: {str(values)[:60]}"
         )
-    largest = array.max(initial=0) if isinstance(array, np.ndarray) else array
-    if not -(2**63) <= largest < 2**63:
-        raise ValueError(f"write: {name} must fit into int64. Received: {largest}")
-    return np.array(array, np.int64) if np.ndim(array) else int(array)
+    return np.array(array, np.int64) if array.ndim else int(array)
 
 
 def _top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:

@@ -15,20 +15,18 @@ from ofb_tf.records import (
     reader,
     sorted_file_dataset,
 )
+from tests.records import record_files
 from tests.records.record_files import cut, flip
 
 HOUR = 3_600_000_000
 
 
-def write(directory, seed, n=500, **arguments):
+def write(directory, seed, timestamp=None):
     rng = np.random.default_rng(seed)
-    with ForwardRecordWriter(directory, block_records=64) as w:
-        w.write(
-            rng.integers(0, 400, n) * 7919 - 1_000_000,
-            rng.normal(size=(n, 2)),
-            model_version=rng.integers(0, 5, n),
-            **{"timestamp": rng.integers(0, 20, n)} | arguments,
-        )
+    ids = rng.integers(0, 400, 500) * 7919 - 1_000_000
+    times = rng.integers(0, 20, 500) if timestamp is None else timestamp
+    arguments = {"model_version": rng.integers(0, 5, 500), "timestamp": times}
+    record_files.write(directory, ids, rng.normal(size=(500, 2)), block_records=64, **arguments)
 
 
 @pytest.fixture
@@ -54,18 +52,6 @@ def test_compact_keeps_what_loading_keeps(directory, tmp_path):
     columns = sorted_file_dataset(report.files[0], read_schema(report.files)).get_single_element()
     np.testing.assert_array_equal(columns["example_id"], expected.example_ids[:100])
     assert len(os.listdir(directory)) == 3
-
-
-def test_compact_in_place_removes_inputs_but_no_young_open_ones(directory):
-    expected = ForwardRecords.load(directory)
-    with ForwardRecordWriter(directory) as w:
-        w.write([1], [[1.0, 2.0]])
-        w.flush()
-        report = maintenance.compact(directory, directory, delete_inputs=True, compression="GZIP")
-    assert len(report.removed) == 3
-    assert report.num_open_skipped == 1
-    assert len(os.listdir(directory)) == 2
-    assert_same(ForwardRecords.load(report.files), expected)
 
 
 def leave_open(directory, ids, *, age, missing=0, **arguments):
@@ -100,13 +86,17 @@ def test_old_open_files_are_read_like_closed_ones(tmp_path, command):
     assert old.exists() and young.exists()
 
 
-def test_compact_removes_old_open_files_once_their_records_are_elsewhere(tmp_path):
-    old = leave_open(tmp_path, np.arange(20), age=8000)
-    young = leave_open(tmp_path, np.arange(100, 120), age=5)
-    report = maintenance.compact(tmp_path, tmp_path, delete_inputs=True)
-    assert report.removed == [str(old)]
-    assert sorted(map(str, tmp_path.iterdir())) == sorted([str(young), *report.files])
-    np.testing.assert_array_equal(ForwardRecords.load(report.files).example_ids, np.arange(20))
+def test_compact_in_place_removes_all_inputs_but_young_open_ones(directory):
+    old = leave_open(directory, np.arange(20), age=8000)
+    inputs = list(directory.iterdir())
+    young = leave_open(directory, np.arange(100, 120), age=5)
+    assert old in inputs
+    expected = ForwardRecords.load(inputs)
+    report = maintenance.compact(directory, directory, delete_inputs=True, compression="GZIP")
+    assert sorted(report.removed) == sorted(map(str, inputs))
+    assert report.num_open_skipped == 1
+    assert sorted(map(str, directory.iterdir())) == sorted([str(young), *report.files])
+    assert_same(ForwardRecords.load(report.files), expected)
 
 
 def test_a_damaged_input_is_never_removed(directory, tmp_path):
@@ -161,10 +151,9 @@ def test_partition_leaves_nothing_behind_when_it_fails(directory, tmp_path):
 
 
 def test_expire_removes_old_files_and_rewrites_mixed_ones(tmp_path):
-    old = np.zeros(500, np.int64)
-    write(tmp_path, 0, timestamp=old)
+    write(tmp_path, 0, timestamp=0)
     write(tmp_path, 1, timestamp=np.where(np.arange(500) % 2, 0, 10 * HOUR))
-    write(tmp_path, 2, timestamp=np.full(500, 10 * HOUR))
+    write(tmp_path, 2, timestamp=10 * HOUR)
     first, second, third = sorted(tmp_path.iterdir())
     untouched = third.read_bytes()
     kept = {second: reader.read_columns(second), third: reader.read_columns(third)}

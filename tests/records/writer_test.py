@@ -214,9 +214,15 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
         ({"example_ids": [1], "logits": [["a", "b"]]}, "logits must be floats"),
         ({"example_ids": [1]}, "logits or loss must be given"),
         ({"example_ids": [1], "logits": [[1.0, 2.0]], "loss": [1.0, 2.0]}, r"loss must have shape"),
-        ({"example_ids": [1], "logits": [[1, 2]], "model_version": 2**64}, "must fit into int64"),
-        ({"example_ids": [1], "logits": [[1, 2]], "timestamp": [1, 2]}, "timestamp must be int64"),
-        ({"example_ids": [1], "logits": [[1, 2]], "timestamp": np.uint64(2**63)}, "must fit into"),
+        (
+            {"example_ids": [1], "logits": [[1, 2]], "model_version": 2**64},
+            "integers that fit into int64",
+        ),
+        (
+            {"example_ids": [1], "logits": [[1, 2]], "timestamp": [1, 2]},
+            "timestamp must be integers",
+        ),
+        ({"example_ids": [1], "logits": [[1, 2]], "timestamp": np.uint64(2**63)}, "that fit into"),
         ({"example_ids": [], "logits": [1.0, 2.0]}, r"logits must have shape \[0, 2\]"),
         ({"example_ids": [1], "loss": [1.0]}, "same columns in every call"),
     ],
