@@ -186,11 +186,8 @@ class ForwardRecords:
                 )
         if len(arrays) == 1:
             raise ValueError("logits or losses must be given. Received: neither")
-        for name, values in (
-            (constants.MODEL_VERSION, model_versions),
-            (constants.TIMESTAMP, timestamps),
-        ):
-            arrays[name] = np.broadcast_to(np.asarray(values, np.int64), (n,))
+        arrays[constants.MODEL_VERSION] = np.broadcast_to(np.asarray(model_versions, np.int64), n)
+        arrays[constants.TIMESTAMP] = np.broadcast_to(np.asarray(timestamps, np.int64), n)
         schema = Schema.of(arrays, 0 if logits is None else logits.shape[1])
         return cls.sort(Columns.of(schema, arrays), ReadCounts(num_read=n))
 
