@@ -263,7 +263,7 @@ def _match(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
     return matched
 
 
-def _write(writer: ForwardRecordWriter, batch: "_Batch", secret: tuple[int, int] | None) -> str:
+def _write(writer: ForwardRecordWriter, batch: _Batch, secret: tuple[int, int] | None) -> str:
     """Writes a batch, whose columns have the names of `write`'s arguments; or what is wrong."""
     if batch.error:
         return batch.error

@@ -59,9 +59,7 @@ def test_unsorted_repeated_and_incomplete_files_and_other_schemas_are_refused(tm
         sorted_file_dataset(path, type(schema)(7, 0, schema.columns)).get_single_element()
     block = next(iter(tf.data.TFRecordDataset(path))).numpy()
     for blocks in ([block], []):
-        with tf.io.TFRecordWriter(path) as w:
-            for each in blocks:
-                w.write(each)
+        record_files.write_tfrecords(path, blocks)
         with pytest.raises(tf.errors.InvalidArgumentError, match="not complete"):
             sorted_file_dataset(path, schema).get_single_element()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, importers
-from tests.records.record_files import cut, flip
+from tests.records.record_files import cut, flip, write_tfrecords
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
 predict_fields = importers.PredictFields
@@ -29,13 +29,6 @@ def log_entry(ids, logits, *, version=3, rate=0.0, seconds=0, examples=None):
     if examples is not None:
         log.predict_log.request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples))
     return log.SerializeToString()
-
-
-def write_log(path, entries, compression=""):
-    with tf.io.TFRecordWriter(str(path), compression) as writer:
-        for entry in entries:
-            writer.write(entry)
-    return str(path)
 
 
 def write_lines(path, lines):
@@ -67,7 +60,7 @@ def test_a_servers_log_of_batches(tmp_path, run, compression):
         log_entry(np.arange(4), np.arange(8).reshape(4, 2), seconds=100, rate=0.25),
         log_entry(np.arange(4, 6), np.arange(4).reshape(2, 2), version=4, rate=0.25),
     ]
-    path = write_log(tmp_path / "log", entries, compression)
+    path = write_tfrecords(tmp_path / "log", entries, compression)
     report, records = run(path, "prediction_log")
     assert (report.num_rows, report.num_records, report.num_bad_rows) == (2, 6, 0)
     assert report.sampling_rate == 0.25
@@ -80,7 +73,7 @@ def test_a_servers_log_of_batches(tmp_path, run, compression):
 def test_bulk_inferrers_log_of_one_example_an_entry(tmp_path, run):
     examples = [b"first", b"second", b"third"]
     entries = [log_entry(None, [[0.5 * i]], examples=[e]) for i, e in enumerate(examples)]
-    path = write_log(tmp_path / "log", entries, "GZIP")
+    path = write_tfrecords(tmp_path / "log", entries, "GZIP")
     _, records = run(path, "prediction_log", fields=predict_fields(id_output=None))
     ids = hashing.fingerprint(tf.constant(examples)).numpy()
     np.testing.assert_array_equal(records.example_ids, np.sort(ids))
@@ -104,7 +97,7 @@ BAD_ENTRIES = {
 @pytest.mark.parametrize("message", BAD_ENTRIES)
 def test_bad_entries_are_counted_listed_or_fatal(tmp_path, run, message):
     good = log_entry([7], [[1.0]])
-    path = write_log(tmp_path / "log", [good, BAD_ENTRIES[message], good])
+    path = write_tfrecords(tmp_path / "log", [good, BAD_ENTRIES[message], good])
     report, _ = run(path, "prediction_log", bad_rows="count")
     assert (report.num_bad_rows, report.num_records, report.bad_rows) == (1, 2, [])
     ((file, offset, reason),) = run(path, "prediction_log")[0].bad_rows
@@ -122,7 +115,7 @@ def test_a_tensor_that_claims_to_be_huge_is_refused(tmp_path, run):
     outputs["logits"].float_val.append(1.0)
     for _ in range(3):
         outputs["logits"].tensor_shape.dim.add().size = 2**20
-    path = write_log(tmp_path / "log", [log.SerializeToString()])
+    path = write_tfrecords(tmp_path / "log", [log.SerializeToString()])
     assert "claims" in run(path, "prediction_log")[0].bad_rows[0][2]
 
 
@@ -135,7 +128,7 @@ def test_mutated_logs_never_crash_and_never_yield_other_ids(tmp_path_factory, da
         entry[position] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(entry)))
     path = str(tmp_path_factory.getbasetemp() / "fuzz.log")
-    write_log(path, [bytes(entry[:cut])])
+    write_tfrecords(path, [bytes(entry[:cut])])
     for item in importers.read_prediction_log(path, predict_fields()):
         assert bool(item.columns) != bool(item.error)
         if item.columns:
@@ -145,7 +138,7 @@ def test_mutated_logs_never_crash_and_never_yield_other_ids(tmp_path_factory, da
 
 def test_a_damaged_log_is_read_up_to_the_damage(tmp_path, run):
     entry = log_entry([7], [[1.0]])
-    path = write_log(tmp_path / "log", [entry] * 4)
+    path = write_tfrecords(tmp_path / "log", [entry] * 4)
     flip(path, 2 * (len(entry) + 16) + 20)
     report, _ = run(path, "prediction_log")
     assert (report.num_rows, report.num_records, report.num_bad_rows) == (3, 2, 1)
@@ -316,7 +309,7 @@ def test_ids_under_a_secret(tmp_path, run):
     training = np.sort(tf.function(hashing.keyed_ids)(tf.constant(texts), secret))
     for path, format in (
         (write_lines(tmp_path / "text.jsonl", lines), "jsonl"),
-        (write_log(tmp_path / "log", [log_entry(texts, [[1.0]] * 3)]), "prediction_log"),
+        (write_tfrecords(tmp_path / "log", [log_entry(texts, [[1.0]] * 3)]), "prediction_log"),
     ):  # the text itself, never its fingerprint
         _, records = run(path, format, **arguments)
         np.testing.assert_array_equal(records.example_ids, training)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from ofb_tf.records import CorruptRecordsError, ForwardRecords, read_schema
 from ofb_tf.records.reader import newest_order
 from ofb_tf.records.schema import Schema
-from tests.records.record_files import cut, flip, write
+from tests.records.record_files import cut, flip, write, write_tfrecords
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,18 +77,14 @@ def test_a_file_cut_between_blocks_misses_its_footer(tmp_path):
         (blocks[:2], "footer is missing"),
         ([blocks[0], *blocks[2:]], "num_records=40"),
     ):
-        with tf.io.TFRecordWriter(path) as w:
-            for block in kept:
-                w.write(block)
+        write_tfrecords(path, kept)
         with pytest.raises(CorruptRecordsError, match=message):
             ForwardRecords.load(path)
     assert len(ForwardRecords.load(path, on_corrupt="skip")) == 30
 
 
 def test_tfrecords_of_something_else(tmp_path):
-    path = str(tmp_path / "other.ofbr")
-    with tf.io.TFRecordWriter(path) as w:
-        w.write(tf.train.Example().SerializeToString())
+    path = write_tfrecords(tmp_path / "other.ofbr", [tf.train.Example().SerializeToString()])
     with pytest.raises(CorruptRecordsError, match="format_version"):
         ForwardRecords.load(path)
     with pytest.raises(ValueError, match="hold no whole block"):

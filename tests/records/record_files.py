@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import numpy as np
+import tensorflow as tf
 
 from ofb_tf.records import ForwardRecordWriter
 
@@ -13,6 +14,14 @@ def write(directory, ids, logits=None, *, block_records=10, writer=None, **argum
     with ForwardRecordWriter(directory, block_records=block_records, **(writer or {})) as w:
         w.write(ids, np.zeros((len(ids), 1)) if logits is None else logits, **arguments)
     return str(max(pathlib.Path(directory).iterdir(), key=lambda path: path.stat().st_mtime_ns))
+
+
+def write_tfrecords(path, records, compression=""):
+    """Writes any bytes as TFRecords; returns the path."""
+    with tf.io.TFRecordWriter(str(path), compression) as w:
+        for record in records:
+            w.write(record)
+    return str(path)
 
 
 def flip(path, position=None, value=None):
