@@ -1,10 +1,8 @@
 """The block codec of forward-record files: columns of n records in one `tf.train.Example`.
 
-A `*.ofbr` file is a TFRecord file. Every TFRecord is one block: a `tf.train.Example` whose
-features are the columns of `schema.COLUMNS` as little-endian bytes, plus `format_version`,
-`num_outputs` and `top_k`. Its last TFRecord is the footer (`num_blocks`, `num_records`), without
-which a closed file counts as truncated. Decoding copies one buffer per column; there is no
-per-record work.
+Every TFRecord of a `*.ofbr` file is a block, whose features are the columns of `schema.COLUMNS` as
+little-endian bytes, plus `format_version`, `num_outputs` and `top_k`. The last one is the footer
+(`num_blocks`, `num_records`), without which a closed file counts as truncated.
 """
 
 import dataclasses
@@ -53,20 +51,9 @@ class Footer:
 
 
 def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
-    """The bytes of a block.
-
-    Args:
-      schema: what the columns are.
-      columns: by name, arrays `[n]` or `[n, k]`, or `Runs`.
-
-    Returns:
-      A serialized `tf.train.Example`.
-    """
-    example = tf.train.Example()
+    """A serialized `tf.train.Example` of columns: arrays `[n]` or `[n, k]`, or `Runs`, by name."""
+    example = _example({NUM_OUTPUTS_KEY: schema.num_outputs, TOP_K_KEY: schema.top_k})
     feature = example.features.feature
-    _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
-    _set_int(feature, NUM_OUTPUTS_KEY, schema.num_outputs)
-    _set_int(feature, TOP_K_KEY, schema.top_k)
     for column in schema.present:
         data = columns[column.name]
         if column.runs:
@@ -79,20 +66,12 @@ def encode_block(schema: Schema, columns: Mapping[str, Any]) -> bytes:
 
 def encode_footer(footer: Footer) -> bytes:
     """The bytes of a footer."""
-    example = tf.train.Example()
-    feature = example.features.feature
-    _set_int(feature, _FORMAT_VERSION_KEY, FORMAT_VERSION)
-    _set_int(feature, _NUM_BLOCKS_KEY, footer.num_blocks)
-    _set_int(feature, NUM_RECORDS_KEY, footer.num_records)
-    return example.SerializeToString()
+    counts = {_NUM_BLOCKS_KEY: footer.num_blocks, NUM_RECORDS_KEY: footer.num_records}
+    return _example(counts).SerializeToString()
 
 
 def decode(serialized: bytes) -> Block | Footer:
-    """Decodes what `encode_block` or `encode_footer` wrote.
-
-    Raises:
-      FormatError: the bytes are something else, or of a newer format.
-    """
+    """Decodes what `encode_block` or `encode_footer` wrote; anything else is a FormatError."""
     try:
         feature = tf.train.Example.FromString(serialized).features.feature
     except Exception as error:  # the parser's class differs between protobuf releases
@@ -124,22 +103,26 @@ def decode(serialized: bytes) -> Block | Footer:
     return Block(schema, columns)
 
 
-def _set_int(feature: Any, name: str, value: int) -> None:
-    feature[name].int64_list.value.append(value)
+def _example(integers: dict[str, int]) -> Any:
+    example = tf.train.Example()
+    for name, value in {_FORMAT_VERSION_KEY: FORMAT_VERSION, **integers}.items():
+        example.features.feature[name].int64_list.value.append(value)
+    return example
+
+
+def _get(feature: Any, name: str, kind: str) -> Any:
+    values: Any = getattr(feature[name], kind).value if name in feature else ()
+    if len(values) != 1:
+        raise FormatError(f"feature {name!r} must hold one value in its {kind}")
+    return values[0]
 
 
 def _get_int(feature: Any, name: str) -> int:
-    values: Any = feature[name].int64_list.value if name in feature else ()
-    if len(values) != 1:
-        raise FormatError(f"feature {name!r} must hold one integer")
-    return values[0]
+    return _get(feature, name, "int64_list")
 
 
 def _get_bytes(feature: Any, name: str) -> bytes:
-    values: Any = feature[name].bytes_list.value if name in feature else ()
-    if len(values) != 1:
-        raise FormatError(f"feature {name!r} must hold one string of bytes")
-    return values[0]
+    return _get(feature, name, "bytes_list")
 
 
 def _encode_runs(feature: Any, name: str, runs: Runs) -> None:
@@ -148,13 +131,11 @@ def _encode_runs(feature: Any, name: str, runs: Runs) -> None:
     offsets = (runs.values.view(np.uint64) - np.int64(base).view(np.uint64)).astype("<u8")
     width = (int(offsets.max()).bit_length() + 7) // 8 if len(offsets) else 0
     packed = offsets.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
-    lengths = runs.lengths
-    if width == 0:  # constant: its one run is as long as the block
-        lengths = None
-    _set_int(feature, name + BASE_SUFFIX, base)
+    feature[name + BASE_SUFFIX].int64_list.value.append(base)
     feature[name].bytes_list.value.append(packed)
-    if lengths is not None:
-        feature[name + LENGTHS_SUFFIX].bytes_list.value.append(lengths.astype("<i4").tobytes())
+    if width and runs.lengths is not None:  # the one run of a constant is as long as the block
+        lengths = runs.lengths.astype("<i4").tobytes()
+        feature[name + LENGTHS_SUFFIX].bytes_list.value.append(lengths)
 
 
 def _decode_runs(feature: Any, name: str, num_records: int) -> Runs:

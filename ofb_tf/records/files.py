@@ -36,16 +36,10 @@ _DAMAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class CorruptBlock:
-    """Where a file is damaged; what follows in it is lost.
-
-    Attributes:
-      path: file.
-      offset: bytes from its start (of the uncompressed stream in a compressed file).
-      reason: what is wrong there.
-    """
+    """Where a file is damaged; what follows in it is lost."""
 
     path: str
-    offset: int
+    offset: int  # bytes from the start (of the uncompressed stream)
     reason: str
 
 
@@ -70,7 +64,7 @@ def corrupt(path: str, offset: int, reason: str) -> CorruptRecordsError:
 
 
 def is_record_file(name: str) -> bool:
-    """Whether a file's name is that of a closed or open record file."""
+    """Whether the name is that of a closed or open record file."""
     return name.endswith((SUFFIX, OPEN_SUFFIX))
 
 
@@ -90,31 +84,19 @@ def size_of(path: str) -> int:
 
 
 def match_files(pattern: Pattern) -> list[str]:
-    """The record files that a pattern names, sorted.
-
-    Args:
-      pattern: a file, a glob, a directory (its `*.ofbr` and `*.ofbr.open`), or a list of them.
-
-    Raises:
-      FileNotFoundError: a pattern names no record file.
-      ValueError: the pattern is empty.
-    """
-    if isinstance(pattern, str | os.PathLike):
-        return sorted(set(_match_one(os.fspath(pattern))))
-    patterns = list(pattern)
-    if not patterns:
+    """The record files that a file, glob, directory or list of them names, sorted."""
+    given = [pattern] if isinstance(pattern, str | os.PathLike) else pattern
+    patterns = [os.fspath(each) for each in given]
+    if not patterns or not all(patterns):
         raise ValueError(
-            "records pattern must name at least one file, glob or directory. Received: []"
+            "records pattern must name at least one file, glob or directory, none of them empty. "
+            f"Received: {patterns}"
         )
-    return sorted({file for one in patterns for file in _match_one(os.fspath(one))})
+    return sorted({file for each in patterns for file in _match_one(each)})
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths that a name or glob matches, sorted.
-
-    What exists is taken literally, the whole name or the directories at its beginning, so that
-    brackets in them match themselves.
-    """
+    """The paths that a name or glob matches, sorted; brackets in what exists match themselves."""
     if tf.io.gfile.exists(pattern):
         return [pattern]
     directory = os.path.dirname(pattern)
@@ -126,8 +108,6 @@ def expand(pattern: str) -> list[str]:
 
 
 def _match_one(pattern: str) -> list[str]:
-    if not pattern:
-        raise ValueError("records pattern must not be empty. Received: ''")
     if tf.io.gfile.isdir(pattern):
         names = tf.io.gfile.listdir(pattern)
         files = [os.path.join(pattern, name) for name in names if is_record_file(name)]
@@ -153,39 +133,20 @@ def _match_one(pattern: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What the headers of a file's TFRecords claim.
-
-    Attributes:
-      compression: "", "GZIP" or "ZLIB".
-      num_whole: TFRecords that the file holds, as far as their headers say.
-      end: offset behind the last of them.
-      problem: why the file does not end there; empty where it does.
-      is_partial: the file just stops inside a TFRecord, as one does that is still being written.
-    """
+    """What the headers of a file's TFRecords claim."""
 
     compression: str
-    num_whole: int
-    end: int
-    problem: str = ""
-    is_partial: bool = False
+    num_whole: int  # TFRecords that the file holds, as far as their headers say
+    end: int  # offset behind the last of them
+    problem: str  # why the file does not end there
+    is_partial: bool  # with a problem: the file just stops, as one being written does
 
 
 def scan(path: str, limit: int | None = None) -> Scan:
-    """Walks the headers of a file's TFRecords; checks no checksum.
-
-    Args:
-      path: file on any file system of `tf.io.gfile`; GZIP and ZLIB are detected.
-      limit: stop after so many TFRecords.
-
-    Returns:
-      How many there are, and what is wrong behind them. In memory is never more than a chunk of
-      the file.
-
-    Raises:
-      OSError, tf.errors.OpError: the file cannot be opened.
-    """
+    """Walks the headers of a file's TFRecords, at most `limit`, a chunk in memory; no checksum."""
     compression = compression_of(path)
     num_whole = end = 0
+    problem, is_partial = "", True
     with _open(path) as file:
         stream = _Inflated(file) if compression else _Plain(file, size_of(path))
         try:
@@ -193,33 +154,27 @@ def scan(path: str, limit: int | None = None) -> Scan:
                 header = stream.read(_HEADER_BYTES)
                 if not header and stream.is_complete():
                     break
-                if len(header) < _HEADER_BYTES:
-                    return Scan(compression, num_whole, end, "the file ends inside a header", True)
                 length = int.from_bytes(header[:8], "little")
-                if length > MAX_BLOCK_BYTES:
+                if len(header) < _HEADER_BYTES:
+                    problem = "the file ends inside a header"
+                elif length > MAX_BLOCK_BYTES:
+                    is_partial = False
                     problem = (
                         f"a TFRecord claims {length} bytes, at most {MAX_BLOCK_BYTES} are read"
                     )
-                    return Scan(compression, num_whole, end, problem)
-                if not stream.skip(length + FRAME_BYTES - _HEADER_BYTES):
+                elif not stream.skip(length + FRAME_BYTES - _HEADER_BYTES):
                     problem = f"the file ends inside a TFRecord of {length} bytes"
-                    return Scan(compression, num_whole, end, problem, True)
+                if problem:
+                    break
                 num_whole += 1
                 end += length + FRAME_BYTES
         except zlib.error as error:
-            return Scan(compression, num_whole, end, f"{compression} data: {error}", True)
-    return Scan(compression, num_whole, end)
+            problem = f"{compression} data: {error}"
+    return Scan(compression, num_whole, end, problem, is_partial)
 
 
 def check_headers(path: str) -> str:
-    """Refuses a file that TensorFlow's own reader must not see.
-
-    Returns:
-      Its compression: "", "GZIP" or "ZLIB".
-
-    Raises:
-      CorruptRecordsError: a TFRecord claims more than the file holds or a block may have.
-    """
+    """A file's compression; CorruptRecordsError where TensorFlow's own reader must not see it."""
     found = scan(path)
     if found.problem:
         raise corrupt(path, found.end, found.problem)
@@ -227,18 +182,10 @@ def check_headers(path: str) -> str:
 
 
 def read_frames(path: str, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Reads the TFRecords of a file, in bounded memory whatever the file claims.
+    """Yields `(offset, data)` of each TFRecord, in bounded memory whatever the file claims.
 
-    Args:
-      path: file on any file system of `tf.io.gfile`; GZIP and ZLIB are detected.
-      limit: stop after so many.
-
-    Yields:
-      `(offset, data)` of each TFRecord. A file that is still open ends at its last whole one.
-
-    Raises:
-      CorruptRecordsError: the file is damaged; everything before the damage has been yielded.
-      OSError, tf.errors.OpError: the file cannot be opened.
+    A file that is still open ends at its last whole TFRecord; any other raises CorruptRecordsError
+    at its damage, after all that precedes it.
     """
     found = scan(path, limit)
     grows = is_open(path)
@@ -320,13 +267,9 @@ class _Inflated:
         return data
 
     def skip(self, count: int) -> bool:
-        while count > len(self._buffer):
-            count -= len(self._buffer)
-            self._buffer = self._next()
-            if not self._buffer:
-                return False
-        self._buffer = self._buffer[count:]
-        return True
+        while count and (data := self.read(min(count, _CHUNK_BYTES))):
+            count -= len(data)
+        return not count
 
     def is_complete(self) -> bool:
         return self._inflate.eof

@@ -89,11 +89,8 @@ def _decode(serialized: tf.Tensor, schema: Schema) -> dict[str, tf.Tensor]:
     """Flat columns of one block; a footer decodes as a block of no records."""
     integer = tf.io.FixedLenFeature([], tf.int64, -1)
     string = tf.io.FixedLenFeature([], tf.string, "")
-    spec = {
-        blocks.NUM_RECORDS_KEY: integer,
-        blocks.NUM_OUTPUTS_KEY: integer,
-        blocks.TOP_K_KEY: integer,
-    }
+    integers = (blocks.NUM_RECORDS_KEY, blocks.NUM_OUTPUTS_KEY, blocks.TOP_K_KEY)
+    spec = dict.fromkeys(integers, integer)
     for column in schema.present:
         spec[column.name] = string
         if column.runs:

@@ -22,11 +22,9 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import files
+from ofb_tf.records.checks import check_choice
 from ofb_tf.records.writer import ForwardRecordWriter
 
-FORMATS = ("prediction_log", "jsonl", "csv")
-BAD_ROWS = ("count", "list", "error")
-ID_TYPES = ("int", "string")
 EXAMPLES = "examples"
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _MAX_ELEMENTS = 1 << 26
@@ -45,42 +43,24 @@ class ImportRowError(ValueError):
 
 @dataclasses.dataclass
 class ImportReport:
-    """What an import did.
-
-    Attributes:
-      num_files: files read.
-      num_rows: rows, or log entries.
-      num_records: records written.
-      num_bad_rows: rows without a usable record, and damaged files: what follows the damage is
-        lost.
-      bad_rows: `(file, offset, reason)` of each (`bad_rows="list"`).
-      sampling_rate: share of its requests that the server logged, over all entries; what is
-        missing from the log is missing from the join.
-      num_nonfinite: records with a NaN or infinite logit or loss, written as given.
-    """
+    """What an import did."""
 
     num_files: int = 0
-    num_rows: int = 0
-    num_records: int = 0
-    num_bad_rows: int = 0
+    num_rows: int = 0  # rows, or log entries
+    num_records: int = 0  # written
+    num_bad_rows: int = 0  # without a usable record; a damaged file counts as one
     bad_rows: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
     sampling_rate: float = 1.0
-    num_nonfinite: int = 0
+    num_nonfinite: int = 0  # records with a NaN or infinite number, written as given
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictBatch:
-    """What one Predict call leaves behind.
+    """What one Predict call leaves behind."""
 
-    Attributes:
-      example_ids: integers or bytes `[n]`; `hashing.to_int64` makes int64 of either.
-      logits: float32 `[n, k]`.
-      model_version: the version that answered, 0 where the response does not say.
-    """
-
-    example_ids: np.ndarray
-    logits: np.ndarray
-    model_version: int
+    example_ids: np.ndarray  # integers or bytes `[n]`, for `hashing.to_int64`
+    logits: np.ndarray  # float32 `[n, k]`
+    model_version: int  # 0 where the response does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +69,15 @@ class PredictFields:
 
     Attributes:
       id_output: output, or else input, with the ids: integers or strings, one per example. None:
-        the fingerprints of the request's serialized examples.
+        the fingerprints of the serialized examples in the input "examples".
       logits_output: output with the logits `[n, k]`, or `[n]` for one output.
-      examples_input: input with the serialized examples.
     """
 
     id_output: str | None = constants.EXAMPLE_ID
     logits_output: str = constants.LOGITS
-    examples_input: str = EXAMPLES
 
     def extract(self, request: Any, response: Any) -> PredictBatch:
-        """Ids and logits of a call.
-
-        Args:
-          request: `PredictRequest`.
-          response: `PredictResponse`.
-
-        Raises:
-          UnusableError: they are missing, or their shapes do not match.
-        """
+        """Ids and logits of a `PredictRequest` and its `PredictResponse`, or UnusableError."""
         logits = self.logits(response)
         ids = self.ids(request, response)
         if not len(ids) or len(ids) != len(logits):
@@ -118,14 +88,7 @@ class PredictFields:
         return PredictBatch(ids, logits, int(response.model_spec.version.value))
 
     def logits(self, response: Any) -> np.ndarray:
-        """Logits of a response alone: float32 `[n, k]`.
-
-        Args:
-          response: `PredictResponse`.
-
-        Raises:
-          UnusableError: they are missing, or are no logits.
-        """
+        """float32 `[n, k]` of a `PredictResponse` alone, or UnusableError."""
         logits = _array(response.outputs, self.logits_output, "output")
         if logits.dtype.kind not in "fiu":
             raise UnusableError(f"output {self.logits_output!r} must be floats: {logits.dtype}")
@@ -134,23 +97,15 @@ class PredictFields:
         return logits.reshape(len(logits), -1).astype(np.float32) if logits.size else logits
 
     def ids(self, request: Any, response: Any) -> np.ndarray:
-        """Ids of a call alone: `[n]`, integers or, where not yet hashed, text as bytes.
-
-        Args:
-          request: `PredictRequest`.
-          response: `PredictResponse`.
-
-        Raises:
-          UnusableError: they are not there, or are neither integers nor strings.
-        """
+        """Ids of a call alone: `[n]`, integers or, where not yet hashed, text as bytes."""
         if self.id_output is None:
-            ids = _array(request.inputs, self.examples_input, "input").reshape(-1)
+            ids = _array(request.inputs, EXAMPLES, "input").reshape(-1)
             if ids.dtype.kind == "O":
                 return hashing.to_int64(ids)  # the id is the fingerprint, under a secret too
-        elif self.id_output in response.outputs:
-            ids = _array(response.outputs, self.id_output, "output").reshape(-1)
         else:
-            ids = _array(request.inputs, self.id_output, "output or input").reshape(-1)
+            echoed = self.id_output in response.outputs
+            tensors = response.outputs if echoed else request.inputs
+            ids = _array(tensors, self.id_output, "output or input").reshape(-1)
         if ids.dtype.kind not in ("O" if self.id_output is None else "iuO"):
             raise UnusableError(f"ids must be integers or strings. Received: {ids.dtype}")
         return ids
@@ -178,27 +133,12 @@ class RowFields:
     timestamp_unit: str = "us"
 
     def __post_init__(self) -> None:
-        if self.timestamp_unit not in _UNITS:
-            raise ValueError(
-                f"timestamp_unit must be one of {sorted(_UNITS)}. Received: {self.timestamp_unit!r}"
-            )
+        check_choice("timestamp_unit", self.timestamp_unit, tuple(_UNITS))
         if not self.logits and self.loss is None:
             raise ValueError("logits or loss must name a field. Received: neither")
 
-    def parse(self, row: Any, csv_id_type: str | None = None) -> dict[str, Any]:
-        """A record from a row's values, by the names of `ofb_tf.constants`.
-
-        Args:
-          row: values by field.
-          csv_id_type: "int" or "string" in CSV, where every value is text.
-
-        Returns:
-          `example_id`, an integer or bytes; `logits` a list of floats and `loss` a float, where
-          fields are named for them; `model_version`; `timestamp` in microseconds, or None.
-
-        Raises:
-          UnusableError: a field is missing, or holds something else.
-        """
+    def parse(self, row: Any, now: int = 0, csv_id_type: str | None = None) -> dict[str, Any]:
+        """A record, by the names of `ofb_tf.constants`, from a row by field; or UnusableError."""
         if not isinstance(row, Mapping):
             raise UnusableError(f"not an object: {str(row)[:60]}")
         example_id = _get(row, self.example_id)
@@ -213,8 +153,8 @@ class RowFields:
             example_id = _int64(example_id, self.example_id)
         record = {
             constants.EXAMPLE_ID: example_id,
-            constants.MODEL_VERSION: _optional(row, self.model_version, _int64) or 0,
-            constants.TIMESTAMP: _optional(row, self.timestamp, self._microseconds),
+            constants.MODEL_VERSION: _optional(row, self.model_version, _int64, 0),
+            constants.TIMESTAMP: _optional(row, self.timestamp, self._microseconds, now),
         }
         if self.logits:
             record[constants.LOGITS] = [
@@ -268,13 +208,9 @@ def import_records(
       FileNotFoundError: a pattern matches nothing.
       ImportRowError: a bad row (`bad_rows="error"`); what precedes it has been written.
     """
-    for name, value, choices in (
-        ("format", format, FORMATS),
-        ("bad_rows", bad_rows, BAD_ROWS),
-        ("id_type", id_type, ID_TYPES),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")
+    check_choice("format", format, ("prediction_log", "jsonl", "csv"))
+    check_choice("bad_rows", bad_rows, ("count", "list", "error"))
+    check_choice("id_type", id_type, ("int", "string"))
     paths = _match(patterns)
     secret = None if secret_file is None else hashing.read_secret(secret_file)
     report = ImportReport(num_files=len(paths))
@@ -290,16 +226,14 @@ def import_records(
             for batch in batches:
                 report.num_rows += len(batch.offsets)
                 num_served += len(batch.offsets) / batch.sampling_rate
-                error = batch.error or _write(writer, batch.columns, secret)
-                if not error:
-                    continue
-                if bad_rows == "error":
+                error = _write(writer, batch, secret)
+                if error and bad_rows == "error":
                     raise ImportRowError(
                         f"{path!r} at byte {batch.offsets[0]}: {error}. --bad_rows=list or count "
                         "continues after it."
                     )
-                report.num_bad_rows += len(batch.offsets)
-                if bad_rows == "list":
+                report.num_bad_rows += len(batch.offsets) if error else 0
+                if error and bad_rows == "list":
                     report.bad_rows += [(path, offset, error) for offset in batch.offsets]
     report.num_records = writer.counts.num_written
     report.num_nonfinite = writer.counts.num_nonfinite
@@ -329,35 +263,24 @@ def _match(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
     return matched
 
 
-def _write(
-    writer: ForwardRecordWriter, columns: dict[str, Any], secret: tuple[int, int] | None
-) -> str:
-    ids = columns[constants.EXAMPLE_ID]
+def _write(writer: ForwardRecordWriter, batch: _Batch, secret: tuple[int, int] | None) -> str:
+    """Writes a batch, whose columns have the names of `write`'s arguments; or what is wrong."""
+    if batch.error:
+        return batch.error
+    columns = dict(batch.columns)
+    ids = columns.pop(constants.EXAMPLE_ID)
     try:
-        writer.write(
-            ids if secret is None else hashing.keyed_ids(ids, secret),
-            columns.get(constants.LOGITS),
-            loss=columns.get(constants.LOSS),
-            model_version=columns[constants.MODEL_VERSION],
-            timestamp=columns[constants.TIMESTAMP],
-        )
+        writer.write(ids if secret is None else hashing.keyed_ids(ids, secret), **columns)
     except ValueError as error:
         return str(error)
     return ""
 
 
 def read_messages(path: str) -> Iterator[tuple[int, Any, str]]:
-    """Reads a log's messages, GZIP or plain, up to any damage.
+    """Reads a TFRecord file of `PredictionLog`, GZIP or plain, up to any damage.
 
-    Args:
-      path: TFRecord file of `PredictionLog`.
-
-    Yields:
-      `(offset, PredictionLog, "")` for every log of a Predict call, `(offset, None, why)` for
-      every other TFRecord, and for the damage, which is the last.
-
-    Raises:
-      ImportError: `tensorflow-serving-api` is not installed.
+    Yields `(offset, PredictionLog, "")` for every Predict call, `(offset, None, why)` for every
+    other TFRecord, and for the damage, which is the last.
     """
     try:
         from tensorflow_serving.apis import prediction_log_pb2
@@ -427,18 +350,8 @@ def _array(tensors: Any, name: str, kind: str) -> np.ndarray:
 def read_rows(path: str, format: str, fields: RowFields, id_type: str = "int") -> Iterator[_Batch]:
     """Reads the rows of a JSON lines or CSV file; `*.gz` is decompressed.
 
-    Args:
-      path: file.
-      format: "jsonl" or "csv".
-      fields: which field of a row holds what.
-      id_type: "int" or "string", for CSV.
-
-    Yields:
-      Records as columns, and every row that has none, at the offsets of their lines in the
-      uncompressed text (of a CSV row its last line).
-
-    Raises:
-      ValueError: the header of a CSV file lacks a field that every row needs.
+    Offsets are those of lines in the uncompressed text, of a CSV row its last line. ValueError if a
+    CSV header lacks a field that every row needs.
     """
     is_csv = format == "csv"
     now = time.time_ns() // 1000
@@ -451,16 +364,16 @@ def read_rows(path: str, format: str, fields: RowFields, id_type: str = "int") -
         try:
             if isinstance(row, UnusableError):
                 raise row
-            record = fields.parse(row, id_type if is_csv else None)
+            record = fields.parse(row, now, id_type if is_csv else None)
         except UnusableError as error:
             yield _Batch([offset], str(error))
             continue
         if good and (kind(record) != kind(good[0][1]) or len(good) == _BATCH_ROWS):
-            yield _batch(good, now)
+            yield _batch(good)
             good = []
         good.append((offset, record))
     if good:
-        yield _batch(good, now)
+        yield _batch(good)
 
 
 def _json_rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -476,21 +389,19 @@ def _json_rows(path: str) -> Iterator[tuple[int, Any]]:
 
 def _csv_rows(path: str, fields: RowFields) -> Iterator[tuple[int, Any]]:
     position = 0
-    damage = None
 
     def lines() -> Iterator[str]:
-        nonlocal position, damage
+        nonlocal position
         for offset, line in _lines(path):
             position = offset
             if isinstance(line, UnusableError):
-                damage = line
-                return
+                raise line
             yield line.decode("utf-8", errors="surrogateescape")
 
     reader = csv.DictReader(lines())
     needed = {fields.example_id, *fields.logits} | ({fields.loss} if fields.loss else set())
     missing: Any = needed
-    with contextlib.suppress(csv.Error):
+    with contextlib.suppress(csv.Error, UnusableError):
         missing = needed - set(reader.fieldnames or ())
     if missing:
         raise ValueError(
@@ -501,12 +412,10 @@ def _csv_rows(path: str, fields: RowFields) -> Iterator[tuple[int, Any]]:
     while row is not None:
         try:
             row = next(reader, None)
-        except csv.Error as error:
+        except (csv.Error, UnusableError) as error:
             row = UnusableError(f"not CSV: {error}")
         if row is not None:
             yield position, row
-    if damage is not None:
-        yield position, damage
 
 
 def _lines(path: str) -> Iterator[tuple[int, Any]]:
@@ -529,14 +438,12 @@ def _lines(path: str) -> Iterator[tuple[int, Any]]:
             yield offset, rest
 
 
-def _batch(good: list[tuple[int, dict[str, Any]]], now: int) -> _Batch:
+def _batch(good: list[tuple[int, dict[str, Any]]]) -> _Batch:
     columns: dict[str, Any] = {name: [row[name] for _, row in good] for name in good[0][1]}
-    times = [now if time is None else time for time in columns[constants.TIMESTAMP]]
-    columns[constants.TIMESTAMP] = np.array(times, np.int64)
-    columns[constants.MODEL_VERSION] = np.array(columns[constants.MODEL_VERSION], np.int64)
-    for name in columns.keys() & {constants.LOGITS, constants.LOSS}:
-        with np.errstate(over="ignore"):  # beyond float32's range is infinite, and counted as such
-            columns[name] = np.array(columns[name], np.float32)
+    with np.errstate(over="ignore"):  # beyond float32's range is infinite, and counted as such
+        for name in columns.keys() - {constants.EXAMPLE_ID}:
+            is_float = name in (constants.LOGITS, constants.LOSS)
+            columns[name] = np.array(columns[name], np.float32 if is_float else np.int64)
     return _Batch([offset for offset, _ in good], columns=columns)
 
 
@@ -547,9 +454,9 @@ def _get(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _optional(row: Mapping[str, Any], name: str | None, parse: Any) -> int | None:
+def _optional(row: Mapping[str, Any], name: str | None, parse: Any, default: int) -> int:
     value = None if name is None else row.get(name)
-    return None if value is None or value == "" else parse(value, name)
+    return default if value is None or value == "" else parse(value, name)
 
 
 def _floats(value: Any, name: str, count: int | None = None) -> list[float]:

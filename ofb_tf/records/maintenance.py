@@ -1,17 +1,12 @@
 """Looking after record files: inspect, verify, compact, partition, expire.
 
-Every output file is complete when it appears under its name, and inputs are removed only after
-all outputs are in place.
-
-Files that are still open (`*.ofbr.open`) belong to a writer until they have not been modified for
-`open_file_max_age` seconds. `compact`, `partition` and `expire` leave the younger ones alone and
-count them; they treat the older ones, whose writers died, like closed files, up to the last whole
-block. Nothing here needs a lock, so it holds on object stores too.
+Outputs are complete when they appear; inputs are removed only after that. Open files belong to a
+writer until they have not been modified for `open_file_max_age` seconds; from then on they are
+treated like closed ones, up to the last whole block. No lock is needed, so object stores will do.
 """
 
 import dataclasses
 import math
-import operator
 import os
 import time
 import uuid
@@ -22,10 +17,11 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.records import files, reader
 from ofb_tf.records.blocks import Block
+from ofb_tf.records.checks import check_compression, check_count
 from ofb_tf.records.partitioned import UNFINISHED_PREFIX, partition_path
 from ofb_tf.records.reader import Columns, ForwardRecords, ReadCounts
 from ofb_tf.records.schema import Schema, expand
-from ofb_tf.records.writer import check_compression, write_columns, write_record_file
+from ofb_tf.records.writer import write_record_file
 
 MAX_PARTITIONS = 4096
 # Twice the age at which a living writer completes its file (`max_file_seconds`) by default.
@@ -35,81 +31,46 @@ _SPOOL_RECORDS = 4_000_000
 
 @dataclasses.dataclass(frozen=True)
 class RecordSummary:
-    """What the files under a pattern hold.
-
-    Attributes:
-      num_files: files.
-      num_open_files: of these, files that are still being written, or whose writer died.
-      num_records: records read.
-      num_ids: distinct ids.
-      num_duplicates: records that a newer one of the same id replaces on loading.
-      num_nonfinite: records with a NaN or infinite logit or loss.
-      num_corrupt_blocks: damaged files.
-      num_outputs: outputs of the model, 0 where only losses are recorded.
-      top_k: logits kept per record in the top-k form, 0 where all are kept.
-      columns: names.
-      model_versions: records by model version.
-      first_timestamp: microseconds since 1970.
-      last_timestamp: microseconds since 1970.
-      num_bytes: on disk.
-      bytes_per_instance: `num_bytes / num_records`.
-    """
+    """What the files under a pattern hold."""
 
     num_files: int
-    num_open_files: int
+    num_open_files: int  # still being written, or their writer died
     num_records: int
     num_ids: int
-    num_duplicates: int
-    num_nonfinite: int
-    num_corrupt_blocks: int
-    num_outputs: int
-    top_k: int
+    num_duplicates: int  # replaced on loading by a newer one of the same id
+    num_nonfinite: int  # records with a NaN or infinite logit or loss
+    num_corrupt_blocks: int  # damaged files: reading stops at the first damage
+    num_outputs: int  # 0 where only losses are recorded
+    top_k: int  # logits kept per record in the top-k form, 0 where all are kept
     columns: tuple[str, ...]
-    model_versions: dict[int, int]
-    first_timestamp: int | None
+    model_versions: dict[int, int]  # records by model version
+    first_timestamp: int | None  # microseconds since 1970
     last_timestamp: int | None
-    num_bytes: int
-    bytes_per_instance: float
+    num_bytes: int  # on disk
+    bytes_per_instance: float  # `num_bytes / num_records`
 
 
 @dataclasses.dataclass(frozen=True)
 class FileReport:
-    """One file's state.
-
-    Attributes:
-      path: file.
-      num_blocks: whole blocks before any damage.
-      num_records: records in them.
-      is_open: still being written, or its writer died.
-      damages: where it is damaged, at most one place: reading stops there.
-    """
+    """One file's state."""
 
     path: str
-    num_blocks: int
-    num_records: int
-    is_open: bool
-    damages: tuple[files.CorruptBlock, ...]
+    num_blocks: int  # whole blocks before any damage
+    num_records: int  # in those blocks
+    is_open: bool  # still being written, or its writer died
+    damages: tuple[files.CorruptBlock, ...]  # at most one: reading stops there
 
 
 @dataclasses.dataclass
 class MaintenanceReport:
-    """What a command did.
+    """What a command did."""
 
-    Attributes:
-      read: counters collected while reading the inputs.
-      num_written: records in the output.
-      files: output files.
-      removed: input files that were removed.
-      num_expired: records left out because of their age.
-      num_open_skipped: open files left alone because their writers may be alive.
-    """
-
-    read: ReadCounts
-    num_written: int = 0
+    read: ReadCounts  # counted while reading the inputs
+    num_written: int = 0  # records in the output
     files: list[str] = dataclasses.field(default_factory=list)
     removed: list[str] = dataclasses.field(default_factory=list)
-    num_expired: int = 0
-    num_open_skipped: int = 0
+    num_expired: int = 0  # records left out because of their age
+    num_open_skipped: int = 0  # open files left alone: their writers may be alive
 
 
 def inspect(pattern: files.Pattern) -> RecordSummary:
@@ -141,9 +102,7 @@ def inspect(pattern: files.Pattern) -> RecordSummary:
         num_outputs=columns.schema.num_outputs,
         top_k=columns.schema.top_k,
         columns=columns.schema.columns,
-        model_versions={
-            int(v): int(n) for v, n in zip(columns.version_table, per_version, strict=True)
-        },
+        model_versions=dict(zip(columns.version_table.tolist(), per_version.tolist(), strict=True)),
         first_timestamp=int(times.min()) if num_records else None,
         last_timestamp=int(times.max()) if num_records else None,
         num_bytes=counts.num_bytes,
@@ -168,15 +127,8 @@ def verify(pattern: files.Pattern) -> list[FileReport]:
         counts = ReadCounts()
         for _ in reader.read_blocks(path, on_corrupt="skip", counts=counts):
             pass
-        reports.append(
-            FileReport(
-                path=path,
-                num_blocks=counts.num_blocks,
-                num_records=counts.num_read,
-                is_open=bool(counts.num_open_files),
-                damages=tuple(counts.damages),
-            )
-        )
+        is_open, damages = counts.num_open_files > 0, tuple(counts.damages)
+        reports.append(FileReport(path, counts.num_blocks, counts.num_read, is_open, damages))
     return reports
 
 
@@ -209,10 +161,8 @@ def compact(
       CorruptRecordsError: a file is damaged (`on_corrupt="error"`).
       FileNotFoundError: the pattern names no file that may be read.
     """
-    records_per_file = operator.index(records_per_file)
-    if records_per_file < 1:
-        raise ValueError(f"records_per_file must be at least 1. Received: {records_per_file}")
-    compression = check_compression(compression)
+    records_per_file = check_count("records_per_file", records_per_file)
+    check_compression(compression)
     inputs, num_skipped = _inputs(pattern, open_file_max_age)
     records = ForwardRecords.load(inputs, on_corrupt=on_corrupt)
     report = MaintenanceReport(records.counts, len(records), num_open_skipped=num_skipped)
@@ -265,12 +215,8 @@ def partition(
       FileExistsError: the output directory holds record files already.
       FileNotFoundError: the pattern names no file that may be read.
     """
-    num_partitions = operator.index(num_partitions)
-    if not 1 <= num_partitions <= MAX_PARTITIONS:
-        raise ValueError(
-            f"num_partitions must be in [1, {MAX_PARTITIONS}]. Received: {num_partitions}"
-        )
-    compression = check_compression(compression)
+    num_partitions = check_count("num_partitions", num_partitions, MAX_PARTITIONS)
+    check_compression(compression)
     output_directory = os.fspath(output_directory)
     tf.io.gfile.makedirs(output_directory)
     if any(files.is_record_file(name) for name in tf.io.gfile.listdir(output_directory)):
@@ -347,7 +293,7 @@ def expire(
                 columns = reader.read_columns(path)
                 rows = columns.arrays[constants.TIMESTAMP] >= cutoff
                 compression = files.compression_of(path)
-                write_columns(target, columns.rows(rows), compression=compression)
+                write_record_file(target, columns.rows(rows), compression=compression)
             report.files.append(target)
             report.num_written += kept
         if target != path or not kept:
@@ -388,17 +334,16 @@ class _Spool:
                 arrays = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
                 name = f"{index:05d}-{len(self._files[index]):06d}{files.SUFFIX}"
                 path = os.path.join(self._directory, name)
-                write_columns(path, Columns.of(self._schema, arrays))
+                write_record_file(path, Columns.of(self._schema, arrays))
                 self._files[index].append(path)
                 pieces.clear()
         self._buffered = 0
 
     def take(self, index: int) -> Columns:
         """The records of a partition, in the order of adding; its files are removed."""
-        if not self._files[index]:
-            return Columns.of(self._schema, self._schema.empty())
-        columns = reader.read_columns(self._files[index])
-        for path in self._files[index]:
+        paths, empty = self._files[index], self._schema.empty()
+        columns = reader.read_columns(paths) if paths else Columns.of(self._schema, empty)
+        for path in paths:
             tf.io.gfile.remove(path)
         return columns
 

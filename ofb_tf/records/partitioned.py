@@ -1,7 +1,6 @@
 """Records larger than memory: one sorted file per partition, loaded one at a time in the graph."""
 
 import concurrent.futures
-import glob
 import os
 import re
 
@@ -53,7 +52,7 @@ class PartitionedRecords:
                 f"their number, got {[os.path.basename(path) for path in paths[:3]]} ... Write it "
                 "with `ofb records partition`."
             )
-        if tf.io.gfile.glob(os.path.join(glob.escape(directory), f"{UNFINISHED_PREFIX}*")):
+        if any(name.startswith(UNFINISHED_PREFIX) for name in tf.io.gfile.listdir(directory)):
             raise ValueError(
                 f"{directory!r} holds a directory {UNFINISHED_PREFIX}*: `ofb records partition` is "
                 "still running or was interrupted. Wait, or remove the directory and run it again."

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import ctypes
-import ctypes.util
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import blocks, files
+from ofb_tf.records.checks import check_choice
 from ofb_tf.records.files import CorruptBlock, CorruptRecordsError
 from ofb_tf.records.schema import Runs, Schema, expand
 
@@ -56,17 +56,11 @@ class ReadCounts:
 
 @dataclasses.dataclass
 class Columns:
-    """Records as numpy arrays, in the order of reading.
-
-    Attributes:
-      schema: their columns.
-      arrays: by name, `[n]` or `[n, k]`; model versions as indices into `version_table`.
-      version_table: int64 `[v]`, ascending.
-    """
+    """Records as numpy arrays, in the order of reading."""
 
     schema: Schema
-    arrays: dict[str, np.ndarray]
-    version_table: np.ndarray
+    arrays: dict[str, np.ndarray]  # `[n]` or `[n, k]`; model versions index the table
+    version_table: np.ndarray  # int64 `[v]`, ascending
 
     @classmethod
     def of(cls, schema: Schema, arrays: dict[str, np.ndarray]) -> "Columns":
@@ -192,25 +186,14 @@ class ForwardRecords:
                 )
         if len(arrays) == 1:
             raise ValueError("logits or losses must be given. Received: neither")
-        for name, values in (
-            (constants.MODEL_VERSION, model_versions),
-            (constants.TIMESTAMP, timestamps),
-        ):
-            arrays[name] = np.broadcast_to(np.asarray(values, np.int64), (n,))
+        arrays[constants.MODEL_VERSION] = np.broadcast_to(np.asarray(model_versions, np.int64), n)
+        arrays[constants.TIMESTAMP] = np.broadcast_to(np.asarray(timestamps, np.int64), n)
         schema = Schema.of(arrays, 0 if logits is None else logits.shape[1])
         return cls.sort(Columns.of(schema, arrays), ReadCounts(num_read=n))
 
     @classmethod
     def sort(cls, columns: Columns, counts: ReadCounts) -> "ForwardRecords":
-        """Sorts columns by id and keeps the newest record of each; uses the columns up.
-
-        Args:
-          columns: records in any order, ids repeated or not; its arrays are removed one by one.
-          counts: duplicates and records that are not finite are added to it.
-
-        Returns:
-          The records.
-        """
+        """The newest record of each id; uses the columns' arrays up, and adds to `counts`."""
         arrays = columns.arrays
         order = newest_order(arrays[constants.EXAMPLE_ID], arrays[constants.TIMESTAMP])
         counts.num_duplicates += len(columns) - len(order)
@@ -258,15 +241,7 @@ class ForwardRecords:
 
 
 def newest_order(example_ids: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Positions that sort by id and keep the newest record of each, the last among equals.
-
-    Args:
-      example_ids: int64 `[n]`.
-      timestamps: int64 `[n]`.
-
-    Returns:
-      int64 `[m]`, m distinct ids.
-    """
+    """int64 positions that sort ids and keep the newest record of each, the last among equals."""
     order = np.argsort(example_ids, kind="stable")
     ids = example_ids[order]
     same = ids[1:] == ids[:-1]
@@ -281,33 +256,20 @@ def newest_order(example_ids: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
 
 def count_nonfinite(arrays: Iterable[np.ndarray]) -> int:
     """Rows with a NaN or infinite value in one of the float arrays, each `[n]` or `[n, k]`."""
-    bad = None
+    bad: Any = False
     for data in arrays:
         if data.dtype.kind == "f":
             finite = np.isfinite(data)
             if not finite.all():
-                rows = ~(finite if data.ndim == 1 else finite.all(axis=1))
-                bad = rows if bad is None else bad | rows
-    return 0 if bad is None else int(bad.sum())
+                bad = bad | ~finite.reshape(len(data), -1).all(axis=1)
+    return int(np.sum(bad))
 
 
 def read_blocks(
     path: str, *, on_corrupt: str = "error", counts: ReadCounts | None = None
 ) -> Iterator[blocks.Block]:
-    """Reads the blocks of one file.
-
-    Args:
-      path: record file, closed or still open.
-      on_corrupt: "error", or "skip" to stop at the damage and count it.
-      counts: counted into.
-
-    Yields:
-      The blocks, in order.
-
-    Raises:
-      CorruptRecordsError: the file is damaged (`on_corrupt="error"`).
-    """
-    _check_on_corrupt(on_corrupt)
+    """Yields a file's blocks; damage raises CorruptRecordsError, or is counted ("skip")."""
+    check_choice("on_corrupt", on_corrupt, ("error", "skip"))
     counts = ReadCounts() if counts is None else counts
     path = os.fspath(path)
     if files.is_open(path) and not tf.io.gfile.exists(path):  # completed since it was listed
@@ -364,7 +326,7 @@ def read_schema(pattern: files.Pattern, *, on_corrupt: str = "error") -> Schema:
       CorruptRecordsError: a file's first block is damaged.
       ValueError: the files hold different columns, or no record at all.
     """
-    _check_on_corrupt(on_corrupt)
+    check_choice("on_corrupt", on_corrupt, ("error", "skip"))
     paths = files.match_files(pattern)
     schemas = []
     for path in paths:
@@ -385,20 +347,7 @@ def read_columns(
     on_corrupt: str = "error",
     counts: ReadCounts | None = None,
 ) -> Columns:
-    """Reads files in parallel into columns, in the order of file name and position.
-
-    Args:
-      pattern: file, glob, directory or a list of them.
-      as_of: int64 microseconds; later records are left out and counted.
-      on_corrupt: "error" or "skip".
-      counts: counted into.
-
-    Raises:
-      FileNotFoundError: the pattern matches nothing.
-      ValueError: the files hold different columns or numbers of outputs.
-      CorruptRecordsError: see `read_blocks`.
-    """
-    _check_on_corrupt(on_corrupt)
+    """Reads files in parallel into columns, in the order of file name and position."""
     paths = files.match_files(pattern)
     workers = min(len(paths), os.cpu_count() or 1, MAX_READERS)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -417,7 +366,6 @@ class _FilePart:
     counts: ReadCounts
     schema: Schema | None = None
     pieces: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    versions: dict[int, int] = dataclasses.field(default_factory=dict)
     num_joined: int = 0
 
     def join_recent(self) -> None:
@@ -435,12 +383,8 @@ def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
         if part.schema is None:
             part.schema = block.schema
             part.pieces = {name: [] for name in block.schema.columns}
-        elif block.schema != part.schema:
-            raise ValueError(_schema_message(path, part.schema, path, block.schema))
-        columns = dict(block.columns)
-        columns[constants.MODEL_VERSION] = _index_versions(
-            columns[constants.MODEL_VERSION], part.versions
-        )
+        _common_schema([path, path], [part.schema, block.schema])
+        columns = block.columns
         if as_of is not None:
             kept = columns[constants.TIMESTAMP].expand() <= as_of
             if not kept.all():
@@ -457,13 +401,6 @@ def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
     return part
 
 
-def _index_versions(runs: Runs, versions: dict[int, int]) -> Runs:
-    """The block's versions as indices into the file's table, which grows on the way."""
-    unique, inverse = np.unique(runs.values, return_inverse=True)
-    indices = np.array([versions.setdefault(int(v), len(versions)) for v in unique], np.int64)
-    return Runs(indices[inverse], runs.lengths)
-
-
 def _common_schema(paths: list[str], schemas: list[Schema | None]) -> Schema:
     found = [(path, schema) for path, schema in zip(paths, schemas, strict=True) if schema]
     if not found:
@@ -474,28 +411,25 @@ def _common_schema(paths: list[str], schemas: list[Schema | None]) -> Schema:
     first, expected = found[0]
     for path, schema in found:
         if schema != expected:
-            raise ValueError(_schema_message(first, expected, path, schema))
+            raise ValueError(
+                f"Records that are loaded together must hold the same columns: {first!r} has "
+                f"{expected}, {path!r} has {schema}. Load them apart, each with its own pattern."
+            )
     return expected
 
 
-def _schema_message(first: str, expected: Schema, path: str, got: Schema) -> str:
-    return (
-        f"Records that are loaded together must hold the same columns: {first!r} has {expected}, "
-        f"{path!r} has {got}. Load them apart, each with its own pattern."
-    )
-
-
 def _concatenate(schema: Schema, parts: list[_FilePart]) -> Columns:
-    table = sorted({version for part in parts for version in part.versions})
-    index = {version: position for position, version in enumerate(table)}
-    for part in parts:
-        mapping: np.ndarray = np.array([index[v] for v in part.versions], _index_dtype(len(table)))
-        pieces = part.pieces.get(constants.MODEL_VERSION, [])
-        pieces[:] = [Runs(mapping[runs.values], runs.lengths) for runs in pieces]
-    arrays = {}
-    for name in schema.columns:
-        arrays[name] = _join([piece for part in parts for piece in part.pieces.pop(name, ())])
-    return Columns(schema, arrays, np.array(table, np.int64))
+    pieces = {
+        name: [piece for part in parts for piece in part.pieces.pop(name, ())]
+        for name in schema.columns
+    }
+    versions = pieces[constants.MODEL_VERSION]
+    table = np.unique(np.concatenate([np.unique(runs.values) for runs in versions]))
+    dtype = _index_dtype(len(table))
+    versions[:] = [
+        Runs(np.searchsorted(table, runs.values).astype(dtype), runs.lengths) for runs in versions
+    ]
+    return Columns(schema, {name: _join(pieces[name]) for name in pieces}, table)
 
 
 def _join(pieces: list[Any]) -> np.ndarray:
@@ -519,11 +453,6 @@ def _index_dtype(num_versions: int) -> type:
     return np.uint16 if num_versions <= 1 << 16 else np.int32
 
 
-def _check_on_corrupt(on_corrupt: str) -> None:
-    if on_corrupt not in ("error", "skip"):
-        raise ValueError(f"on_corrupt must be 'error' or 'skip'. Received: {on_corrupt!r}")
-
-
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array whose buffer a tensor can share."""
     dtype = np.dtype(dtype)
@@ -536,8 +465,8 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def as_tensor(array: np.ndarray) -> tf.Tensor:
     """A tensor on the array's memory, which must not be written to from then on.
 
-    `tf.convert_to_tensor` would copy it, and hold twice the memory meanwhile. An array that is
-    not aligned for TensorFlow is copied into one that is.
+    `tf.convert_to_tensor` would copy it, and hold twice the memory meanwhile. Only an array that
+    is not aligned for TensorFlow is copied.
     """
     if not array.size:
         return tf.convert_to_tensor(array)
@@ -551,10 +480,8 @@ def as_tensor(array: np.ndarray) -> tf.Tensor:
 def release_freed() -> None:
     """Returns freed memory to the system, where the C library can (glibc).
 
-    Sorting 10 million records frees temporaries of 15 bytes per record, which would otherwise
-    stay with the process.
+    Sorting frees 15 bytes per record, which would otherwise stay with the process.
     """
-    library = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+    trim = getattr(ctypes.pythonapi, "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -16,24 +16,14 @@ _BLOCK_OVERHEAD_BYTES = 1 << 12  # names, framing and integers
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of a block.
-
-    Attributes:
-      name: feature name.
-      dtype: what it decodes to.
-      per_output: `[n, k]` if True, `[n]` otherwise.
-      narrow_dtype: a smaller dtype that a writer may choose, recognised by the number of bytes.
-      runs: stored as runs of equal values, each an offset from the block's smallest value in as
-        few bytes as the largest offset needs.
-      required: every block has it.
-    """
+    """One column of a block."""
 
     name: str
-    dtype: type
-    per_output: bool = False
-    narrow_dtype: type | None = None
-    runs: bool = False
-    required: bool = False
+    dtype: type  # what it decodes to
+    per_output: bool = False  # `[n, k]` if True, `[n]` otherwise
+    narrow_dtype: type | None = None  # that a writer may choose, recognised by the number of bytes
+    runs: bool = False  # stored as `Runs`, offsets from the smallest value in as few bytes as fit
+    required: bool = False  # every block has it
 
 
 COLUMNS = (
@@ -50,17 +40,11 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """What blocks that are read together must agree on.
+    """What blocks that are read together must agree on."""
 
-    Attributes:
-      num_outputs: outputs of the model that wrote the records, 0 where they hold losses only.
-      top_k: logits kept per record in the top-k form, 0 where all are kept.
-      columns: names of the columns, in the order of `COLUMNS`.
-    """
-
-    num_outputs: int
-    top_k: int
-    columns: tuple[str, ...]
+    num_outputs: int  # of the model that wrote the records, 0 where they hold losses only
+    top_k: int  # logits kept per record in the top-k form, 0 where all are kept
+    columns: tuple[str, ...]  # names, in the order of `COLUMNS`
 
     @classmethod
     def of(cls, names: Iterable[str], num_outputs: int, top_k: int = 0) -> "Schema":
@@ -104,15 +88,10 @@ class Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """A column of `sum(lengths)` values as runs of equal values.
+    """A column of `sum(lengths)` int64 values as runs of equal values."""
 
-    Attributes:
-      values: int64 `[r]`.
-      lengths: int64 `[r]`, or None where every run has length 1.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray | None = None
+    values: np.ndarray  # `[r]`
+    lengths: np.ndarray | None = None  # `[r]`, or None where every run has length 1
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Runs":

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import ctypes
 import dataclasses
-import operator
 import os
 import threading
 import time
@@ -17,10 +16,10 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import blocks, files, reader
-from ofb_tf.records.reader import ForwardRecords
+from ofb_tf.records.checks import check_choice, check_compression, check_count
+from ofb_tf.records.reader import Columns, ForwardRecords
 from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
-_LOGITS_DTYPES = ("float32", "float16")
 _EXIT_SECONDS = 30.0
 _FORK_SECONDS = 5.0
 
@@ -74,8 +73,7 @@ class ForwardRecordWriter:
       last_error: the last error of the file system, or None.
     """
 
-    _now: int
-    _expected: tuple[set[str], int]  # the columns of a batch, and its number of outputs
+    _now: int  # the latest timestamp, in microseconds
 
     def __init__(
         self,
@@ -116,35 +114,31 @@ class ForwardRecordWriter:
           ValueError: an argument is out of range.
           TypeError: an integer argument is not one.
         """
-        self._num_outputs = None if num_outputs is None else _positive("num_outputs", num_outputs)
-        self._top_k = 0 if top_k is None else _positive("top_k", top_k)
+        self._top_k = 0 if top_k is None else check_count("top_k", top_k)
+        self._num_outputs = num_outputs
+        if num_outputs is not None:
+            self._num_outputs = check_count("num_outputs", num_outputs)
         if self._num_outputs and self._top_k >= self._num_outputs:
             raise ValueError(
                 f"top_k must be less than num_outputs={num_outputs}; leave it out to keep all "
                 f"logits. Received: {top_k}"
             )
-        _check_choice("logits_dtype", logits_dtype, _LOGITS_DTYPES)
-        _check_choice("on_error", on_error, ("raise", "drop"))
         for name, seconds in (
             ("flush_seconds", 1.0 if flush_seconds is None else flush_seconds),
             ("max_file_seconds", max_file_seconds),
         ):
             if not seconds > 0:
                 raise ValueError(f"{name} must be positive. Received: {seconds}")
-        self._block_records = _positive("block_records", block_records)
-        if self._block_records > MAX_BLOCK_RECORDS:
-            raise ValueError(
-                f"block_records must be at most {MAX_BLOCK_RECORDS}. Received: {block_records}"
-            )
+        self._block_records = check_count("block_records", block_records, MAX_BLOCK_RECORDS)
         self.directory = os.fspath(directory)
         self.last_error: Exception | None = None
-        self._logits_dtype = np.dtype(logits_dtype)
+        self._logits_dtype = check_choice("logits_dtype", logits_dtype, ("float32", "float16"))
         self._compression = check_compression(compression)
         self._flush_seconds = flush_seconds
-        self._max_file_records = _positive("max_file_records", max_file_records)
-        self._max_file_bytes = _positive("max_file_bytes", max_file_bytes)
+        self._max_file_records = check_count("max_file_records", max_file_records)
+        self._max_file_bytes = check_count("max_file_bytes", max_file_bytes)
         self._max_file_seconds = max_file_seconds
-        self._on_error = on_error
+        self._on_error = check_choice("on_error", on_error, ("raise", "drop"))
         self._closed = False
         self._schema: Schema | None = None
         self._reset()
@@ -249,7 +243,6 @@ class ForwardRecordWriter:
         self._stop = threading.Event()
         self._flusher: threading.Thread | None = None
         self._file: _OutputFile | None = None
-        self._file_start = 0.0
         self._buffered = 0
         self._now = 0
 
@@ -265,8 +258,6 @@ class ForwardRecordWriter:
 
     def _set_schema(self, columns: dict[str, np.ndarray], num_outputs: int) -> None:
         """Takes the schema from the first batch, and checks that of the others."""
-        if self._schema is not None and (columns.keys(), num_outputs) == self._expected:
-            return
         names = (*columns, constants.MODEL_VERSION, constants.TIMESTAMP)
         schema = Schema.of(names, num_outputs, self._top_k if num_outputs else 0)
         if self._schema is None:
@@ -277,12 +268,11 @@ class ForwardRecordWriter:
                     f"({MAX_BLOCK_BYTES} bytes). Set top_k."
                 )
             self._schema, self._block_records = schema, block_records
-            self._expected = (set(columns), num_outputs)
             self._num_outputs = num_outputs or self._num_outputs
             self._buffer = schema.empty(block_records)
             if num_outputs:
-                shape = self._buffer[constants.LOGITS].shape
-                self._buffer[constants.LOGITS] = np.empty(shape, self._logits_dtype)
+                logits = np.empty_like(self._buffer[constants.LOGITS], self._logits_dtype)
+                self._buffer[constants.LOGITS] = logits
         elif schema != self._schema:
             raise ValueError(
                 f"write: this writer's records have {self._schema}, got {schema}. Give the same "
@@ -320,7 +310,6 @@ class ForwardRecordWriter:
                     stem + files.OPEN_SUFFIX, stem + files.SUFFIX, self._compression
                 )
                 self.counts.num_files += 1
-                self._file_start = time.monotonic()
             self._file.write_block(self._schema, columns)
         except (OSError, tf.errors.OpError) as error:
             self.counts.num_dropped += count
@@ -333,15 +322,15 @@ class ForwardRecordWriter:
             return
         self.counts.num_written += count
         self.counts.num_blocks += 1
-        if (
-            self._file.num_records >= self._max_file_records
-            or self._file.num_bytes >= self._max_file_bytes
-        ):
-            self._close_file()
-        self._close_aged_file()
+        self._close_full_or_old_file()
 
-    def _close_aged_file(self) -> None:
-        if time.monotonic() - self._file_start >= self._max_file_seconds:
+    def _close_full_or_old_file(self) -> None:
+        file = self._file
+        if file is not None and (
+            file.num_records >= self._max_file_records
+            or file.num_bytes >= self._max_file_bytes
+            or time.monotonic() - file.begun >= self._max_file_seconds
+        ):
             self._close_file()
 
     def _close_file(self) -> None:
@@ -367,28 +356,15 @@ class ForwardRecordWriter:
                 self._flusher.start()
 
 
-def write_record_file(path: str, records: ForwardRecords, *, compression: str = "") -> None:
-    """Writes records to one file, which appears under its name when it is complete.
-
-    Args:
-      path: file, replaced if it exists; its directory must exist.
-      records: sorted by id, as `ForwardRecords` are; none of them makes a file of an empty block.
-      compression: "", "GZIP" or "ZLIB".
-
-    Raises:
-      OSError, tf.errors.OpError: it could not be written; nothing is left of it.
-    """
-    arrays = {name: np.asarray(column) for name, column in records.columns.items()}
-    table = np.asarray(records.version_table)
-    write_columns(path, reader.Columns(records.schema, arrays, table), compression=compression)
-
-
-def write_columns(path: str, columns: reader.Columns, *, compression: str = "") -> None:
-    """`write_record_file` of columns whose rows are in any order.
-
-    Raises:
-      OSError, tf.errors.OpError: it could not be written; nothing is left of it.
-    """
+def write_record_file(
+    path: str, records: ForwardRecords | Columns, *, compression: str | None = None
+) -> None:
+    """Writes records in their order to one file, which appears under its name when complete."""
+    if isinstance(records, ForwardRecords):
+        arrays = {name: np.asarray(column) for name, column in records.columns.items()}
+        columns = Columns(records.schema, arrays, np.asarray(records.version_table))
+    else:
+        columns = records
     compression = check_compression(compression)
     # Under an open name, so that `expire` sees what an interruption leaves behind.
     temporary = os.path.join(os.path.dirname(path), f".tmp-{uuid.uuid4().hex}{files.OPEN_SUFFIX}")
@@ -405,25 +381,12 @@ def write_columns(path: str, columns: reader.Columns, *, compression: str = "") 
         raise
 
 
-def check_compression(compression: str | None) -> str:
-    """TensorFlow's name of a compression, or a ValueError."""
-    _check_choice("compression", compression, (None, "", "GZIP", "ZLIB"))
-    return compression or ""
-
-
 class _OutputFile:
-    """A file of blocks that has a temporary name until `close` completes it.
-
-    Attributes:
-      num_records: records in whole blocks.
-      num_blocks: whole blocks.
-      num_bytes: bytes of whole blocks, before compression.
-    """
+    """A file of blocks that has a temporary name until `close` completes it."""
 
     def __init__(self, temporary: str, path: str, compression: str):
-        self.num_records = 0
-        self.num_blocks = 0
-        self.num_bytes = 0
+        self.num_records = self.num_blocks = self.num_bytes = 0  # before compression
+        self.begun = time.monotonic()
         self._temporary = temporary
         self._path = path
         self._writer = tf.io.TFRecordWriter(temporary, compression)
@@ -460,8 +423,7 @@ class _OutputFile:
     def leak(self) -> None:
         """Keeps TensorFlow's writer from ever being destroyed in this process.
 
-        Its destructor ends the compressed stream, in the file that a forked child shares with its
-        parent.
+        Its destructor would end the compressed stream in a file shared with the parent process.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._writer))
 
@@ -482,31 +444,21 @@ def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
 
 def _as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:
     """An int, or a copy as int64 `[n]`, or a ValueError."""
-    array = values if isinstance(values, int) else np.asarray(values)
-    if isinstance(array, np.ndarray) and (
-        array.dtype.kind not in "iu" or array.shape not in ((), (num_records,))
-    ):
+    array = np.asarray(values)
+    too_large = array.dtype == np.uint64 and array.max(initial=0) >= 2**63
+    if too_large or array.dtype.kind not in "iu" or array.shape not in ((), (num_records,)):
         raise ValueError(
-            f"write: {name} must be int64, one or [{num_records}]. "
-            f"Received: {array.dtype} {list(array.shape)}"
+            f"write: {name} must be integers that fit into int64, one or [{num_records}]. "
+            f"Received: {array.dtype} {list(array.shape)}: {str(values)[:60]}"
         )
-    largest = array.max(initial=0) if isinstance(array, np.ndarray) else array
-    if not -(2**63) <= largest < 2**63:
-        raise ValueError(f"write: {name} must fit into int64. Received: {largest}")
-    return np.array(array, np.int64) if np.ndim(array) else int(array)
+    return np.array(array, np.int64) if array.ndim else int(array)
 
 
 def _top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """The top-k form of many logits: constant size, whatever the number of classes.
+    """The top-k form of float32 logits `[n, num_outputs]`, 1 <= k < num_outputs.
 
-    Args:
-      logits: float32 `[n, num_outputs]`.
-      k: at least 1 and less than num_outputs.
-
-    Returns:
-      `logits` float32 `[n, k]`, descending, `class_ids` int32 `[n, k]`, and over all classes
-      `logsumexp` and `sum_squared_probabilities` float32 `[n]`. A row with a logit that is NaN or
-      +inf has NaN for the latter two, so that the sampler treats it as missing.
+    A row with a logit that is NaN or +inf has NaN for the sums over all classes, so that the
+    sampler treats it as missing.
     """
     largest = np.argpartition(logits, -k, axis=1)[:, -k:]
     kept = np.take_along_axis(logits, largest, axis=1)
@@ -525,18 +477,6 @@ def _top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:
     }
 
 
-def _positive(name: str, value: int) -> int:
-    value = operator.index(value)
-    if value < 1:
-        raise ValueError(f"{name} must be positive. Received: {value}")
-    return value
-
-
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")
-
-
 def _flush_regularly(
     writer_ref: "weakref.ref[ForwardRecordWriter]", stop: threading.Event, seconds: float
 ) -> None:
@@ -547,7 +487,7 @@ def _flush_regularly(
         # Counted and kept in last_error; the next block's write raises if the fault lasts.
         with contextlib.suppress(OSError, tf.errors.OpError), writer._lock:
             writer.flush()
-            writer._close_aged_file()
+            writer._close_full_or_old_file()
         del writer
 
 

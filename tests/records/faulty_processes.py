@@ -78,12 +78,7 @@ def write_against_a_file_size_limit(directory, limit=100_000):
     """Every file stops growing at `limit` bytes, as under a quota."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    fill(directory, 40_000)
-
-
-def write_to_a_small_disk(directory):
-    """The disk is full before all is written, and stays full."""
-    fill(directory, 40_000)
+    fill(directory)
 
 
 def forget_to_close(directory):
@@ -180,7 +175,8 @@ def write_hostile(directory, content, raised):
     raised[f"{directory}: verify"] = verify(directory)[0].damages[0].reason
 
 
-def fill(directory, count):
+def fill(directory, count=40_000):
+    """Goes on writing when the disk is full, and prints the counts."""
     writer = ForwardRecordWriter(directory, on_error="drop", block_records=1000)
     for start in range(0, count, 100):
         ids = np.arange(start, start + 100)

@@ -1,29 +1,22 @@
-import os
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ofb_tf.records import (
-    CorruptRecordsError,
-    ForwardRecords,
-    ForwardRecordWriter,
-    read_schema,
-    sorted_file_dataset,
-)
+from ofb_tf.records import CorruptRecordsError, ForwardRecords, read_schema, sorted_file_dataset
+from tests.records import record_files
 
 
-def write(directory, ids, **arguments):
+def write(directory, ids, **writer):
     rng = np.random.default_rng(0)
-    with ForwardRecordWriter(directory, block_records=64, **arguments) as w:
-        w.write(
-            ids,
-            rng.normal(size=(len(ids), 3)),
-            model_version=np.arange(len(ids)) // 100,
-            timestamp=rng.integers(-(2**62), 2**62, len(ids)),
-        )
-    return os.path.join(directory, os.listdir(directory)[0])
+    return record_files.write(
+        directory,
+        ids,
+        rng.normal(size=(len(ids), 3)),
+        block_records=64,
+        writer=writer,
+        model_version=np.arange(len(ids)) // 100,
+        timestamp=rng.integers(-(2**62), 2**62, len(ids)),
+    )
 
 
 @pytest.mark.parametrize("logits_dtype", ["float32", "float16"])
@@ -66,9 +59,7 @@ def test_unsorted_repeated_and_incomplete_files_and_other_schemas_are_refused(tm
         sorted_file_dataset(path, type(schema)(7, 0, schema.columns)).get_single_element()
     block = next(iter(tf.data.TFRecordDataset(path))).numpy()
     for blocks in ([block], []):
-        with tf.io.TFRecordWriter(path) as w:
-            for each in blocks:
-                w.write(each)
+        record_files.write_tfrecords(path, blocks)
         with pytest.raises(tf.errors.InvalidArgumentError, match="not complete"):
             sorted_file_dataset(path, schema).get_single_element()
 
@@ -76,12 +67,9 @@ def test_unsorted_repeated_and_incomplete_files_and_other_schemas_are_refused(tm
 def test_damage_is_an_error_when_run_and_a_wrong_length_before(tmp_path):
     path = write(tmp_path, np.arange(100))
     schema = read_schema(path)
-    data = bytearray(pathlib.Path(path).read_bytes())
-    data[500] ^= 1
-    pathlib.Path(path).write_bytes(data)
+    record_files.flip(path, 500)
     with pytest.raises(tf.errors.DataLossError):
         sorted_file_dataset(path, schema).get_single_element()
-    data[5] = 1  # the first TFRecord now claims 2^40 bytes
-    pathlib.Path(path).write_bytes(data)
+    record_files.flip(path, 5, 1)  # the first TFRecord now claims 2^40 bytes
     with pytest.raises(CorruptRecordsError, match="at byte 0: a TFRecord claims 1099511"):
         sorted_file_dataset(path, schema)

@@ -1,5 +1,6 @@
 import gzip
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, importers
+from tests.records.record_files import cut, flip, write_tfrecords
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
 predict_fields = importers.PredictFields
@@ -29,38 +31,50 @@ def log_entry(ids, logits, *, version=3, rate=0.0, seconds=0, examples=None):
     return log.SerializeToString()
 
 
-def write_log(path, entries, compression=""):
-    with tf.io.TFRecordWriter(str(path), compression) as writer:
-        for entry in entries:
-            writer.write(entry)
+def write_lines(path, lines):
+    text = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return str(path)
 
 
+def fingerprint(text):
+    return int(hashing.fingerprint(tf.constant(text)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Imports a file; returns the report, and the records if there are any."""
+
+    def run(path, format="jsonl", **arguments):
+        directory = tempfile.mkdtemp(dir=tmp_path)
+        arguments = {"format": format, "bad_rows": "list"} | arguments
+        report = importers.import_records(path, directory, **arguments)
+        return report, ForwardRecords.load(directory) if report.num_records else None
+
+    return run
+
+
 @pytest.mark.parametrize("compression", ["", "GZIP"])
-def test_a_servers_log_of_batches(tmp_path, compression):
+def test_a_servers_log_of_batches(tmp_path, run, compression):
     entries = [
         log_entry(np.arange(4), np.arange(8).reshape(4, 2), seconds=100, rate=0.25),
         log_entry(np.arange(4, 6), np.arange(4).reshape(2, 2), version=4, rate=0.25),
     ]
-    path = write_log(tmp_path / "log", entries, compression)
-    report = importers.import_records(path, tmp_path / "out", format="prediction_log")
+    path = write_tfrecords(tmp_path / "log", entries, compression)
+    report, records = run(path, "prediction_log")
     assert (report.num_rows, report.num_records, report.num_bad_rows) == (2, 6, 0)
     assert report.sampling_rate == 0.25
-    records = ForwardRecords.load(tmp_path / "out")
     np.testing.assert_array_equal(records.example_ids, np.arange(6))
     np.testing.assert_array_equal(records.logits[:4], np.arange(8).reshape(4, 2))
     np.testing.assert_array_equal(records.model_versions, [3, 3, 3, 3, 4, 4])
     np.testing.assert_array_equal(records.timestamps[:4], [100_000_000] * 4)
 
 
-def test_bulk_inferrers_log_of_one_example_an_entry(tmp_path):
+def test_bulk_inferrers_log_of_one_example_an_entry(tmp_path, run):
     examples = [b"first", b"second", b"third"]
     entries = [log_entry(None, [[0.5 * i]], examples=[e]) for i, e in enumerate(examples)]
-    path = write_log(tmp_path / "log", entries, "GZIP")
-    importers.import_records(
-        path, tmp_path / "out", format="prediction_log", fields=predict_fields(id_output=None)
-    )
-    records = ForwardRecords.load(tmp_path / "out")
+    path = write_tfrecords(tmp_path / "log", entries, "GZIP")
+    _, records = run(path, "prediction_log", fields=predict_fields(id_output=None))
     ids = hashing.fingerprint(tf.constant(examples)).numpy()
     np.testing.assert_array_equal(records.example_ids, np.sort(ids))
     np.testing.assert_array_equal(records.logits[:, 0], 0.5 * np.argsort(ids))
@@ -81,21 +95,19 @@ BAD_ENTRIES = {
 
 
 @pytest.mark.parametrize("message", BAD_ENTRIES)
-def test_bad_entries_are_counted_listed_or_fatal(tmp_path, message):
+def test_bad_entries_are_counted_listed_or_fatal(tmp_path, run, message):
     good = log_entry([7], [[1.0]])
-    path = write_log(tmp_path / "log", [good, BAD_ENTRIES[message], good])
-    arguments = {"format": "prediction_log"}
-    report = importers.import_records(path, tmp_path / "count", **arguments)
+    path = write_tfrecords(tmp_path / "log", [good, BAD_ENTRIES[message], good])
+    report, _ = run(path, "prediction_log", bad_rows="count")
     assert (report.num_bad_rows, report.num_records, report.bad_rows) == (1, 2, [])
-    report = importers.import_records(path, tmp_path / "list", bad_rows="list", **arguments)
-    ((file, offset, reason),) = report.bad_rows
+    ((file, offset, reason),) = run(path, "prediction_log")[0].bad_rows
     assert (file, offset) == (path, len(good) + 16)
     assert message in reason
     with pytest.raises(importers.ImportRowError, match=f"at byte {offset}"):
-        importers.import_records(path, tmp_path / "error", bad_rows="error", **arguments)
+        run(path, "prediction_log", bad_rows="error")
 
 
-def test_a_tensor_that_claims_to_be_huge_is_refused(tmp_path):
+def test_a_tensor_that_claims_to_be_huge_is_refused(tmp_path, run):
     log = prediction_log_pb2.PredictionLog()
     outputs = log.predict_log.response.outputs
     outputs["example_id"].CopyFrom(tf.make_tensor_proto([1]))
@@ -103,11 +115,8 @@ def test_a_tensor_that_claims_to_be_huge_is_refused(tmp_path):
     outputs["logits"].float_val.append(1.0)
     for _ in range(3):
         outputs["logits"].tensor_shape.dim.add().size = 2**20
-    path = write_log(tmp_path / "log", [log.SerializeToString()])
-    report = importers.import_records(
-        path, tmp_path / "out", format="prediction_log", bad_rows="list"
-    )
-    assert "claims" in report.bad_rows[0][2]
+    path = write_tfrecords(tmp_path / "log", [log.SerializeToString()])
+    assert "claims" in run(path, "prediction_log")[0].bad_rows[0][2]
 
 
 @settings(max_examples=300)
@@ -119,7 +128,7 @@ def test_mutated_logs_never_crash_and_never_yield_other_ids(tmp_path_factory, da
         entry[position] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(entry)))
     path = str(tmp_path_factory.getbasetemp() / "fuzz.log")
-    write_log(path, [bytes(entry[:cut])])
+    write_tfrecords(path, [bytes(entry[:cut])])
     for item in importers.read_prediction_log(path, predict_fields()):
         assert bool(item.columns) != bool(item.error)
         if item.columns:
@@ -127,66 +136,47 @@ def test_mutated_logs_never_crash_and_never_yield_other_ids(tmp_path_factory, da
             assert len(item.columns["example_id"]) == len(item.columns["logits"])
 
 
-def test_a_damaged_log_is_read_up_to_the_damage(tmp_path):
+def test_a_damaged_log_is_read_up_to_the_damage(tmp_path, run):
     entry = log_entry([7], [[1.0]])
-    path = write_log(tmp_path / "log", [entry] * 4)
-    data = bytearray((tmp_path / "log").read_bytes())
-    data[2 * (len(entry) + 16) + 20] ^= 1
-    (tmp_path / "log").write_bytes(data)
-    report = importers.import_records(
-        path, tmp_path / "out", format="prediction_log", bad_rows="list"
-    )
+    path = write_tfrecords(tmp_path / "log", [entry] * 4)
+    flip(path, 2 * (len(entry) + 16) + 20)
+    report, _ = run(path, "prediction_log")
     assert (report.num_rows, report.num_records, report.num_bad_rows) == (3, 2, 1)
     ((_, offset, reason),) = report.bad_rows
     assert offset == 2 * (len(entry) + 16)
     assert "checksum" in reason
 
 
-def write_lines(path, lines):
-    text = "".join(line + "\n" for line in lines)
-    if str(path).endswith(".gz"):
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text)
-    return str(path)
-
-
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
-def test_json_lines(tmp_path, name):
+def test_json_lines(tmp_path, run, name):
     lines = [
         json.dumps({"example_id": 3, "logits": [1, 2.5], "model_version": 9, "timestamp": 77}),
         "",
         json.dumps({"example_id": "abc", "logits": [0.5, -1], "extra": {"a": 1}}),
     ]
-    path = write_lines(tmp_path / name, lines)
-    report = importers.import_records(path, tmp_path / "out", format="jsonl")
+    report, records = run(write_lines(tmp_path / name, lines))
     assert (report.num_records, report.num_bad_rows) == (2, 0)
-    records = ForwardRecords.load(tmp_path / "out")
     np.testing.assert_array_equal(records.example_ids, [3, fingerprint("abc")])
     np.testing.assert_array_equal(records.logits, [[1, 2.5], [0.5, -1]])
     np.testing.assert_array_equal(records.model_versions, [9, 0])
     assert records.timestamps[0] == 77
 
 
-def test_csv_with_mapped_fields(tmp_path):
+def test_csv_with_mapped_fields(tmp_path, run):
     lines = ["id,p,when,cost", "1,0.5,1.5,0.25", '"2","-1e3",2,4']
     path = write_lines(tmp_path / "rows.csv", lines)
     fields = importers.RowFields("id", ("p",), "cost", None, "when", "s")
-    importers.import_records(path, tmp_path / "out", format="csv", fields=fields)
-    records = ForwardRecords.load(tmp_path / "out")
+    _, records = run(path, "csv", fields=fields)
     np.testing.assert_array_equal(records.example_ids, [1, 2])
     np.testing.assert_array_equal(records.logits, [[0.5], [-1000]])
     np.testing.assert_array_equal(records.losses, [0.25, 4])
     np.testing.assert_array_equal(records.timestamps, [1_500_000, 2_000_000])
 
 
-@pytest.mark.parametrize(
-    ("cell", "expected"), [("1;2;3", [1, 2, 3]), ("[1, 2, 3]", [1, 2, 3]), ("1 2 3", [1, 2, 3])]
-)
-def test_csv_lists(tmp_path, cell, expected):
+@pytest.mark.parametrize("cell", ["1;2;3", "[1, 2, 3]", "1 2 3"])
+def test_csv_lists(tmp_path, run, cell):
     path = write_lines(tmp_path / "rows.csv", ["example_id,logits", f'5,"{cell}"'])
-    importers.import_records(path, tmp_path / "out", format="csv")
-    np.testing.assert_array_equal(ForwardRecords.load(tmp_path / "out").logits, [expected])
+    np.testing.assert_array_equal(run(path, "csv")[1].logits, [[1, 2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -208,32 +198,39 @@ def test_csv_lists(tmp_path, cell, expected):
         ('{"example_id": 1, "logits": [1, 2], "timestamp": {}}', "one number"),
     ],
 )
-def test_bad_lines_say_what_and_where(tmp_path, line, message):
+def test_bad_lines_say_what_and_where(tmp_path, run, line, message):
     good = '{"example_id": 1, "logits": [1, 2]}'
-    path = write_lines(tmp_path / "rows.jsonl", [good, line, good])
-    report = importers.import_records(path, tmp_path / "out", format="jsonl", bad_rows="list")
+    report, _ = run(write_lines(tmp_path / "rows.jsonl", [good, line, good]))
     ((_, offset, reason),) = report.bad_rows
     assert offset == len(good) + 1
     assert message in reason
     assert (report.num_rows, report.num_records) == (3, 2)
 
 
-def test_not_finite_numbers_are_written_and_counted(tmp_path):
+def test_not_finite_numbers_are_written_and_counted(tmp_path, run):
     path = write_lines(tmp_path / "rows.jsonl", ['{"example_id": 1, "logits": [NaN, 1e300]}'])
-    report = importers.import_records(path, tmp_path / "out", format="jsonl")
+    report, _ = run(path)
     assert (report.num_records, report.num_nonfinite) == (1, 1)
 
 
-def test_a_header_without_the_fields_and_damaged_gzip(tmp_path):
+def test_a_header_without_the_fields(tmp_path, run):
     path = write_lines(tmp_path / "rows.csv", ["a,b", "1,2"])
     with pytest.raises(ValueError, match="header must name.*--id_field"):
-        importers.import_records(path, tmp_path / "out", format="csv")
-    path = write_lines(tmp_path / "rows.jsonl.gz", ['{"example_id": 1, "logits": 1}'] * 50)
-    data = (tmp_path / "rows.jsonl.gz").read_bytes()
-    (tmp_path / "rows.jsonl.gz").write_bytes(data[:-12])
-    report = importers.import_records(path, tmp_path / "out", format="jsonl", bad_rows="list")
-    assert report.num_bad_rows == 1
-    assert "damaged from here on" in report.bad_rows[0][2]
+        run(path, "csv")
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_damaged_gzip_is_one_bad_row(tmp_path, run, monkeypatch, format):
+    monkeypatch.setattr(importers, "_CHUNK_BYTES", 64)
+    lines = [f'{{"example_id": {i}, "logits": 1}}' for i in range(500)]
+    if format == "csv":
+        lines = ["example_id,logits", *(f"{i},1" for i in range(500))]
+    path = write_lines(tmp_path / "rows.gz", lines)
+    cut(path, 100)
+    report, records = run(path, format)
+    np.testing.assert_array_equal(records.example_ids, np.arange(report.num_rows - 1))
+    ((_, _, reason),) = report.bad_rows
+    assert "damaged from here on" in reason
 
 
 JSON = st.recursive(
@@ -276,63 +273,46 @@ def test_any_bytes_read_as_csv_or_json(tmp_path_factory, data, chunk):
                 assert all(0 <= offset <= len(data) + 18 for offset in item.offsets)
 
 
-def fingerprint(text):
-    return int(hashing.fingerprint(tf.constant(text)))
-
-
-def test_text_ids_that_look_like_integers_stay_text_in_json(tmp_path):
+def test_text_ids_that_look_like_integers_stay_text_in_json(tmp_path, run):
     ids = ["007", "7", "1_0", " 10 ", "١٢", 7, "a\0", "a"]
     lines = [json.dumps({"example_id": each, "logits": i}) for i, each in enumerate(ids)]
-    path = write_lines(tmp_path / "rows.jsonl", lines)
-    importers.import_records(path, tmp_path / "out", format="jsonl")
-    records = ForwardRecords.load(tmp_path / "out")
+    _, records = run(write_lines(tmp_path / "rows.jsonl", lines))
     by_id = dict(zip(records.example_ids.numpy(), records.logits[:, 0].numpy(), strict=True))
     expected = [each if isinstance(each, int) else fingerprint(each) for each in ids]
     assert [by_id[each] for each in expected] == list(range(len(ids)))
 
 
-def test_csv_declares_what_its_ids_are(tmp_path):
+def test_csv_declares_what_its_ids_are(tmp_path, run):
     path = write_lines(tmp_path / "rows.csv", ["example_id,logits", "007,1", "7,2", "x,3"])
-    arguments = {"format": "csv", "bad_rows": "list"}
-    report = importers.import_records(path, tmp_path / "int", **arguments)
+    report, records = run(path, "csv")
     assert (report.num_bad_rows, report.num_records) == (1, 2)
     assert "'example_id' must be an int64. Received: x" in report.bad_rows[0][2]
-    np.testing.assert_array_equal(ForwardRecords.load(tmp_path / "int").example_ids, [7])
-    importers.import_records(path, tmp_path / "string", id_type="string", **arguments)
-    np.testing.assert_array_equal(
-        ForwardRecords.load(tmp_path / "string").example_ids,
-        sorted(fingerprint(each) for each in ("007", "7", "x")),
-    )
+    np.testing.assert_array_equal(records.example_ids, [7])
+    _, records = run(path, "csv", id_type="string")
+    np.testing.assert_array_equal(records.example_ids, sorted(map(fingerprint, ("007", "7", "x"))))
     (tmp_path / "rows.csv").write_bytes(b"example_id,logits\n\xff,1\n\xfe,2\n")
-    importers.import_records(path, tmp_path / "bytes", id_type="string", **arguments)
-    np.testing.assert_array_equal(
-        ForwardRecords.load(tmp_path / "bytes").example_ids,
-        sorted(fingerprint(each) for each in (b"\xff", b"\xfe")),
-    )
+    _, records = run(path, "csv", id_type="string")
+    np.testing.assert_array_equal(records.example_ids, sorted(map(fingerprint, (b"\xff", b"\xfe"))))
 
 
-def test_ids_under_a_secret(tmp_path):
+def test_ids_under_a_secret(tmp_path, run):
     secret_file = tmp_path / "secret"
     secret_file.write_text("a secret of more than sixteen bytes")
+    arguments = {"secret_file": str(secret_file)}
     path = write_lines(tmp_path / "rows.jsonl", ['{"example_id": 12, "logits": 1}'])
-    importers.import_records(path, tmp_path / "out", format="jsonl", secret_file=str(secret_file))
-    (example_id,) = ForwardRecords.load(tmp_path / "out").example_ids.numpy()
+    (example_id,) = run(path, **arguments)[1].example_ids.numpy()
     secret = hashing.read_secret(secret_file)
     assert example_id == tf.function(hashing.keyed_ids)(tf.constant(12, tf.int64), secret).numpy()
-    assert example_id not in (12, int(hashing.fingerprint(tf.constant("12"))))
+    assert example_id not in (12, fingerprint("12"))
     texts = [b"007", b"7", b"a\0"]
-    path = write_lines(
-        tmp_path / "text.jsonl",
-        [json.dumps({"example_id": each.decode(), "logits": 1}) for each in texts],
-    )
-    importers.import_records(path, tmp_path / "text", format="jsonl", secret_file=str(secret_file))
-    path = write_log(tmp_path / "log", [log_entry(texts, [[1.0]] * 3)])
-    importers.import_records(
-        path, tmp_path / "log-out", format="prediction_log", secret_file=str(secret_file)
-    )
+    lines = [json.dumps({"example_id": each.decode(), "logits": 1}) for each in texts]
     training = np.sort(tf.function(hashing.keyed_ids)(tf.constant(texts), secret))
-    for name in ("text", "log-out"):  # the text itself, never its fingerprint
-        np.testing.assert_array_equal(ForwardRecords.load(tmp_path / name).example_ids, training)
+    for path, format in (
+        (write_lines(tmp_path / "text.jsonl", lines), "jsonl"),
+        (write_tfrecords(tmp_path / "log", [log_entry(texts, [[1.0]] * 3)]), "prediction_log"),
+    ):  # the text itself, never its fingerprint
+        _, records = run(path, format, **arguments)
+        np.testing.assert_array_equal(records.example_ids, training)
     secret_file.write_text("another secret of that length")
     assert hashing.keyed_ids(12, hashing.read_secret(secret_file)) != example_id
     secret_file.write_text("short")
@@ -348,8 +328,8 @@ def test_ids_under_a_secret(tmp_path):
         ({"format": "csv", "id_type": "float"}, "id_type must be one of"),
     ],
 )
-def test_arguments_out_of_range(tmp_path, arguments, message):
+def test_arguments_out_of_range(tmp_path, run, arguments, message):
     with pytest.raises(ValueError, match=message):
-        importers.import_records("x", tmp_path, **arguments)
+        run("x", **arguments)
     with pytest.raises(FileNotFoundError, match="No file matches"):
-        importers.import_records(str(tmp_path / "*"), tmp_path / "out", format="csv")
+        run(str(tmp_path / "none*"), "csv")

@@ -15,19 +15,18 @@ from ofb_tf.records import (
     reader,
     sorted_file_dataset,
 )
+from tests.records import record_files
+from tests.records.record_files import cut, flip
 
 HOUR = 3_600_000_000
 
 
-def write(directory, seed, n=500, **arguments):
+def write(directory, seed, timestamp=None):
     rng = np.random.default_rng(seed)
-    with ForwardRecordWriter(directory, block_records=64) as w:
-        w.write(
-            rng.integers(0, 400, n) * 7919 - 1_000_000,
-            rng.normal(size=(n, 2)),
-            model_version=rng.integers(0, 5, n),
-            **{"timestamp": rng.integers(0, 20, n)} | arguments,
-        )
+    ids = rng.integers(0, 400, 500) * 7919 - 1_000_000
+    times = rng.integers(0, 20, 500) if timestamp is None else timestamp
+    arguments = {"model_version": rng.integers(0, 5, 500), "timestamp": times}
+    record_files.write(directory, ids, rng.normal(size=(500, 2)), block_records=64, **arguments)
 
 
 @pytest.fixture
@@ -39,10 +38,8 @@ def directory(tmp_path):
 
 
 def assert_same(got, expected):
-    np.testing.assert_array_equal(got.example_ids, expected.example_ids)
-    np.testing.assert_array_equal(got.logits, expected.logits)
-    np.testing.assert_array_equal(got.timestamps, expected.timestamps)
-    np.testing.assert_array_equal(got.model_versions, expected.model_versions)
+    for name in ("example_ids", "logits", "timestamps", "model_versions"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
 
 
 def test_compact_keeps_what_loading_keeps(directory, tmp_path):
@@ -57,19 +54,7 @@ def test_compact_keeps_what_loading_keeps(directory, tmp_path):
     assert len(os.listdir(directory)) == 3
 
 
-def test_compact_in_place_removes_inputs_but_no_young_open_ones(directory):
-    expected = ForwardRecords.load(directory)
-    with ForwardRecordWriter(directory) as w:
-        w.write([1], [[1.0, 2.0]])
-        w.flush()
-        report = maintenance.compact(directory, directory, delete_inputs=True, compression="GZIP")
-    assert len(report.removed) == 3
-    assert report.num_open_skipped == 1
-    assert len(os.listdir(directory)) == 2
-    assert_same(ForwardRecords.load(report.files), expected)
-
-
-def leave_open(directory, ids, *, age, cut=0, **arguments):
+def leave_open(directory, ids, *, age, missing=0, **arguments):
     """An open file that a killed writer left behind, `age` seconds ago."""
     before = set(os.listdir(directory)) if directory.exists() else set()
     w = ForwardRecordWriter(directory, block_records=10, flush_seconds=None)
@@ -79,14 +64,14 @@ def leave_open(directory, ids, *, age, cut=0, **arguments):
     data = path.read_bytes()
     w.close()
     (directory / name.removesuffix(".open")).unlink()
-    path.write_bytes(data[: len(data) - cut])
+    path.write_bytes(data[: len(data) - missing])
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
 @pytest.mark.parametrize("command", ["compact", "partition"])
 def test_old_open_files_are_read_like_closed_ones(tmp_path, command):
-    old = leave_open(tmp_path / "in", np.arange(20), age=8000, cut=5)
+    old = leave_open(tmp_path / "in", np.arange(20), age=8000, missing=5)
     young = leave_open(tmp_path / "in", np.arange(100, 120), age=5000)
     write(tmp_path / "in", 0)
     run = getattr(maintenance, command)
@@ -101,20 +86,22 @@ def test_old_open_files_are_read_like_closed_ones(tmp_path, command):
     assert old.exists() and young.exists()
 
 
-def test_compact_removes_old_open_files_once_their_records_are_elsewhere(tmp_path):
-    old = leave_open(tmp_path, np.arange(20), age=8000)
-    young = leave_open(tmp_path, np.arange(100, 120), age=5)
-    report = maintenance.compact(tmp_path, tmp_path, delete_inputs=True)
-    assert report.removed == [str(old)]
-    assert sorted(map(str, tmp_path.iterdir())) == sorted([str(young), *report.files])
-    np.testing.assert_array_equal(ForwardRecords.load(report.files).example_ids, np.arange(20))
+def test_compact_in_place_removes_all_inputs_but_young_open_ones(directory):
+    old = leave_open(directory, np.arange(20), age=8000)
+    inputs = list(directory.iterdir())
+    young = leave_open(directory, np.arange(100, 120), age=5)
+    assert old in inputs
+    expected = ForwardRecords.load(inputs)
+    report = maintenance.compact(directory, directory, delete_inputs=True, compression="GZIP")
+    assert sorted(report.removed) == sorted(map(str, inputs))
+    assert report.num_open_skipped == 1
+    assert sorted(map(str, directory.iterdir())) == sorted([str(young), *report.files])
+    assert_same(ForwardRecords.load(report.files), expected)
 
 
 def test_a_damaged_input_is_never_removed(directory, tmp_path):
     damaged = sorted(directory.iterdir())[1]
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
+    flip(damaged)
     with pytest.raises(reader.CorruptRecordsError):
         maintenance.compact(directory, tmp_path / "out", delete_inputs=True)
     assert len(list(directory.iterdir())) == 3
@@ -138,13 +125,9 @@ def test_partitions_are_sorted_disjoint_and_complete(
     assert report.read.num_duplicates == 1500 - len(expected)
     schema = read_schema(report.files)
     for index in list(range(num_partitions))[:20]:
-        ids = (
-            sorted_file_dataset(report.files[index], schema)
-            .get_single_element()["example_id"]
-            .numpy()
-        )
+        (columns,) = sorted_file_dataset(report.files[index], schema)
         here = partition_of(expected.example_ids.numpy(), num_partitions) == index
-        np.testing.assert_array_equal(ids, expected.example_ids.numpy()[here])
+        np.testing.assert_array_equal(columns["example_id"], expected.example_ids.numpy()[here])
     assert_same(ForwardRecords.load(tmp_path / "out"), expected)
 
 
@@ -161,18 +144,16 @@ def test_partition_refuses_a_directory_in_use(directory):
 
 
 def test_partition_leaves_nothing_behind_when_it_fails(directory, tmp_path):
-    path = sorted(directory.iterdir())[0]
-    path.write_bytes(path.read_bytes()[:-100])
+    cut(sorted(directory.iterdir())[0], 100)
     with pytest.raises(reader.CorruptRecordsError):
         maintenance.partition(directory, tmp_path / "out", 3)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_expire_removes_old_files_and_rewrites_mixed_ones(tmp_path):
-    old = np.zeros(500, np.int64)
-    write(tmp_path, 0, timestamp=old)
+    write(tmp_path, 0, timestamp=0)
     write(tmp_path, 1, timestamp=np.where(np.arange(500) % 2, 0, 10 * HOUR))
-    write(tmp_path, 2, timestamp=np.full(500, 10 * HOUR))
+    write(tmp_path, 2, timestamp=10 * HOUR)
     first, second, third = sorted(tmp_path.iterdir())
     untouched = third.read_bytes()
     kept = {second: reader.read_columns(second), third: reader.read_columns(third)}
@@ -204,12 +185,16 @@ def test_expire_leaves_young_open_files(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("cut", [0, 5])
-def test_expire_is_a_guarantee_for_open_files_of_dead_writers(tmp_path, cut):
+@pytest.mark.parametrize("missing", [0, 5])
+def test_expire_is_a_guarantee_for_open_files_of_dead_writers(tmp_path, missing):
     times = np.repeat([0, 10 * HOUR], 10)  # one block each
-    gone = leave_open(tmp_path, np.arange(20), age=8000, timestamp=np.zeros(20, int), cut=cut)
+    gone = leave_open(
+        tmp_path, np.arange(20), age=8000, timestamp=np.zeros(20, int), missing=missing
+    )
     mixed = leave_open(tmp_path, np.arange(20), age=8000, timestamp=times)
-    kept = leave_open(tmp_path, np.arange(20), age=8000, timestamp=times + 20 * HOUR, cut=cut)
+    kept = leave_open(
+        tmp_path, np.arange(20), age=8000, timestamp=times + 20 * HOUR, missing=missing
+    )
     young = leave_open(tmp_path, np.arange(20), age=5, timestamp=times)
     arguments = {"max_age": 3600, "now": 10 * 3600 + 1}
     dry = maintenance.expire(tmp_path, **arguments, dry_run=True)
@@ -239,23 +224,20 @@ def test_maintenance_on_other_file_systems():
 
 @pytest.mark.parametrize("name", ["served.rec", "served", "a.ofbr.bak"])
 def test_expire_rewrites_a_file_of_any_name(tmp_path, name):
-    write(tmp_path / "in", 1, timestamp=np.where(np.arange(500) % 2, 0, 10 * HOUR))
-    (source,) = (tmp_path / "in").iterdir()
-    path = tmp_path / name
-    source.rename(path)
+    write(tmp_path, 1, timestamp=np.where(np.arange(500) % 2, 0, 10 * HOUR))
+    (source,) = tmp_path.iterdir()
+    path = source.rename(tmp_path / name)
     report = maintenance.expire(path, max_age=3600, now=10 * 3600 + 1)
     assert (report.num_expired, report.files) == (250, [str(path)])
-    assert sorted(os.listdir(tmp_path)) == sorted(["in", name])
+    assert list(tmp_path.iterdir()) == [path]
     assert ForwardRecords.load(path).counts.num_read == 250
 
 
 def test_inspect_sums_up(directory):
     summary = maintenance.inspect(directory)
     records = ForwardRecords.load(directory)
-    assert summary.num_records == 1500
-    assert summary.num_ids == len(records)
-    assert summary.num_duplicates == 1500 - len(records)
-    assert summary.num_outputs == 2
+    assert (summary.num_records, summary.num_ids) == (1500, len(records))
+    assert (summary.num_duplicates, summary.num_outputs) == (1500 - len(records), 2)
     assert (summary.first_timestamp, summary.last_timestamp) == (0, 19)
     assert sum(summary.model_versions.values()) == 1500
     assert set(summary.model_versions) == set(range(5))
@@ -265,17 +247,15 @@ def test_inspect_sums_up(directory):
 
 
 def test_verify_lists_the_damage(directory):
-    whole, damaged, cut = sorted(directory.iterdir())
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
-    cut.write_bytes(cut.read_bytes()[:-10])
+    whole, damaged, short = sorted(directory.iterdir())
+    flip(damaged)
+    cut(short, 10)
     reports = {pathlib.Path(r.path): r for r in maintenance.verify(directory)}
     assert reports[whole].damages == ()
     assert reports[whole].num_records == 500
     assert "checksum" in reports[damaged].damages[0].reason
-    assert "ends inside" in reports[cut].damages[0].reason
-    assert reports[cut].num_records == 500
+    assert "ends inside" in reports[short].damages[0].reason
+    assert reports[short].num_records == 500
 
 
 def test_maintenance_of_top_k_records(tmp_path):
@@ -284,12 +264,10 @@ def test_maintenance_of_top_k_records(tmp_path):
         w.write(np.arange(50), logits)
     report = maintenance.partition(tmp_path / "in", tmp_path / "out", 2)
     records = ForwardRecords.load(report.files)
-    order = np.argsort(-logits, axis=1)[:, :3]
-    np.testing.assert_array_equal(records.class_ids, order)
+    order = records.class_ids.numpy()
+    np.testing.assert_array_equal(order, np.argsort(-logits, axis=1)[:, :3])
     np.testing.assert_array_equal(records.logits, np.take_along_axis(logits, order, 1))
     np.testing.assert_allclose(records.logsumexp, tf.reduce_logsumexp(logits, 1), rtol=1e-6)
     squares = tf.reduce_sum(tf.nn.softmax(logits) ** 2, 1)
     np.testing.assert_allclose(records.sum_squared_probabilities, squares, rtol=1e-5)
     assert records.num_outputs == 20
-    columns = sorted_file_dataset(report.files[0], read_schema(report.files)).get_single_element()
-    np.testing.assert_array_equal(columns["class_ids"].shape, [len(columns["example_id"]), 3])

@@ -7,18 +7,17 @@ import tensorflow as tf
 from ofb_tf.records import (
     CorruptRecordsError,
     ForwardRecords,
-    ForwardRecordWriter,
     PartitionedRecords,
     partition,
     partition_of,
 )
 from ofb_tf.records.partitioned import partition_path
+from tests.records.record_files import flip, write
 
 
 @pytest.fixture
 def directory(tmp_path):
-    with ForwardRecordWriter(tmp_path / "in", num_outputs=2) as w:
-        w.write(np.arange(500), np.random.default_rng(0).normal(size=(500, 2)))
+    write(tmp_path / "in", np.arange(500), np.random.default_rng(0).normal(size=(500, 2)))
     partition(tmp_path / "in", tmp_path / "out", 5)
     return str(tmp_path / "out")
 
@@ -76,8 +75,6 @@ def test_sets_that_are_none_are_refused(directory):
 
 
 def test_a_header_is_checked_at_construction(directory):
-    with open(partition_path(directory, 3, 5), "r+b") as file:
-        file.seek(5)
-        file.write(b"\1")  # the first TFRecord now claims 2^40 bytes
+    flip(partition_path(directory, 3, 5), 5, 1)  # the first TFRecord now claims 2^40 bytes
     with pytest.raises(CorruptRecordsError, match="partition-00003.*claims"):
         PartitionedRecords(directory)

@@ -1,24 +1,13 @@
-import os
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ofb_tf.records import CorruptRecordsError, ForwardRecords, ForwardRecordWriter, read_schema
+from ofb_tf.records import CorruptRecordsError, ForwardRecords, read_schema
 from ofb_tf.records.reader import newest_order
 from ofb_tf.records.schema import Schema
-
-
-def write(directory, ids, logits=None, **arguments):
-    with ForwardRecordWriter(directory, block_records=10) as w:
-        logits = np.zeros((len(ids), 1)) if logits is None else logits
-        w.write(ids, logits, **arguments)
-    return max((os.path.join(directory, name) for name in os.listdir(directory)), key=mtime)
-
-
-def mtime(path):
-    return os.stat(path).st_mtime_ns
+from tests.records.record_files import cut, flip, write, write_tfrecords
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,39 +47,25 @@ def test_other_numbers_of_outputs_name_both_files(tmp_path):
 
 def test_float16_and_float32_files_load_together(tmp_path):
     write(tmp_path, [1], [1.5])
-    with ForwardRecordWriter(tmp_path, logits_dtype="float16") as w:
-        w.write([2], [2.5])
+    write(tmp_path, [2], [2.5], writer={"logits_dtype": "float16"})
     records = ForwardRecords.load(tmp_path)
     assert records.logits.dtype == tf.float32
     np.testing.assert_array_equal(records.logits[:, 0], [1.5, 2.5])
 
 
-def test_a_truncated_file_is_an_error_or_a_counted_skip(tmp_path):
-    path = write(tmp_path, np.arange(40))
-    data = pathlib.Path(path).read_bytes()
-    with open(path, "wb") as file:
-        file.write(data[: len(data) // 2])
-    with pytest.raises(CorruptRecordsError, match="at byte [1-9].*on_corrupt") as error:
-        ForwardRecords.load(path)
-    assert path in str(error.value)
-    records = ForwardRecords.load(path, on_corrupt="skip")
-    assert 0 < len(records) < 40
-    assert records.counts.num_corrupt_blocks == 1
-
-
-def test_a_flipped_byte_loses_the_rest_of_its_file(tmp_path):
+@pytest.mark.parametrize("damage", [flip, lambda path: cut(path, 700)])
+def test_damage_loses_the_rest_of_its_file(tmp_path, damage):
     path = write(tmp_path, np.arange(40))
     write(tmp_path, np.arange(100, 110))
-    data = bytearray(pathlib.Path(path).read_bytes())
-    data[len(data) // 2] ^= 4
-    pathlib.Path(path).write_bytes(data)
-    with pytest.raises(CorruptRecordsError) as error:
+    damage(path)
+    with pytest.raises(CorruptRecordsError, match="at byte [1-9].*on_corrupt") as error:
         ForwardRecords.load(tmp_path)
+    assert path in str(error.value)
+    assert error.value.damage.path == path
     records = ForwardRecords.load(tmp_path, on_corrupt="skip")
     np.testing.assert_array_equal(records.example_ids, [*range(20), *range(100, 110)])
     assert records.counts.num_corrupt_blocks == 1
     assert records.counts.damages == [error.value.damage]
-    assert error.value.damage.path == path
     with pytest.raises(ValueError, match="on_corrupt must be"):
         ForwardRecords.load(tmp_path, on_corrupt="ignore")
 
@@ -98,33 +73,22 @@ def test_a_flipped_byte_loses_the_rest_of_its_file(tmp_path):
 def test_a_file_cut_between_blocks_misses_its_footer(tmp_path):
     path = write(tmp_path, np.arange(40))
     blocks = [r.numpy() for r in tf.data.TFRecordDataset(path)]
-    with tf.io.TFRecordWriter(path) as w:
-        for block in blocks[:2]:
-            w.write(block)
-    with pytest.raises(CorruptRecordsError, match="footer is missing"):
-        ForwardRecords.load(path)
-    with tf.io.TFRecordWriter(path) as w:
-        for block in [blocks[0], *blocks[2:]]:
-            w.write(block)
-    with pytest.raises(CorruptRecordsError, match="num_records=40"):
-        ForwardRecords.load(path)
+    for kept, message in (
+        (blocks[:2], "footer is missing"),
+        ([blocks[0], *blocks[2:]], "num_records=40"),
+    ):
+        write_tfrecords(path, kept)
+        with pytest.raises(CorruptRecordsError, match=message):
+            ForwardRecords.load(path)
     assert len(ForwardRecords.load(path, on_corrupt="skip")) == 30
 
 
 def test_tfrecords_of_something_else(tmp_path):
-    path = str(tmp_path / "other.ofbr")
-    with tf.io.TFRecordWriter(path) as w:
-        w.write(tf.train.Example().SerializeToString())
+    path = write_tfrecords(tmp_path / "other.ofbr", [tf.train.Example().SerializeToString()])
     with pytest.raises(CorruptRecordsError, match="format_version"):
         ForwardRecords.load(path)
     with pytest.raises(ValueError, match="hold no whole block"):
         ForwardRecords.load(path, on_corrupt="skip")
-
-
-def test_read_schema(tmp_path):
-    write(tmp_path, [1], [[1.0, 2.0]], loss=[1.0])
-    names = ("example_id", "logits", "loss", "model_version", "timestamp")
-    assert read_schema(tmp_path) == Schema(2, 0, names)
 
 
 @pytest.mark.parametrize("name", ["plain", "gzip", "narrow", "open", "top_k"])
@@ -152,7 +116,7 @@ def test_one_dict_of_columns_and_its_attributes(tmp_path):
     assert records.logits is records.columns["logits"]
     assert records.version_indices is records.columns["model_version"]
     assert records.class_ids is records.logsumexp is records.sum_squared_probabilities is None
-    assert records.schema == read_schema(tmp_path)
+    assert records.schema == read_schema(tmp_path) == Schema(3, 0, tuple(records.columns))
     with pytest.raises(AttributeError):
         records.logits = None
 
