@@ -2,37 +2,25 @@
 
 import pathlib
 
-import apache_beam as beam
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 from tfx.types import standard_artifacts
-from tfx_testing import serialize, write_tfrecords
+from tfx_testing import generate, serialize, write_tfrecords
 
 import ofb_tf
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
 from ofb_tf.records.partitioned import partition_path
-from tfx_components import artifacts
 from tfx_components.artifacts import Manifest
 from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
 
 
-def _generate(tmp_path, **kwargs):
-    artifact = artifacts.ForwardRecords()
-    artifact.uri = str(tmp_path / "out")
-    pathlib.Path(artifact.uri).mkdir(exist_ok=True)
-    ForwardRecordGen.test_call(
-        forward_records=artifact,
-        **{
-            "num_partitions": 3,
-            "beam_pipeline": beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
-        }
-        | kwargs,
-    )
-    return artifact
+def _generate(tmp_path, **arguments):
+    (tmp_path / "out").mkdir(exist_ok=True)
+    return generate(tmp_path / "out", **{"num_partitions": 3} | arguments)
 
 
 def _write(directory, ids, logits, **columns):

@@ -87,9 +87,8 @@ def test_the_signature_echoes_ids_and_logits(tmp_path, schema):
 
 
 def test_inputs_of_examples(schema):
-    spec = features.TabularSpec.from_schema(
-        schema, exclude=("id", "label"), categorical=("hour",), num_buckets=8
-    )
+    config = dataclasses.replace(_CONFIG, categorical=("hour",))
+    spec = dataclasses.replace(trainer.tabular_spec(config, schema), num_buckets=8)
     assert (spec.numeric, spec.categorical) == (("x",), ("city", "hour"))
     serialized = [serialize({"x": -3.0, "city": b"a", "hour": 5}), serialize({"city": b"a"})]
     inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
