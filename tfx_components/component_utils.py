@@ -54,7 +54,7 @@ def error_context(component: str, uris: Sequence[str]) -> Iterator[None]:
         raise ValueError(f"{component}: {error}") from error
 
 
-def in_chunks(batches: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def in_chunks(batches: Iterable[dict[Any, Any]]) -> Iterator[list[dict[Any, Any]]]:
     """Groups consecutive batches of columns until they hold at least `CHUNK` ids."""
     group, count = [], 0
     for columns in batches:

@@ -30,12 +30,7 @@ from tfx_components.component_utils import (
     remove_children,
 )
 from tfx_components.ofb_sampler.examples import KeySpec, probe
-from tfx_components.ofb_sampler.transforms import (
-    IMPORTANCE,
-    CopyFiles,
-    SamplerConfig,
-    SampleSplit,
-)
+from tfx_components.ofb_sampler.transforms import IMPORTANCE, CopyFiles, SamplerConfig, SampleSplit
 
 _NAME = "OFBSampler"
 _KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
@@ -164,18 +159,17 @@ def _check_examples(examples: Examples, splits: list[str]) -> None:
 
 def _check_width(width: int, config: SamplerConfig) -> None:
     """Checks the records' number of logits; 0 means records that hold only losses."""
-    if config.num_outputs and width != config.num_outputs:
-        raise ValueError(
-            f"forward records must have num_outputs={config.num_outputs}, got {width}. Generate "
-            "records from the model that serves these examples."
-        )
     multiclass = config.task == constants.MULTICLASS
-    if width and multiclass != (width > 1):
-        expected = "at least 2 outputs" if multiclass else "1 output"
-        raise ValueError(
-            f"forward records must have {expected} for task={config.task!r}, got {width}. Generate "
-            "records from the model that serves these examples, or set task."
-        )
+    if config.num_outputs and width != config.num_outputs:
+        expected = f"num_outputs={config.num_outputs}"
+    elif width and multiclass != (width > 1):
+        expected = f"{'at least 2 outputs' if multiclass else '1 output'} for task={config.task!r}"
+    else:
+        return
+    raise ValueError(
+        f"forward records must have {expected}, got {width}. Generate records from the model that "
+        "serves these examples, or set task."
+    )
 
 
 def _directory(artifact: Examples, split: str) -> str:

@@ -148,11 +148,12 @@ def _read_keys(
     first = 0
     for batches in in_chunks(examples.read_keys(source, spec)):
         keys = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        ids, labels = keys.pop(constants.EXAMPLE_ID), keys.pop(constants.LABEL)
+        ids, labels = keys[constants.EXAMPLE_ID], keys[constants.LABEL]
         for partition, rows in hashing.rows_by_partition(ids, num_partitions):
             slices = {}
-            for (_, name), values in keys.items():
-                vocabulary, codes = np.unique(values[rows], return_inverse=True)
+            for name in spec.slice_features:
+                values = keys["slice", name][rows]
+                vocabulary, codes = np.unique(values, return_inverse=True)
                 slices[name] = (vocabulary.tolist(), codes.astype(np.uint32))
             columns = {
                 _FILE: file,

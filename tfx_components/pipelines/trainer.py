@@ -72,8 +72,12 @@ class TrainingConfig:
     def from_custom_config(cls, settings: dict[str, Any]) -> "TrainingConfig":
         """The config from Trainer's `custom_config`; lists become tuples, others' entries go."""
         names = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in settings.items() if name in names}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if name in names
+        }
+        return cls(**given)
 
 
 def run_fn(fn_args: Any) -> None:

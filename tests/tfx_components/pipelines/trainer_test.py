@@ -84,6 +84,10 @@ def test_the_signature_echoes_ids_and_logits(tmp_path, schema):
     assert answer["logits"].shape == (51, 1)
     assert answer["example_id"].numpy().tolist() == [*range(50), 99]
     assert np.isfinite(answer["logits"]).all()
+    spec = trainer.tabular_spec(_CONFIG, schema)
+    inputs = spec.inputs(tf.io.parse_example(examples, spec.feature_spec()))
+    again = trainer.load_keras_model(str(tmp_path / "model"))(inputs, training=False)
+    np.testing.assert_allclose(again, answer["logits"], rtol=1e-5)
 
 
 def test_inputs_of_examples(schema):
