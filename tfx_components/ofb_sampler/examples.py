@@ -36,7 +36,8 @@ def probe(
     paths: Sequence[str], id_feature: str, label_feature: str, slice_features: Sequence[str]
 ) -> KeySpec:
     """Finds the features' types on the first example of a split; ValueError for unusable ones."""
-    serialized = next(read_tfrecords(paths).as_numpy_iterator(), None)
+    every = (one for path in paths for one in read_tfrecords([path]).as_numpy_iterator())
+    serialized = next(every, None)
     if serialized is None:
         raise ValueError(f"the split is empty: no example in {len(paths)} files.")
     try:

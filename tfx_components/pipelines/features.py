@@ -14,13 +14,10 @@ BUCKETS = "buckets"
 
 @dataclasses.dataclass(frozen=True)
 class TabularSpec:
-    """Which features a model reads, and how.
+    """Which features a model reads, and the `dtypes` of all features of the schema, by name.
 
-    Attributes:
-      numeric: signed log, with an indicator where the value is missing.
-      categorical: hashed.
-      dtypes: every feature of the schema → name of its dtype.
-      num_buckets: of the hash.
+    `numeric` become a signed log, with an indicator where the value is missing; `categorical` are
+    hashed to `num_buckets`.
     """
 
     numeric: tuple[str, ...]
