@@ -3,12 +3,12 @@
 The types have no `PROPERTIES`: the Kubeflow v2 compiler takes custom properties only.
 """
 
+import collections
 import dataclasses
 import json
 import math
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -74,8 +74,7 @@ class Manifest:
 
     def write(self, uri: str) -> None:
         """Writes it into the artifact."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-        write_text(uri, _MANIFEST, text)
+        write_text(uri, _MANIFEST, json.dumps(vars(self), indent=1, sort_keys=True))
 
     @classmethod
     def read(cls, uri: str) -> "Manifest":
@@ -138,9 +137,10 @@ class WeightStats:
 
     def __add__(self, other: "WeightStats") -> "WeightStats":
         merged = {
-            name: _ufunc(name)(value, getattr(other, name)) for name, value in vars(self).items()
+            name: _ufunc(name)(value, getattr(other, name)).item()
+            for name, value in vars(self).items()
         }
-        return WeightStats(**{name: _as_field(name, value) for name, value in merged.items()})
+        return WeightStats(**merged)
 
     @property
     def coverage(self) -> float:
@@ -168,34 +168,24 @@ class WeightStats:
     def by_group(
         cls, groups: np.ndarray, num_groups: int, columns: dict[str, np.ndarray]
     ) -> "list[WeightStats]":
-        """Statistics of groups of examples.
+        """One `WeightStats` per group of examples.
 
-        Args:
-          groups: int64 `[n]` in [0, num_groups).
-          num_groups: at least 1.
-          columns: field → numbers `[n]` to combine, NaN for an example that does not count.
-
-        Returns:
-          One `WeightStats` per group.
+        `groups` are int64 `[n]`; `columns` maps fields to numbers `[n]` to combine, NaN for an
+        example that does not count.
         """
         stats = [cls() for _ in range(num_groups)]
         for name, values in columns.items():
-            values = np.asarray(values, np.float64)
+            combined = np.full(num_groups, getattr(cls, name))
             counted = ~np.isnan(values)
-            combined = np.full(num_groups, getattr(cls, name), np.float64)
-            _ufunc(name).at(combined, groups[counted], values[counted])
+            _ufunc(name).at(combined, groups[counted], values[counted].astype(combined.dtype))
             for one, value in zip(stats, combined.tolist(), strict=True):
-                setattr(one, name, _as_field(name, value))
+                setattr(one, name, value)
         return stats
 
 
 def _ufunc(name: str) -> np.ufunc:
     """How a field of `WeightStats` is combined."""
     return {"min_": np.minimum, "max_": np.maximum}.get(name[:4], np.add)
-
-
-def _as_field(name: str, value: float) -> Any:
-    return type(getattr(WeightStats, name))(value)
 
 
 _DERIVED = ("coverage", "realized_rate", "mean_weight", "effective_sample_size")
@@ -222,30 +212,24 @@ class SplitStatistics:
         Raises:
           ValueError: there are more than `MAX_SLICES` slice keys.
         """
-        merged = cls()
+        total = WeightStats()
+        slices: dict[str, WeightStats] = collections.defaultdict(WeightStats)
+        versions: dict[str, int] = collections.Counter()
         for part in parts:
-            merged.total = merged.total + part.total
+            total += part.total
+            versions.update(part.examples_by_version)
             for key, stats in part.slices.items():
-                merged.slices[key] = merged.slices.get(key, WeightStats()) + stats
-            for version, count in part.examples_by_version.items():
-                known = merged.examples_by_version.get(version, 0)
-                merged.examples_by_version[version] = known + count
-            if len(merged.slices) > MAX_SLICES:
+                slices[key] += stats
+            if len(slices) > MAX_SLICES:
                 raise ValueError(
                     f"slice_features have more than {MAX_SLICES} values, such as {key!r}. Slice "
                     "by features with fewer, or bucketise them."
                 )
-        return merged
+        return cls(total, dict(slices), dict(versions))
 
 
 def write_statistics(uri: str, config: dict, splits: dict[str, SplitStatistics]) -> None:
-    """Writes `statistics.json`.
-
-    Args:
-      uri: of an `ofb.SamplingStatistics` artifact.
-      config: the sampler's settings.
-      splits: split → what the sampler did there.
-    """
+    """Writes `statistics.json` of a sampler: its settings, and what it did in each split."""
 
     def as_json(stats: WeightStats) -> dict:
         fields = vars(stats) | {name: getattr(stats, name) for name in _DERIVED}
@@ -258,7 +242,7 @@ def write_statistics(uri: str, config: dict, splits: dict[str, SplitStatistics])
             "slices": {key: as_json(split.slices[key]) for key in sorted(split.slices)},
             "examples_by_version": split.examples_by_version,
         }
-        for name, split in splits.items()
+        for name, split in sorted(splits.items())
     }
     write_text(uri, _STATISTICS, json.dumps({"config": config, "splits": content}, indent=1))
 
@@ -271,8 +255,9 @@ def read_statistics(uri: str) -> tuple[dict, dict[str, SplitStatistics]]:
     """
 
     def stats(fields: dict) -> WeightStats:
-        given = {name: value for name, value in fields.items() if value is not None}
-        return WeightStats(**{name: v for name, v in given.items() if name not in _DERIVED})
+        if not fields["num_selected"]:
+            fields = fields | {"min_weight": math.inf}
+        return WeightStats(**{name: v for name, v in fields.items() if name not in _DERIVED})
 
     content = _read_json(uri, _STATISTICS, SamplingStatistics, "OFBSampler")
     splits = {

@@ -2,28 +2,25 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import hashing
+from ofb_tf import constants, hashing
 from ofb_tf.records.files import compression_of
 
 TEMPORARY_PREFIX = ".tmp-"
+CHUNK = 1 << 18  # examples or records that a reader gathers before it deals them to partitions
 _PLAIN = (bool, int, float, str, list, type(None))
 
 
 def checked_at_construction(check: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Makes a component class check its parameters when a pipeline is put together.
+    """A decorator that makes a component class check its parameters at construction.
 
-    Args:
-      check: called with the parameters whose values are known then, by name (a runtime
-        parameter's is not); raises ValueError for one out of range.
-
-    Returns:
-      A decorator of component classes.
+    `check` gets the parameters whose values are known then, by name (a runtime parameter's is
+    not), and raises ValueError for one out of range.
     """
 
     def decorate(component: Any) -> Any:
@@ -47,15 +44,7 @@ def checked_at_construction(check: Callable[..., Any]) -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def error_context(component: str, uris: Sequence[str]) -> Iterator[None]:
-    """Prefixes errors with the component's name and empties its outputs.
-
-    Args:
-      component: the name.
-      uris: directories of the outputs.
-
-    Raises:
-      ValueError: whatever was raised, with the component's name before its message.
-    """
+    """Raises any error as a ValueError that names the component; empties its output directories."""
     try:
         yield
     except Exception as error:
@@ -63,6 +52,19 @@ def error_context(component: str, uris: Sequence[str]) -> Iterator[None]:
             with contextlib.suppress(tf.errors.OpError):
                 remove_children(uri)
         raise ValueError(f"{component}: {error}") from error
+
+
+def in_chunks(batches: Iterable[dict[Any, Any]]) -> Iterator[list[dict[Any, Any]]]:
+    """Groups consecutive batches of columns until they hold at least `CHUNK` ids."""
+    group, count = [], 0
+    for columns in batches:
+        group.append(columns)
+        count += len(columns[constants.EXAMPLE_ID])
+        if count >= CHUNK:
+            yield group
+            group, count = [], 0
+    if count:
+        yield group
 
 
 def remove_children(directory: str, prefix: str = "") -> None:
@@ -76,11 +78,7 @@ def remove_children(directory: str, prefix: str = "") -> None:
 
 
 def list_files(directory: str) -> list[str]:
-    """The data files of a split, sorted.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
+    """The data files of a split, sorted; FileNotFoundError if there is none."""
     names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
     names = sorted(name for name in names if not name.startswith((".", "_")))
     if not names:
@@ -96,16 +94,10 @@ def read_tfrecords(files: Sequence[str]) -> tf.data.Dataset:
 
 
 def example_fingerprints(serialized: Sequence[bytes]) -> np.ndarray:
-    """Ids for examples that have no id feature: fingerprints of their content.
+    """Ids for examples without an id feature: int64 `[n]`, the fingerprints of their content.
 
     The bytes of a tf.Example depend on who serialized it, as its features have no order; TFX's
     BulkInferrer, for one, serializes again. So the example is serialized with its features sorted.
-
-    Args:
-      serialized: n tf.Examples.
-
-    Returns:
-      int64 `[n]`: `ofb_tf.hashing.fingerprint` of the sorted form.
     """
     canonical = [
         tf.train.Example.FromString(example).SerializeToString(deterministic=True)

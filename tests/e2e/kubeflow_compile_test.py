@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.tfx]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("kubeflow")
     config = LoopConfig(
         csv_directory="gs://bucket/trips",
@@ -26,26 +26,21 @@ def compiled(tmp_path_factory):
     return directory
 
 
-def test_kfp_loads_the_spec(compiled):
-    component = components.load_component_from_file(str(compiled / "loop.yaml"))
+def test_kfp_loads_the_spec_and_training_is_conditioned_on_the_blessing(directory):
+    component = components.load_component_from_file(str(directory / "loop.yaml"))
     tasks = component.pipeline_spec.root.dag.tasks
     assert len(tasks) == 11
     upstream = {name: set(task.dependent_tasks) for name, task in tasks.items()}
     assert upstream["OFBSampler"] == {"CsvExampleGen", "ForwardRecordGen"}
     assert upstream["SamplingValidator"] == {"OFBSampler"}
     assert {"OFBSampler", "BaseTrainer"} <= upstream["ContinuedTrainer"]
-
-
-def test_training_is_conditioned_on_the_blessing(compiled):
-    component = components.load_component_from_file(str(compiled / "loop.yaml"))
-    tasks = component.pipeline_spec.root.dag.tasks
     for name in ("ContinuedTrainer", "ModelComparison", "Pusher"):
         assert "blessed" in tasks[name].trigger_policy.condition
     assert not tasks["OFBSampler"].trigger_policy.condition
 
 
-def test_parameters_and_image_are_in_the_spec(compiled):
-    job = json.loads((compiled / "loop.json").read_text())
+def test_parameters_and_image_are_in_the_spec(directory):
+    job = json.loads((directory / "loop.json").read_text())
     spec = job["pipelineSpec"]
     parameters = spec["root"]["dag"]["tasks"]["OFBSampler"]["inputs"]["parameters"]
     assert parameters["rate"]["runtimeValue"]["constantValue"]["doubleValue"] == 0.05

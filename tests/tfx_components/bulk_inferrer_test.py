@@ -3,23 +3,19 @@
 import json
 import pathlib
 
-import apache_beam as beam
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from tfx.components.bulk_inferrer import executor
 from tfx.dsl.components.base import base_beam_executor
-from tfx.proto import bulk_inferrer_pb2
 from tfx.types import standard_artifacts
-from tfx.utils import proto_utils
-from tfx_testing import Data, read_tfrecords
+from tfx_testing import Data, generate, read_split
 
 import ofb_tf
 from ofb_tf.serving import export_recording_model
 from tfx_components import artifacts
 from tfx_components.component_utils import example_fingerprints
-from tfx_components.forward_record_gen import ForwardRecordGen
 
 _SPEC = {
     "id": tf.io.FixedLenFeature([], tf.int64),
@@ -44,14 +40,8 @@ def _infer(tmp_path, examples, model, id_key) -> standard_artifacts.InferenceRes
         {"examples": [examples], "model": [served]},
         {"inference_result": [inference]},
         {
-            "model_spec": proto_utils.proto_to_json(
-                bulk_inferrer_pb2.ModelSpec(
-                    model_signature_name=["serving_default"],
-                )
-            ),
-            "data_spec": proto_utils.proto_to_json(
-                bulk_inferrer_pb2.DataSpec(example_splits=["train"])
-            ),
+            "model_spec": '{"model_signature_name": ["serving_default"]}',
+            "data_spec": '{"example_splits": ["train"]}',
         },
     )
     return inference
@@ -67,17 +57,9 @@ def test_its_logs_become_records_that_the_sampler_finds(
     model = keras.Model(inputs, keras.layers.Dense(1, bias_initializer="ones")(inputs))
     inference = _infer(tmp_path, examples, model, id_feature or None)
 
-    records = artifacts.ForwardRecords()
-    records.uri = str(tmp_path / "records")
-    ForwardRecordGen.test_call(
-        forward_records=records,
-        inference_result=inference,
-        id_feature=id_feature,
-        beam_pipeline=beam.Pipeline(argv=_IN_MEMORY),
-    )
+    records = generate(tmp_path / "records", inference_result=inference, id_feature=id_feature)
     loaded = ofb_tf.ForwardRecords.load(records.uri)
-    files = sorted((pathlib.Path(examples.uri) / "Split-train").iterdir())
-    serialized = [record for path in files for record in read_tfrecords(path)]
+    serialized = [example.SerializeToString() for example in read_split(examples)]
     ids = data.ids if id_feature else example_fingerprints(serialized)
     order = np.argsort(ids)
     np.testing.assert_array_equal(loaded.example_ids, ids[order])

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tfx_testing import Data, serialize, write_tfrecords
+from tfx_testing import Data, generate, serialize, write_tfrecords
 
 import ofb_tf
 
@@ -55,23 +55,12 @@ def as_examples(tmp_path):
 @pytest.fixture
 def as_records(tmp_path):
     """A function from columns to an ofb.ForwardRecords artifact, made by the component."""
-    import apache_beam as beam
-
-    from tfx_components import artifacts
-    from tfx_components.forward_record_gen import ForwardRecordGen
 
     def make(ids, logits, *, name="records", num_partitions=5, **columns):
-        with ofb_tf.ForwardRecordWriter(tmp_path / f"{name}-serving") as writer:
+        source = tmp_path / f"{name}-serving"
+        with ofb_tf.ForwardRecordWriter(source) as writer:
             writer.write(ids, logits, **{"timestamp": 1_000_000} | columns)
-        artifact = artifacts.ForwardRecords()
-        artifact.uri = str(tmp_path / name)
-        ForwardRecordGen.test_call(
-            forward_records=artifact,
-            records_pattern=str(tmp_path / f"{name}-serving"),
-            num_partitions=num_partitions,
-            beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
-        )
-        return artifact
+        return generate(tmp_path / name, records_pattern=str(source), num_partitions=num_partitions)
 
     return make
 

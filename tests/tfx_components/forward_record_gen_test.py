@@ -2,37 +2,25 @@
 
 import pathlib
 
-import apache_beam as beam
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 from tfx.types import standard_artifacts
-from tfx_testing import serialize, write_tfrecords
+from tfx_testing import generate, serialize, write_tfrecords
 
 import ofb_tf
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
 from ofb_tf.records.partitioned import partition_path
-from tfx_components import artifacts
 from tfx_components.artifacts import Manifest
 from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
 
 
-def _generate(tmp_path, **kwargs):
-    artifact = artifacts.ForwardRecords()
-    artifact.uri = str(tmp_path / "out")
-    pathlib.Path(artifact.uri).mkdir(exist_ok=True)
-    ForwardRecordGen.test_call(
-        forward_records=artifact,
-        **{
-            "num_partitions": 3,
-            "beam_pipeline": beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
-        }
-        | kwargs,
-    )
-    return artifact
+def _generate(tmp_path, **arguments):
+    (tmp_path / "out").mkdir(exist_ok=True)
+    return generate(tmp_path / "out", **{"num_partitions": 3} | arguments)
 
 
 def _write(directory, ids, logits, **columns):
@@ -69,16 +57,11 @@ def test_newest_record_of_each_id_in_its_partition(tmp_path):
         np.testing.assert_array_equal(partition_of(ids, 3), partition)
         np.testing.assert_array_equal(records.logits.numpy()[:, 0], ids >= 50)
         np.testing.assert_array_equal(records.model_versions.numpy(), 1 + (ids >= 50))
-    assert artifact.get_int_custom_property("records_of_version_2") == 100
-    assert artifact.get_int_custom_property("num_duplicates") == 90
-
-
-def test_the_artifact_is_itself_a_records_directory(tmp_path):
-    _write(tmp_path / "in", range(100), np.zeros((100, 1)))
-    artifact = _generate(tmp_path, records_pattern=str(tmp_path / "in"))
-    assert len(ofb_tf.ForwardRecords.load(artifact.uri)) == 100
+    assert len(ofb_tf.ForwardRecords.load(artifact.uri)) == 150  # a records directory itself
     names = sorted(path.name for path in pathlib.Path(artifact.uri).iterdir())
     assert names == ["manifest.json", *(f"partition-{k:05d}-of-00003.ofbr" for k in range(3))]
+    assert artifact.get_int_custom_property("records_of_version_2") == 100
+    assert artifact.get_int_custom_property("num_duplicates") == 90
 
 
 def test_records_with_losses_only(tmp_path):

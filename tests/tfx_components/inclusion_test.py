@@ -106,10 +106,16 @@ def test_missing_examples(missing, expected, budget):
     assert weights[-1] == pytest.approx(0.1 / expected if expected else 0.0)
 
 
-def test_keep_takes_its_part_of_the_budget():
-    scores = _SCORES["even"][:980].astype(np.float32)
-    inclusion = solve(_summary(scores, 20), rate=0.1, uniform_mix=0.2, missing="keep")
-    assert inclusion.probabilities(scores, np.ones(980, bool)).sum() == pytest.approx(80.0)
+@pytest.mark.parametrize("mix", [0.05, 0.5])
+@pytest.mark.parametrize("num_missing", [20, 90, 500])
+def test_keep_takes_its_part_of_the_budget_within_the_bound_of_the_weights(mix, num_missing):
+    num_scored = 1000 - num_missing
+    scores = _SCORES["heavy_tail"][:num_scored].astype(np.float32)
+    inclusion = solve(_summary(scores, num_missing), rate=0.1, uniform_mix=mix, missing="keep")
+    p = inclusion.probabilities(scores, np.ones(num_scored, bool))
+    budget = max(100 - num_missing, max(0.2, mix) * 0.1 * num_scored)
+    assert p.sum() == pytest.approx(budget, rel=1e-3)
+    assert inclusion.weights(p).max() <= 1 / mix * (1 + 1e-6)
 
 
 def test_no_example_at_all():

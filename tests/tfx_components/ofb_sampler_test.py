@@ -9,16 +9,14 @@ import pathlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from tfx_testing import probabilities, read_tfrecords, selected
+from tfx_testing import probabilities, read_split, selected, split_files
 
 from ofb_tf import hashing
 from ofb_tf.records.files import compression_of
+from tfx_components import component_utils
 from tfx_components.artifacts import read_statistics
 from tfx_components.component_utils import example_fingerprints
-from tfx_components.forward_record_gen import transforms as record_transforms
 from tfx_components.ofb_sampler import examples as example_files
-from tfx_components.ofb_sampler import transforms
 
 
 def _draws(ids, seed=3, epoch=0):
@@ -30,7 +28,7 @@ def _total(artifact, split="train"):
 
 
 def test_selection_and_weights_are_the_references(data, as_examples, as_records, sample):
-    sampled, _ = sample(as_examples(data), as_records(data.ids, data.logits))
+    sampled, statistics = sample(as_examples(data), as_records(data.ids, data.logits))
     p = probabilities(data.scores, 0.1)
     # No score is capped here, so float32 scores are all that moves p; no draw is that close.
     draws = _draws(data.ids)
@@ -41,6 +39,9 @@ def test_selection_and_weights_are_the_references(data, as_examples, as_records,
     assert set(found) == set(data.ids[chosen].tolist())
     for i in np.flatnonzero(chosen):
         assert found[data.ids[i]] == pytest.approx(0.1 / p[i], rel=1e-5)
+    total = _total(statistics)
+    assert total.variance_selected == pytest.approx((p * (1 - p)).sum(), rel=1e-4)
+    assert total.variance_inverse == pytest.approx(((1 - p) / p).sum(), rel=1e-4)
 
 
 @pytest.mark.parametrize("missing", ["uniform", "keep", "drop", "error"])
@@ -64,17 +65,16 @@ def test_a_loss_that_is_not_finite_makes_a_record_unusable(data, as_examples, as
 
 
 def test_compression_is_read_from_the_files_not_from_their_names(
-    data, as_examples, as_records, sample, tmp_path
+    data, as_examples, as_records, sample
 ):
     examples, records = as_examples(data), as_records(data.ids, data.logits)
     first = selected(sample(examples, records)[0])
-    directory = tmp_path / "examples" / "Split-train"
-    for number, path in enumerate(sorted(directory.iterdir())):
+    for number, path in enumerate(split_files(examples)):
         content = path.read_bytes() if number else gzip.decompress(path.read_bytes())
         path.unlink()
-        (directory / f"part-{number}").write_bytes(content)
+        path.with_name(f"part-{number}").write_bytes(content)
     sampled, _ = sample(examples, records, name="again")
-    found = sorted((tmp_path / "again" / "Split-train").iterdir())
+    found = split_files(sampled)
     assert [compression_of(str(path)) for path in found] == ["", "GZIP", "GZIP"]
     for path in found[1:]:
         path.rename(path.with_suffix(".gz"))
@@ -114,8 +114,7 @@ def test_files_larger_than_a_chunk(data, as_examples, as_records, sample, monkey
     """Readers pass on what they have gathered before a file ends."""
     first = selected(sample(as_examples(data), as_records(data.ids, data.logits))[0])
     monkeypatch.setattr(example_files, "_BATCH", 100)
-    monkeypatch.setattr(transforms, "_CHUNK", 250)
-    monkeypatch.setattr(record_transforms, "_CHUNK", 250)
+    monkeypatch.setattr(component_utils, "CHUNK", 250)
     examples = as_examples(data, num_files=2, name="two")
     records = as_records(data.ids, data.logits, name="more")
     assert selected(sample(examples, records, name="again")[0]) == first
@@ -135,8 +134,7 @@ def test_retry_writes_the_same_bytes(data, as_examples, as_records, sample):
     contents = []
     for _ in range(2):
         sampled, _ = sample(examples, records)
-        files = sorted((pathlib.Path(sampled.uri) / "Split-train").iterdir())
-        contents.append([(path.name, path.read_bytes()) for path in files])
+        contents.append([(path.name, path.read_bytes()) for path in split_files(sampled)])
     assert contents[0] == contents[1]
     assert [name for name, _ in contents[0]] == [
         f"data_tfrecord-{k:05d}-of-00003.gz" for k in range(3)
@@ -150,29 +148,20 @@ def test_everything_else_is_kept(data, as_examples, as_records, sample):
     assert sampled.span == 4
     assert sampled.get_int_custom_property("span") == 4
     assert sampled.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
-    name = "Split-eval/data_tfrecord-00000-of-00001.gz"
-    assert (pathlib.Path(sampled.uri) / name).read_bytes() == (
-        pathlib.Path(examples.uri) / name
-    ).read_bytes()
-    before = {}
-    for path in sorted((pathlib.Path(examples.uri) / "Split-train").iterdir()):
-        for record in read_tfrecords(path):
-            example = tf.train.Example.FromString(record)
-            before[example.features.feature["id"].int64_list.value[0]] = example
-    for path in sorted((pathlib.Path(sampled.uri) / "Split-train").iterdir()):
-        for record in read_tfrecords(path):
-            example = tf.train.Example.FromString(record)
-            del example.features.feature["importance_weight"]
-            assert example == before[example.features.feature["id"].int64_list.value[0]]
+    (before,), (after,) = split_files(examples, "eval"), split_files(sampled, "eval")
+    assert (before.name, before.read_bytes()) == (after.name, after.read_bytes())
+    originals = {e.SerializeToString(deterministic=True) for e in read_split(examples)}
+    for example in read_split(sampled):
+        del example.features.feature["importance_weight"]
+        assert example.SerializeToString(deterministic=True) in originals
     assert not [name for _, _, names in os.walk(sampled.uri) for name in names if ".tmp" in name]
 
 
 def test_fingerprints_are_the_ids_where_there_is_no_id_feature(
-    data, as_examples, as_records, sample, tmp_path
+    data, as_examples, as_records, sample
 ):
     examples = as_examples(data)
-    files = sorted((pathlib.Path(examples.uri) / "Split-train").iterdir())
-    ids = example_fingerprints([record for path in files for record in read_tfrecords(path)])
+    ids = example_fingerprints([example.SerializeToString() for example in read_split(examples)])
     assert len(set(ids)) == len(ids)
     sampled, artifact = sample(examples, as_records(ids, data.logits), id_feature="")
     assert _total(artifact).coverage == 1.0

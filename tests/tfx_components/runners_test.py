@@ -12,10 +12,9 @@ import urllib.request
 import apache_beam as beam
 import numpy as np
 import pytest
+from tfx_testing import generate
 
 import ofb_tf
-from tfx_components import artifacts
-from tfx_components.forward_record_gen import ForwardRecordGen
 
 _RUNNERS = pathlib.Path(__file__).resolve().parents[1] / "runners"
 
@@ -37,10 +36,8 @@ def run(data, as_examples, sample, tmp_path):
         writer.write(data.ids[:900], data.logits[:900] + 1.0, timestamp=9, model_version=3)
 
     def with_runner(name: str, argv: list[str]):
-        records = artifacts.ForwardRecords()
-        records.uri = str(tmp_path / f"records-{name}")
-        ForwardRecordGen.test_call(
-            forward_records=records,
+        records = generate(
+            tmp_path / f"records-{name}",
             records_pattern=str(tmp_path / "serving"),
             num_partitions=5,
             beam_pipeline=beam.Pipeline(argv=argv),

@@ -28,15 +28,10 @@ class Data:
 
 def serialize(fields: dict) -> bytes:
     """A tf.Example of single values, by their Python types."""
+    kinds = {bytes: "bytes_list", float: "float_list", int: "int64_list"}
     example = tf.train.Example()
     for name, value in fields.items():
-        feature = example.features.feature[name]
-        if isinstance(value, bytes):
-            feature.bytes_list.value.append(value)
-        elif isinstance(value, float):
-            feature.float_list.value.append(value)
-        elif isinstance(value, int):
-            feature.int64_list.value.append(value)
+        getattr(example.features.feature[name], kinds[type(value)]).value.append(value)
     return example.SerializeToString(deterministic=True)
 
 
@@ -53,15 +48,38 @@ def read_tfrecords(path: pathlib.Path) -> list[bytes]:
     return list(tf.data.TFRecordDataset(str(path), options).as_numpy_iterator())
 
 
-def selected(artifact, split: str = "train") -> dict[int, float]:
-    """id → importance weight of a sampled split."""
+def split_files(artifact, split: str = "train") -> list[pathlib.Path]:
+    return sorted((pathlib.Path(artifact.uri) / f"Split-{split}").iterdir())
+
+
+def read_split(artifact, split: str = "train") -> list[tf.train.Example]:
+    """The examples of a split, in order."""
+    records = (record for path in split_files(artifact, split) for record in read_tfrecords(path))
+    return [tf.train.Example.FromString(record) for record in records]
+
+
+def selected(artifact) -> dict[int, float]:
+    """id → importance weight of the sampled split train."""
     found = {}
-    for path in sorted((pathlib.Path(artifact.uri) / f"Split-{split}").iterdir()):
-        for record in read_tfrecords(path):
-            feature = tf.train.Example.FromString(record).features.feature
-            (weight,) = feature["importance_weight"].float_list.value
-            found[feature["id"].int64_list.value[0]] = weight
+    for example in read_split(artifact):
+        feature = example.features.feature
+        (weight,) = feature["importance_weight"].float_list.value
+        found[feature["id"].int64_list.value[0]] = weight
     return found
+
+
+def generate(uri, **arguments):
+    """Runs ForwardRecordGen's function: the artifact in a directory."""
+    import apache_beam as beam
+
+    from tfx_components.artifacts import ForwardRecords
+    from tfx_components.forward_record_gen import ForwardRecordGen
+
+    artifact = ForwardRecords()
+    artifact.uri = str(uri)
+    defaults = {"beam_pipeline": beam.Pipeline(argv=["--direct_running_mode=in_memory"])}
+    ForwardRecordGen.test_call(forward_records=artifact, **defaults | arguments)
+    return artifact
 
 
 def probabilities(scores: np.ndarray, rate: float, mix: float = 0.2) -> np.ndarray:

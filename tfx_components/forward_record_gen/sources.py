@@ -26,12 +26,7 @@ Columns = dict[str, np.ndarray]
 
 
 def read_record_file(path: str) -> Iterator[Columns]:
-    """Reads a `*.ofbr` file: columns by the field names of `ofb_tf.constants`.
-
-    Raises:
-      CorruptRecordsError: the file is damaged; names file and offset.
-      ValueError: records in the top-k form.
-    """
+    """Reads a `*.ofbr` file: columns by the field names of `ofb_tf.constants`; no top-k form."""
     for block in reader.read_blocks(path):
         if block.schema.top_k:
             raise ValueError(
@@ -49,15 +44,8 @@ def read_prediction_logs(
 ) -> Iterator[Columns]:
     """Reads TFRecords of `tensorflow.serving.PredictionLog`, as BulkInferrer or TF Serving write.
 
-    Args:
-      path: of the file.
-      id_feature: feature of the requests' examples that holds the id, "" for their fingerprint.
-      logits_output: name of the responses' output with the logits.
-      model_version: for responses that do not name one.
-      timestamp: microseconds since 1970, for logs that do not have one.
-
-    Raises:
-      ValueError: the file is damaged, or a log lacks the logits or the ids; names file and offset.
+    `model_version` and `timestamp` (microseconds since 1970) are for logs that do not have one;
+    `id_feature` may be "". Errors name file and offset.
     """
     fields = importers.PredictFields(id_output=constants.EXAMPLE_ID, logits_output=logits_output)
     logs: list[tuple[Any, np.ndarray, int, int]] = []
@@ -122,7 +110,11 @@ def _ids(
     if examples and not id_feature:
         return example_fingerprints(examples)
     echoed = _echoed(calls, fields, where)
-    if examples and (echoed is None or _are_fingerprints(echoed, examples)):
+    # A model without an id feature returns fingerprints of the bytes that it receives.
+    if examples and (
+        echoed is None
+        or np.array_equal(echoed, hashing.fingerprint(tf.constant(examples, tf.string)))
+    ):
         return hashing.to_int64([_id(example, id_feature, where) for example in examples])
     if echoed is None:
         raise ValueError(
@@ -147,11 +139,6 @@ def _echoed(calls: Sequence[Any], fields: importers.PredictFields, where: str) -
     except importers.UnusableError as error:
         raise ValueError(f"{where}: {error}. Serve by the recording signature.") from error
     return hashing.to_int64(np.concatenate(ids))
-
-
-def _are_fingerprints(echoed: np.ndarray, examples: list[bytes]) -> bool:
-    """Whether the model has no id feature, and returned fingerprints of the bytes it received."""
-    return np.array_equal(echoed, hashing.fingerprint(tf.constant(examples, tf.string)))
 
 
 def _id(serialized: bytes, id_feature: str, where: str) -> int | bytes:

@@ -1,5 +1,6 @@
 """Forward records as Beam transforms: any source → partitions, the newest record of each id."""
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import apache_beam as beam
@@ -10,9 +11,8 @@ from ofb_tf.records import ForwardRecords
 from ofb_tf.records.partitioned import partition_path
 from ofb_tf.records.writer import write_record_file
 from tfx_components.artifacts import Manifest
+from tfx_components.component_utils import in_chunks
 from tfx_components.forward_record_gen.sources import Columns
-
-_CHUNK = 1 << 18  # records that a reader gathers before it deals them to partitions
 
 
 @beam.ptransform_fn
@@ -23,17 +23,9 @@ def WritePartitions(
     uri: str,
     num_partitions: int,
 ) -> beam.PCollection:
-    """Reads record sources and writes the partitions and the manifest of an artifact.
+    """Writes the partitions and the manifest of an artifact; returns the one `Manifest`.
 
-    Args:
-      pipeline: set by Beam.
-      read: path of a file → batches of columns.
-      files: paths.
-      uri: directory of the artifact, which exists.
-      num_partitions: at least 1.
-
-    Returns:
-      One `Manifest`, once everything is written.
+    `read` turns the path of a file into batches of columns; `uri` is the artifact's directory.
     """
     return (
         pipeline
@@ -50,22 +42,11 @@ def WritePartitions(
 def _read_file(
     path: str, read: Callable[[str], Iterator[Columns]], num_partitions: int
 ) -> Iterator[tuple[int, Columns]]:
-    batches, count = [], 0
-    for columns in read(path):
-        batches.append(columns)
-        count += len(columns[constants.EXAMPLE_ID])
-        if count >= _CHUNK:
-            yield from _deal(batches, num_partitions)
-            batches, count = [], 0
-    if count:
-        yield from _deal(batches, num_partitions)
-
-
-def _deal(batches: list[Columns], num_partitions: int) -> Iterator[tuple[int, Columns]]:
-    columns = _concatenate(batches)
-    ids = columns[constants.EXAMPLE_ID]
-    for partition, rows in hashing.rows_by_partition(ids, num_partitions):
-        yield partition, {name: data[rows] for name, data in columns.items()}
+    for batches in in_chunks(read(path)):
+        columns = _concatenate(batches)
+        ids = columns[constants.EXAMPLE_ID]
+        for partition, rows in hashing.rows_by_partition(ids, num_partitions):
+            yield partition, {name: data[rows] for name, data in columns.items()}
 
 
 def _concatenate(batches: list[Columns]) -> Columns:
@@ -114,7 +95,8 @@ def _write_partition(
     write_record_file(partition_path(uri, partition, num_partitions), records)
     counts = [0] * num_partitions
     counts[partition] = len(records)
-    versions, version_counts = np.unique(records.model_versions.numpy(), return_counts=True)
+    versions = np.unique(records.model_versions.numpy(), return_counts=True)
+    timestamps = records.timestamps.numpy()
     return Manifest(
         num_partitions=num_partitions,
         num_outputs=records.num_outputs,
@@ -122,11 +104,9 @@ def _write_partition(
         num_duplicates=records.counts.num_duplicates,
         num_records=len(records),
         records_by_partition=counts,
-        records_by_version=dict(
-            zip(map(str, versions.tolist()), version_counts.tolist(), strict=True)
-        ),
-        oldest_timestamp=int(records.timestamps.numpy().min()),
-        newest_timestamp=int(records.timestamps.numpy().max()),
+        records_by_version={str(v): int(count) for v, count in zip(*versions, strict=True)},
+        oldest_timestamp=int(timestamps.min()),
+        newest_timestamp=int(timestamps.max()),
     )
 
 
@@ -136,10 +116,9 @@ def _merge_manifests(parts: Iterable[Manifest | None]) -> Manifest | None:
     if not found:
         return None
     _check_width({part.num_outputs for part in found})
-    versions: dict[str, int] = {}
+    versions: collections.Counter[str] = collections.Counter()
     for part in found:
-        for version, count in part.records_by_version.items():
-            versions[version] = versions.get(version, 0) + count
+        versions.update(part.records_by_version)
     return Manifest(
         num_partitions=found[0].num_partitions,
         num_outputs=found[0].num_outputs,
@@ -147,7 +126,7 @@ def _merge_manifests(parts: Iterable[Manifest | None]) -> Manifest | None:
         num_duplicates=sum(part.num_duplicates for part in found),
         num_records=sum(part.num_records for part in found),
         records_by_partition=np.sum([part.records_by_partition for part in found], 0).tolist(),
-        records_by_version=versions,
+        records_by_version=dict(versions),
         oldest_timestamp=min(part.oldest_timestamp for part in found),
         newest_timestamp=max(part.newest_timestamp for part in found),
     )

@@ -1,6 +1,7 @@
 """The OFBSampler component: examples and forward records → one example in ten, with weights."""
 
 import dataclasses
+import functools
 import os
 from typing import Any, List  # noqa: UP035 - TFX reads these type hints
 
@@ -18,7 +19,6 @@ from tfx_components.artifacts import (
     ForwardRecords,
     Manifest,
     SamplingStatistics,
-    SplitStatistics,
     read_statistics,
     write_statistics,
 )
@@ -30,16 +30,11 @@ from tfx_components.component_utils import (
     remove_children,
 )
 from tfx_components.ofb_sampler.examples import KeySpec, probe
-from tfx_components.ofb_sampler.transforms import (
-    IMPORTANCE,
-    CopyFiles,
-    SamplerConfig,
-    SampleSplit,
-)
+from tfx_components.ofb_sampler.transforms import IMPORTANCE, CopyFiles, SamplerConfig, SampleSplit
 
 _NAME = "OFBSampler"
 _KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
-_SETTINGS = {field.name for field in dataclasses.fields(SamplerConfig)}
+_SETTINGS = [field.name for field in dataclasses.fields(SamplerConfig)]
 
 
 def _check_parameters(**known: Any) -> None:
@@ -108,24 +103,9 @@ def OFBSampler(
       ValueError: an argument is out of range, or the inputs do not fit; names the component and
         the remedy. The outputs are left empty.
     """
+    arguments = locals()
     with error_context(_NAME, [sampled_examples.uri, sampling_statistics.uri]):
-        config = SamplerConfig(
-            task=task,
-            label_feature=label_feature,
-            id_feature=id_feature,
-            splits=splits,
-            slice_features=slice_features,
-            rate=rate,
-            policy=policy,
-            uniform_mix=uniform_mix,
-            score=score,
-            missing=missing,
-            max_age=max_age,
-            as_of=as_of,
-            num_outputs=num_outputs,
-            seed=seed,
-            epoch=epoch,
-        )
+        config = SamplerConfig(**{name: arguments[name] for name in _SETTINGS})
         splits = ["train"] if splits is None else splits
         _check_examples(examples, splits)
         manifest = Manifest.read(forward_records.uri)
@@ -133,9 +113,12 @@ def OFBSampler(
             _check_width(manifest.num_outputs, config)
         samples, copies = {}, []
         for split in examples.splits:
-            files = _files(examples, sampled_examples, split)
+            directory = _directory(sampled_examples, split)
+            tf.io.gfile.makedirs(directory)
+            sources = list_files(_directory(examples, split))
+            files = [(path, os.path.join(directory, os.path.basename(path))) for path in sources]
             if split in splits:
-                spec = _probe(split, files, config)
+                spec = _probe(split, sources, config)
                 samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
             else:
                 copies += files
@@ -144,14 +127,15 @@ def OFBSampler(
             if copies:
                 _ = pipeline | "CopyOtherSplits" >> CopyFiles(copies)
             named = [
-                pipeline | f"Sample_{split}" >> sample | f"Name_{split}" >> beam.Map(_named, split)
+                pipeline | f"Sample_{split}" >> sample | f"Name_{split}" >> beam.WithKeys(split)
                 for split, sample in samples.items()
             ]
+            write = functools.partial(write_statistics, sampling_statistics.uri, settings)
             _ = (
                 named
                 | "AllSplits" >> beam.Flatten()
                 | "BySplit" >> beam.combiners.ToDict()
-                | "WriteStatistics" >> beam.Map(_write, sampling_statistics.uri, settings)
+                | "WriteStatistics" >> beam.Map(write)
             )
         for split in splits:  # of workers that were retried
             remove_children(_directory(sampled_examples, split), TEMPORARY_PREFIX)
@@ -175,46 +159,28 @@ def _check_examples(examples: Examples, splits: list[str]) -> None:
 
 def _check_width(width: int, config: SamplerConfig) -> None:
     """Checks the records' number of logits; 0 means records that hold only losses."""
-    if config.num_outputs and width != config.num_outputs:
-        raise ValueError(
-            f"forward records must have num_outputs={config.num_outputs}, got {width}. Generate "
-            "records from the model that serves these examples."
-        )
     multiclass = config.task == constants.MULTICLASS
-    if width and multiclass != (width > 1):
-        expected = "at least 2 outputs" if multiclass else "1 output"
-        raise ValueError(
-            f"forward records must have {expected} for task={config.task!r}, got {width}. Generate "
-            "records from the model that serves these examples, or set task."
-        )
-
-
-def _files(source: Examples, destination: Examples, split: str) -> list[tuple[str, str]]:
-    """(from, to) of each file of a split; makes the directory."""
-    directory = _directory(destination, split)
-    tf.io.gfile.makedirs(directory)
-    files = list_files(_directory(source, split))
-    return [(file, os.path.join(directory, os.path.basename(file))) for file in files]
+    if config.num_outputs and width != config.num_outputs:
+        expected = f"num_outputs={config.num_outputs}"
+    elif width and multiclass != (width > 1):
+        expected = f"{'at least 2 outputs' if multiclass else '1 output'} for task={config.task!r}"
+    else:
+        return
+    raise ValueError(
+        f"forward records must have {expected}, got {width}. Generate records from the model that "
+        "serves these examples, or set task."
+    )
 
 
 def _directory(artifact: Examples, split: str) -> str:
     return os.path.join(artifact.uri, f"Split-{split}")
 
 
-def _probe(split: str, files: list[tuple[str, str]], config: SamplerConfig) -> KeySpec:
-    sources = [source for source, _ in files]
+def _probe(split: str, sources: list[str], config: SamplerConfig) -> KeySpec:
     try:
         return probe(sources, config.id_feature, config.label_feature, config.slice_features or ())
     except ValueError as error:
         raise ValueError(f"split {split!r}: {error}") from error
-
-
-def _named(statistics: SplitStatistics, split: str) -> tuple[str, SplitStatistics]:
-    return split, statistics
-
-
-def _write(splits: dict[str, SplitStatistics], uri: str, settings: dict[str, Any]) -> None:
-    write_statistics(uri, settings, dict(sorted(splits.items())))
 
 
 def _publish(

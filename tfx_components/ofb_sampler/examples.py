@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -21,13 +21,9 @@ _KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.str
 
 
 class KeySpec(NamedTuple):
-    """Which features of an example the sampler reads, and their types.
+    """Which features the sampler reads, and their `dtypes`: feature → "int64", "float32", "string".
 
-    Attributes:
-      id_feature: "" for `example_fingerprints`.
-      label_feature: holds one number per example.
-      slice_features: hold one value per example, or none.
-      dtypes: feature → "int64", "float32" or "string".
+    `id_feature` may be "", for `example_fingerprints`.
     """
 
     id_feature: str
@@ -36,30 +32,12 @@ class KeySpec(NamedTuple):
     dtypes: dict[str, str]
 
 
-class Keys(NamedTuple):
-    """Key columns of n consecutive examples of a file.
-
-    Attributes:
-      example_ids: int64 `[n]`.
-      labels: int64 or float32 `[n]`.
-      slices: feature → object `[n]` of bytes.
-    """
-
-    example_ids: np.ndarray
-    labels: np.ndarray
-    slices: dict[str, np.ndarray]
-
-
 def probe(
     paths: Sequence[str], id_feature: str, label_feature: str, slice_features: Sequence[str]
 ) -> KeySpec:
-    """Finds the features' types on the first example of a split.
-
-    Raises:
-      ValueError: there is no example, or its id or label are missing or of no usable type.
-    """
-    first = (next(read_tfrecords([path]).as_numpy_iterator(), None) for path in paths)
-    serialized = next((example for example in first if example is not None), None)
+    """Finds the features' types on the first example of a split; ValueError for unusable ones."""
+    every = (one for path in paths for one in read_tfrecords([path]).as_numpy_iterator())
+    serialized = next(every, None)
     if serialized is None:
         raise ValueError(f"the split is empty: no example in {len(paths)} files.")
     try:
@@ -69,8 +47,7 @@ def probe(
             f"{paths[0]} does not hold tf.Examples: sample tf.Examples, or convert the payload."
         ) from error
     dtypes = {}
-    names = [label_feature, *([id_feature] if id_feature else []), *slice_features]
-    for name in names:
+    for name in filter(None, (label_feature, id_feature, *slice_features)):
         kind = features[name].WhichOneof("kind") if name in features else None
         if kind is None and name not in slice_features:
             role = "label" if name == label_feature else "id"
@@ -95,65 +72,52 @@ def probe(
     return KeySpec(id_feature, label_feature, tuple(slice_features), dtypes)
 
 
-def read_keys(path: str, spec: KeySpec) -> Iterator[Keys]:
-    """Reads the key columns of a file, batch by batch, in order.
+def read_keys(path: str, spec: KeySpec) -> Iterator[dict[Any, np.ndarray]]:
+    """Reads the key columns of a file in order, in batches of n examples.
 
-    Raises:
-      ValueError: the file is damaged, or an example lacks its id or label, or has it in another
-        type than the split's first example; the message names the file.
+    Columns are `example_id` int64 `[n]`, `label` int64 or float32 `[n]`, and under
+    ("slice", feature) bytes `[n]`. Errors name the file and the example.
     """
-    names = [spec.label_feature, *spec.slice_features]
-    if spec.id_feature:
-        names.append(spec.id_feature)
-    parsing = {name: tf.io.VarLenFeature(tf.dtypes.as_dtype(spec.dtypes[name])) for name in names}
+    parsing = {
+        name: tf.io.VarLenFeature(tf.dtypes.as_dtype(dtype)) for name, dtype in spec.dtypes.items()
+    }
     position = 0
     batches = iter(read_tfrecords([path]).batch(_BATCH))
     while True:
+        where = f"{path}, examples {position} and following"
         try:
             serialized = next(batches, None)
+            if serialized is None:
+                return
+            columns = tf.io.parse_example(serialized, parsing)
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(
+                f"{where}, do not have the types of the split's first example ({spec.dtypes}): "
+                f"{error.message}. Make the schema of all files the same."
+            ) from error
         except tf.errors.OpError as error:
             raise ValueError(
                 f"{path} is damaged after example {position}: {error.message}. Write it again."
             ) from error
-        if serialized is None:
-            return
-        try:
-            columns = tf.io.parse_example(serialized, parsing)
-        except tf.errors.InvalidArgumentError as error:
-            raise ValueError(
-                f"{path}, examples {position} and following, do not have the types of the "
-                f"split's first example ({spec.dtypes}): {error.message}. Make the schema of all "
-                "files the same."
-            ) from error
-        where = f"{path}, examples {position} and following"
+        n = len(serialized)
         if spec.id_feature:
-            ids = _one_each(columns[spec.id_feature], spec.id_feature, len(serialized), where)
+            ids = _one_each(columns[spec.id_feature], spec.id_feature, n, where)
             ids = hashing.to_int64(ids).numpy()
         else:
             ids = example_fingerprints(serialized.numpy())
-        labels = _one_each(columns[spec.label_feature], spec.label_feature, len(serialized), where)
-        yield Keys(
-            example_ids=ids,
-            labels=labels.numpy(),
-            slices={
-                name: _first_as_text(columns[name], len(serialized)) for name in spec.slice_features
-            },
-        )
-        position += len(serialized)
+        label = _one_each(columns[spec.label_feature], spec.label_feature, n, where)
+        yield {constants.EXAMPLE_ID: ids, constants.LABEL: label.numpy()} | {
+            ("slice", name): _first_as_text(columns[name], n) for name in spec.slice_features
+        }
+        position += n
 
 
 def write_selected(
     source: str, destination: str, positions: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Writes the selected examples of a file, in its order, each with its importance weight.
+    """Writes the examples of a file at ascending positions, int64 `[m]`, with their weights.
 
     The file gets its name when it is complete, so a retry replaces it by the same bytes.
-
-    Args:
-      source: TFRecords of tf.Examples.
-      destination: path to write, compressed as the source is.
-      positions: int64 `[m]`, ascending.
-      weights: float32 `[m]`.
     """
     temporary = f"{os.path.dirname(destination)}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     with tf.io.TFRecordWriter(temporary, compression_of(source)) as writer:

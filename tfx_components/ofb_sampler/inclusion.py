@@ -22,12 +22,12 @@ _STEP = 1e300  # a slope that lifts any normal float32 above 1 and leaves 0 at 0
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSummary:
-    """Scores of a split, by bin.
+    """Scores of a split, by bin: int64 `[m]` columns.
 
     Attributes:
-      bins: int64 `[m]`, ascending: the upper bits of the float32 scores.
-      counts: int64 `[m]`: scores in each bin.
-      low_sums: int64 `[m]`: sum of the scores' lower bits in each bin.
+      bins: ascending: the upper bits of the float32 scores.
+      counts: scores in each bin.
+      low_sums: sum of the scores' lower bits in each bin.
       num_missing: examples without a usable score.
     """
 
@@ -38,15 +38,7 @@ class ScoreSummary:
 
     @classmethod
     def of(cls, scores: Sequence[float] | np.ndarray, num_missing: int = 0) -> "ScoreSummary":
-        """Summarises one batch.
-
-        Args:
-          scores: float32 `[n]`, finite, at least 0; below 2^-126 counts as 0.
-          num_missing: further examples without a score.
-
-        Raises:
-          ValueError: a score is negative or not finite.
-        """
+        """Summarises float32 scores `[n]`, finite and at least 0; below 2^-126 counts as 0."""
         scores = np.asarray(scores, np.float32)
         if not (np.isfinite(scores).all() and (scores >= 0.0).all()):
             raise ValueError("scores must be finite and at least 0; count others as missing.")
@@ -81,26 +73,16 @@ class ScoreSummary:
         exponents = upper >> 23
         significands = (upper & ((1 << 23) - 1)) | np.where(exponents > 0, 1 << 23, 0)
         # Exact in Python's integers: n * 2^24 leaves int64 behind at 2^39 examples.
-        return np.array(
-            [
-                math.ldexp(int(count) * int(significand) + int(low), int(exponent) - 150)
-                for count, significand, low, exponent in zip(
-                    self.counts, significands, self.low_sums, exponents, strict=True
-                )
-            ],
-            np.float64,
-        )
+        columns = (self.counts, significands, self.low_sums, exponents)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return np.array([math.ldexp(n * high + low, e - 150) for n, high, low, e in rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitInclusion:
-    """Probabilities of a split: `min(1, slope * score + offset)`; METHOD's capped PPS.
+    """Probabilities of a split, `min(1, slope * score + offset)`: METHOD's capped PPS.
 
-    Attributes:
-      slope: at least 0.
-      offset: at least 0.
-      missing: probability of an example without a usable score.
-      rate: the rate that weights are relative to.
+    An example without a usable score has the probability `missing`; weights are relative to `rate`.
     """
 
     slope: float
@@ -132,15 +114,6 @@ def solve(
     below the cap count exactly, and so does a bin of equal scores. In the one bin that the cap may
     cut, the mean stands for its scores, which are within 0.1% of each other: the sum of the
     probabilities misses the budget by less than 2.5e-4 times that one bin's count.
-
-    Args:
-      summary: of the whole split.
-      rate: in (0, 1].
-      uniform_mix: in [0, 1]; 1 is uniform sampling.
-      missing: "uniform", "keep", "drop" or "error", as in `ofb_tf.ofb_sample`.
-
-    Returns:
-      The `SplitInclusion`.
 
     Reference: Tillé, "Sampling Algorithms", 2006, section 2.10 (the capped probabilities).
     """

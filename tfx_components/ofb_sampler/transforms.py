@@ -21,12 +21,12 @@ from ofb_tf.records.partitioned import partition_path
 from ofb_tf.selection import Importance, Policy, Uniform, window
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
 from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats
+from tfx_components.component_utils import in_chunks
 from tfx_components.ofb_sampler import examples
 from tfx_components.ofb_sampler.inclusion import ScoreSummary, SplitInclusion, solve
 
 IMPORTANCE, UNIFORM = "importance", "uniform"
 
-_CHUNK = 1 << 18  # examples that a reader gathers before it deals them to partitions
 _SUMMARY, _STATISTICS = "summary", "statistics"
 # Columns of examples, besides the fields of `constants`.
 _FILE, _FIRST, _POSITION, _SLICES = "file", "first", "position", "slices"
@@ -38,11 +38,7 @@ Columns = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How splits are sampled: the parameters of `OFBSampler`, which documents them.
-
-    Raises:
-      ValueError: a parameter is out of range.
-    """
+    """How splits are sampled: the parameters of `OFBSampler`, which documents them."""
 
     task: str
     label_feature: str = constants.LABEL
@@ -61,28 +57,26 @@ class SamplerConfig:
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.rate <= 1.0:
-            raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
-        if not 0.0 <= self.uniform_mix <= 1.0:
-            raise ValueError(f"uniform_mix must be in [0, 1]. Received: {self.uniform_mix!r}")
-        if not self.max_age >= 0.0:
-            raise ValueError(f"max_age must be seconds, 0 for no limit. Received: {self.max_age!r}")
-        if self.as_of < 0:
-            raise ValueError(f"as_of must be microseconds since 1970. Received: {self.as_of!r}")
-        if self.num_outputs < 0:
-            raise ValueError(f"num_outputs must be at least 0. Received: {self.num_outputs!r}")
-        if self.splits is not None and not self.splits:
-            raise ValueError(f"splits must name at least one split. Received: {self.splits!r}")
-        for name, allowed in (
-            ("policy", (IMPORTANCE, UNIFORM)),
-            ("score", (GRADIENT_NORM_BOUND, LOSS)),
-            ("task", constants.TASKS),
-            ("missing", constants.MISSING),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {allowed}. Received: {getattr(self, name)!r}"
-                )
+        choices = {
+            "policy": (IMPORTANCE, UNIFORM),
+            "score": (GRADIENT_NORM_BOUND, LOSS),
+            "task": constants.TASKS,
+            "missing": constants.MISSING,
+        }
+        checks = [
+            ("rate", 0.0 < self.rate <= 1.0, "be in (0, 1]"),
+            ("uniform_mix", 0.0 <= self.uniform_mix <= 1.0, "be in [0, 1]"),
+            ("max_age", self.max_age >= 0.0, "be seconds, 0 for no limit"),
+            ("as_of", self.as_of >= 0, "be microseconds since 1970"),
+            ("num_outputs", self.num_outputs >= 0, "be at least 0"),
+            ("splits", self.splits is None or self.splits, "name at least one split"),
+        ]
+        checks += [
+            (k, getattr(self, k) in known, f"be one of {known}") for k, known in choices.items()
+        ]
+        for name, valid, expected in checks:
+            if not valid:
+                raise ValueError(f"{name} must {expected}. Received: {getattr(self, name)!r}")
 
     def make_policy(self) -> Policy:
         """The same policy of `ofb_tf`, by independent draws."""
@@ -100,18 +94,9 @@ def SampleSplit(
     records_uri: str,
     manifest: Manifest,
 ) -> beam.PCollection:
-    """Samples the files of one split.
+    """Samples one split, whose files are (source, destination) pairs.
 
-    Args:
-      pipeline: set by Beam.
-      config: how to sample.
-      spec: the examples' key features.
-      files: (source, destination) of each file.
-      records_uri: directory of an `ofb.ForwardRecords` artifact.
-      manifest: of that artifact.
-
-    Returns:
-      One `SplitStatistics`, once the files are written.
+    Returns one `SplitStatistics`, once the destinations are written.
     """
     paths = pipeline | "Files" >> beam.Create(list(enumerate(files)))
     joined = (
@@ -126,7 +111,7 @@ def SampleSplit(
     )
     inclusion = (
         joined[_SUMMARY]
-        | "Summarize" >> beam.CombineGlobally(_merge_summaries)
+        | "Summarize" >> beam.CombineGlobally(ScoreSummary.merge)
         | "Solve" >> beam.Map(_solve, config)
     )
     selected = joined["rows"] | "Select" >> beam.ParDo(
@@ -140,7 +125,7 @@ def SampleSplit(
     return (
         (joined[_STATISTICS], selected[_STATISTICS], written)
         | "AllStatistics" >> beam.Flatten()
-        | "MergeStatistics" >> beam.CombineGlobally(_merge_statistics)
+        | "MergeStatistics" >> beam.CombineGlobally(SplitStatistics.merge)
     )
 
 
@@ -160,45 +145,29 @@ def _read_keys(
 ) -> Iterator[tuple[int, Columns]]:
     """(file index, paths) → (partition, columns of the examples that belong there)."""
     file, (source, _) = element
-    batches: list[examples.Keys] = []
-    first, count = 0, 0
-    for keys in examples.read_keys(source, spec):
-        batches.append(keys)
-        count += len(keys.example_ids)
-        if count - first >= _CHUNK:
-            yield from _deal(file, first, batches, num_partitions)
-            batches, first = [], count
-    if batches:
-        yield from _deal(file, first, batches, num_partitions)
-
-
-def _deal(
-    file: int, first: int, batches: list[examples.Keys], num_partitions: int
-) -> Iterator[tuple[int, Columns]]:
-    ids = np.concatenate([keys.example_ids for keys in batches])
-    labels = np.concatenate([keys.labels for keys in batches])
-    slices = {
-        name: np.concatenate([keys.slices[name] for keys in batches]) for name in batches[0].slices
-    }
-    for partition, rows in hashing.rows_by_partition(ids, num_partitions):
-        coded = {}
-        for name, values in slices.items():
-            vocabulary, codes = np.unique(values[rows], return_inverse=True)
-            coded[name] = (vocabulary.tolist(), codes.astype(np.uint32))
-        yield (
-            partition,
-            {
+    first = 0
+    for batches in in_chunks(examples.read_keys(source, spec)):
+        keys = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        ids, labels = keys[constants.EXAMPLE_ID], keys[constants.LABEL]
+        for partition, rows in hashing.rows_by_partition(ids, num_partitions):
+            slices = {}
+            for name in spec.slice_features:
+                values = keys["slice", name][rows]
+                vocabulary, codes = np.unique(values, return_inverse=True)
+                slices[name] = (vocabulary.tolist(), codes.astype(np.uint32))
+            columns = {
                 _FILE: file,
                 _FIRST: first,
                 _POSITION: rows.astype(np.uint32),
                 constants.EXAMPLE_ID: ids[rows],
                 constants.LABEL: labels[rows],
-                _SLICES: coded,
-            },
-        )
+                _SLICES: slices,
+            }
+            yield partition, columns
+        first += len(ids)
 
 
-def concatenate(chunks: list[Columns]) -> Columns:
+def _concatenate(chunks: list[Columns]) -> Columns:
     """One partition's chunks as columns sorted by id, file and position."""
     sizes = [len(chunk[constants.EXAMPLE_ID]) for chunk in chunks]
     ids = np.concatenate([chunk[constants.EXAMPLE_ID] for chunk in chunks])
@@ -235,7 +204,7 @@ class _Join(beam.DoFn):
     def process(self, element: tuple[int, Iterable[Columns]]) -> Iterator[Any]:
         partition, chunks = element
         config = self._config
-        rows = concatenate(list(chunks))
+        rows = _concatenate(list(chunks))
         ids, labels = rows[constants.EXAMPLE_ID], rows.pop(constants.LABEL)
         record = self._record(partition, ids)
         policy = config.make_policy()
@@ -255,13 +224,13 @@ class _Join(beam.DoFn):
         yield beam.pvalue.TaggedOutput(_STATISTICS, _coverage(rows, record, usable))
 
     def _record(self, partition: int, example_ids: np.ndarray) -> Columns:
-        """The record of each example, by the field names of `ofb_tf.constants`.
+        """Each example's record, by the names of `constants`; arbitrary values where not `found`.
 
-        Also `found`, whether there is one whatever its age, and where the partition has records
-        `age`, in seconds. Fields are those of any record where `found` is False.
+        `found` says whether there is one whatever its age, and `age` is in seconds.
         """
-        nowhere = np.zeros(len(example_ids), bool)
-        nothing = {_FOUND: nowhere, constants.HAS_RECORD: nowhere}
+        nothing = {
+            name: np.zeros(len(example_ids), bool) for name in (_FOUND, constants.HAS_RECORD)
+        }
         nothing[constants.LOSS] = np.full(len(example_ids), np.nan, np.float32)
         manifest = self._manifest
         if not manifest.records_by_partition[partition]:
@@ -271,19 +240,11 @@ class _Join(beam.DoFn):
         loaded = ForwardRecords.load(path, as_of=as_of)
         if not len(loaded):
             return nothing
-        known = loaded.example_ids.numpy()
+        columns = loaded.columns | {constants.MODEL_VERSION: loaded.model_versions}
+        known = columns.pop(constants.EXAMPLE_ID).numpy()
         row = np.minimum(np.searchsorted(known, example_ids), len(known) - 1)
         found = known[row] == example_ids
-        record = {
-            name: column.numpy()[row]
-            for name, column in (
-                (constants.LOGITS, loaded.logits),
-                (constants.LOSS, loaded.losses),
-                (constants.MODEL_VERSION, loaded.model_versions),
-                (constants.TIMESTAMP, loaded.timestamps),
-            )
-            if column is not None
-        }
+        record = {name: column.numpy()[row] for name, column in columns.items()}
         age = (as_of - record[constants.TIMESTAMP]) / constants.MICROSECONDS
         limit = self._config.max_age or np.inf
         return record | {_FOUND: found, _AGE: age, constants.HAS_RECORD: found & (age <= limit)}
@@ -312,8 +273,8 @@ def _coverage(rows: Columns, record: Columns, usable: np.ndarray) -> SplitStatis
     if found.any():
         age = np.where(found, record[_AGE], np.nan)
         columns |= {"sum_age": age, "max_age": age}
-        table, counts = np.unique(record[constants.MODEL_VERSION][found], return_counts=True)
-        versions = dict(zip(map(str, table.tolist()), counts.tolist(), strict=True))
+        counted = np.unique(record[constants.MODEL_VERSION][found], return_counts=True)
+        versions = {str(version): int(count) for version, count in zip(*counted, strict=True)}
     return _split_statistics(rows, columns, versions)
 
 
@@ -369,18 +330,8 @@ def _write_file(element: tuple[int, dict[str, Iterable]]) -> SplitStatistics:
     return SplitStatistics(WeightStats(bytes_read=read, bytes_written=written))
 
 
-# Functions of a module are pickled by name.
-def _merge_summaries(parts: Iterable[ScoreSummary]) -> ScoreSummary:
-    return ScoreSummary.merge(parts)
-
-
-def _merge_statistics(parts: Iterable[SplitStatistics]) -> SplitStatistics:
-    return SplitStatistics.merge(parts)
-
-
 def _solve(summary: ScoreSummary, config: SamplerConfig) -> SplitInclusion:
-    mix, missing = config.uniform_mix, config.missing
-    return solve(summary, rate=config.rate, uniform_mix=mix, missing=missing)
+    return solve(summary, rate=config.rate, uniform_mix=config.uniform_mix, missing=config.missing)
 
 
 def _copy(source: str, destination: str) -> str:

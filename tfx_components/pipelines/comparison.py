@@ -63,20 +63,13 @@ def ModelComparison(
 def evaluate(
     model_directory: str, files: list[str], task: str, label_feature: str
 ) -> dict[str, float]:
-    """Metrics of a served model over files of tf.Examples.
+    """`num_examples`, the mean `loss` and, for a binary task, the `calibration` of a served model.
 
-    Args:
-      model_directory: a SavedModel whose `serving_default` maps `examples` to `logits`.
-      files: TFRecords.
-      task: "multiclass", "binary" or "regression".
-      label_feature: one int64 or float value per example.
-
-    Returns:
-      `num_examples`; `loss`, the mean; and for a binary task `calibration`, the sum of the
-      predictions over the sum of the labels.
+    Its signature `serving_default` maps `examples` to `logits`; the calibration is the sum of the
+    predictions over the sum of the labels.
     """
     serve = tf.saved_model.load(model_directory).signatures["serving_default"]
-    losses, labels, predictions = [], [], []
+    losses, predicted, positive = [], 0.0, 0.0
     for batch in read_tfrecords(files).batch(_BATCH):
         logits = serve(examples=batch)[constants.LOGITS]
         label = tf.constant(_labels(batch, label_feature))
@@ -84,14 +77,12 @@ def evaluate(
             label = tf.cast(label, tf.int64)
         losses.append(scores.example_loss({constants.LOGITS: logits}, label, task).numpy())
         if task == constants.BINARY:
-            predictions.append(tf.sigmoid(logits[:, 0]).numpy())
-            labels.append(label.numpy())
+            predicted += tf.sigmoid(logits[:, 0]).numpy().sum(dtype=np.float64)
+            positive += label.numpy().sum(dtype=np.float64)
     every = np.concatenate(losses).astype(np.float64)
     metrics = {"num_examples": len(every), "loss": float(every.mean())}
     if task == constants.BINARY:
-        total = np.concatenate(labels).sum(dtype=np.float64)
-        predicted = np.concatenate(predictions).sum(dtype=np.float64)
-        metrics["calibration"] = float(predicted / total) if total else float("nan")
+        metrics["calibration"] = float(predicted / positive) if positive else float("nan")
     return metrics
 
 

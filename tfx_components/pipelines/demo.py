@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -38,14 +39,8 @@ EVERYTHING = "everything"
 def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
     """Trains on samples of both policies and on everything, from the base model, seed by seed.
 
-    Args:
-      config: a loop that `local.run` ran in `root`.
-      root: directory.
-      seeds: how many; each draws another sample and shuffles differently.
-
-    Returns:
-      For each row of the table: `losses` (one per seed), `calibration` (mean), and `examples` and
-      `bytes` that the trainer reads per epoch (mean).
+    `config` is of a loop that `local.run` ran in `root`. Each row of the table has `losses`, one
+    per seed, and the means of `calibration`, and of `examples` and `bytes` read per epoch.
     """
     schema = trainer.read_schema(
         os.path.join(local.latest_output(root, "SchemaGen", "schema"), "schema.pbtxt")
@@ -73,7 +68,7 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
         results, counts = [], []
         for seed in range(seeds):
             directory = os.path.join(root, "samples", f"{policy}-{seed}")
-            files, stats = _sample(config, examples, records, directory, policy, seed)
+            files, stats = _sample(config, examples, records, directory, policy=policy, seed=seed)
             results.append(trained(files, seed))
             counts.append((stats.num_selected, stats.bytes_written))
         rows[policy] = _row(results, *np.mean(counts, axis=0))
@@ -88,8 +83,7 @@ def _sample(
     examples: Examples,
     records: ForwardRecords,
     directory: str,
-    policy: str,
-    seed: int,
+    **settings: Any,
 ) -> tuple[list[str], WeightStats]:
     """The files and the statistics of one sample, by the component's own function."""
     sample, sampling = Examples(), SamplingStatistics()
@@ -103,9 +97,8 @@ def _sample(
         task=config.task,
         label_feature=config.label_feature,
         splits=[TRAIN],
-        policy=policy,
         beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
-        **config.sampling | {"seed": seed},
+        **config.sampling | settings,
     )
     return list_files(sample.path(split=TRAIN)), read_statistics(sampling.uri)[1][TRAIN].total
 
@@ -125,14 +118,12 @@ def table(rows: dict[str, dict], rate: float) -> str:
     lines = [["trained on", "eval loss", "gap closure", "calibration", "examples", "bytes"]]
     for name, row in rows.items():
         error = standard_error(row["losses"])
-        closure = None
-        if name != BASE:
-            closure = gap_closure(mean[UNIFORM], mean[name], mean[EVERYTHING])
+        closure = gap_closure(mean[UNIFORM], mean[name], mean[EVERYTHING])
         lines.append(
             [
                 f"{name} {rate:.0%}" if name in (UNIFORM, IMPORTANCE) else name,
                 f"{mean[name]:.4f}" + ("" if error is None else f" ± {error:.4f}"),
-                "–" if closure is None else f"{closure:.2f}",
+                "–" if closure is None or name == BASE else f"{closure:.2f}",
                 f"{row['calibration']:.2f}",
                 f"{row['examples']:,.0f}",
                 f"{row['bytes'] / rows[EVERYTHING]['bytes']:.1%}",

@@ -4,68 +4,26 @@ import dataclasses
 from collections.abc import Sequence
 
 import tensorflow as tf
-from tensorflow_metadata.proto.v0 import schema_pb2
 
 from ofb_tf import constants
 from tfx_components.component_utils import read_tfrecords
 
 NUMBERS = "numbers"
 BUCKETS = "buckets"
-_DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}
 
 
 @dataclasses.dataclass(frozen=True)
 class TabularSpec:
-    """Which features a model reads, and how.
+    """Which features a model reads, and the `dtypes` of all features of the schema, by name.
 
-    Attributes:
-      numeric: FLOAT and INT features: signed log, with an indicator where the value is missing.
-      categorical: BYTES features, and INT features that are codes, such as an hour: hashed.
-      dtypes: every feature of the schema → name of its dtype.
-      num_buckets: of the hash.
+    `numeric` become a signed log, with an indicator where the value is missing; `categorical` are
+    hashed to `num_buckets`.
     """
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     dtypes: dict[str, str]
     num_buckets: int = 256
-
-    @classmethod
-    def from_schema(
-        cls,
-        schema: schema_pb2.Schema,
-        *,
-        exclude: tuple[str, ...],
-        categorical: tuple[str, ...] = (),
-        num_buckets: int = 256,
-    ) -> "TabularSpec":
-        """Reads all features of a schema but those excluded.
-
-        Args:
-          schema: from SchemaGen.
-          exclude: label, id and whatever else the model must not see.
-          categorical: INT features to hash.
-          num_buckets: of the hash, at least 2.
-
-        Raises:
-          ValueError: no feature is left, or a named one is not in the schema.
-        """
-        dtypes = {f.name: _DTYPES[f.type] for f in schema.feature if f.type in _DTYPES}
-        unknown = [name for name in (*exclude, *categorical) if name not in dtypes]
-        if unknown:
-            raise ValueError(
-                f"features {unknown} are not in the schema, which has {sorted(dtypes)}."
-            )
-        names = sorted(set(dtypes) - set(exclude))
-        if not names:
-            raise ValueError(f"no feature is left besides {sorted(exclude)}.")
-        hashed = [name for name in names if dtypes[name] == "string" or name in categorical]
-        return cls(
-            numeric=tuple(name for name in names if name not in hashed),
-            categorical=tuple(hashed),
-            dtypes=dtypes,
-            num_buckets=num_buckets,
-        )
 
     def feature_spec(self) -> dict[str, tf.io.RaggedFeature]:
         """How the inputs are parsed: any number of values, as CsvExampleGen writes none."""
@@ -89,25 +47,13 @@ class TabularSpec:
 
 
 def dataset(
-    files: Sequence[str],
-    spec: TabularSpec,
-    *,
-    label_feature: str,
-    batch_size: int,
-    shuffle_seed: int | None = None,
+    files: Sequence[str], spec: TabularSpec, label_feature: str, batch_size: int, seed: int
 ) -> tf.data.Dataset:
     """Batches of `(inputs, label, importance_weight)`; the weight is 1 where there is none.
 
-    Args:
-      files: TFRecord files.
-      spec: the inputs.
-      label_feature: one number per example.
-      batch_size: at least 1; the last batch may be smaller.
-      shuffle_seed: of a buffer of 100,000 examples, reshuffled each epoch; None for file order.
+    A buffer of 100,000 examples is reshuffled each epoch, by `seed`.
     """
-    records = read_tfrecords(sorted(files))
-    if shuffle_seed is not None:
-        records = records.shuffle(100_000, seed=shuffle_seed)
+    records = read_tfrecords(sorted(files)).shuffle(100_000, seed=seed)
     fields = spec.feature_spec() | {
         label_feature: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(spec.dtypes[label_feature])),
         constants.IMPORTANCE_WEIGHT: tf.io.FixedLenFeature([], tf.float32, 1.0),

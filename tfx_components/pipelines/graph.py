@@ -61,20 +61,14 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
       ValueError: an argument of a component is out of range.
     """
     proto = tfx.proto
-    names = (BASE, TRAIN, EVAL)
+    buckets = zip((BASE, TRAIN, EVAL), config.splits, strict=True)
+    splits = [proto.SplitConfig.Split(name=name, hash_buckets=n) for name, n in buckets]
     example_gen = tfx.components.CsvExampleGen(
         input_base=config.csv_directory,
         input_config=proto.Input(
             splits=[proto.Input.Split(name="all", pattern="span-{SPAN}/*.csv")]
         ),
-        output_config=proto.Output(
-            split_config=proto.SplitConfig(
-                splits=[
-                    proto.SplitConfig.Split(name=name, hash_buckets=buckets)
-                    for name, buckets in zip(names, config.splits, strict=True)
-                ]
-            )
-        ),
+        output_config=proto.Output(split_config=proto.SplitConfig(splits=splits)),
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = tfx.components.StatisticsGen(examples=examples)
@@ -132,12 +126,11 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
             label_feature=config.label_feature,
             split=EVAL,
         )
+        destination = proto.PushDestination.Filesystem(base_directory=config.serving_directory)
         pusher = tfx.components.Pusher(
             model=trainer.outputs["model"],
             model_blessing=comparison.outputs["blessing"],
-            push_destination=proto.PushDestination(
-                filesystem=proto.PushDestination.Filesystem(base_directory=config.serving_directory)
-            ),
+            push_destination=proto.PushDestination(filesystem=destination),
         )
     return [
         example_gen,

@@ -55,17 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", default=f"out/kubeflow/{NAME}.json", help="file to write")
-    parser.add_argument("--pipeline_root", default="gs://BUCKET/ofb", help="where artifacts go")
-    parser.add_argument(
-        "--csv_directory", default="gs://BUCKET/trips", help="holds span-1/*.csv and so on"
-    )
-    parser.add_argument(
-        "--serving_directory", default="gs://BUCKET/serving", help="where Pusher puts the model"
-    )
-    parser.add_argument(
-        "--image", default="ofb-tf:latest", help="container image with ofb-tf[tfx] installed"
-    )
+    for name, default, description in (
+        ("--output", f"out/kubeflow/{NAME}.json", "file to write"),
+        ("--pipeline_root", "gs://BUCKET/ofb", "where artifacts go"),
+        ("--csv_directory", "gs://BUCKET/trips", "holds span-1/*.csv and so on"),
+        ("--serving_directory", "gs://BUCKET/serving", "where Pusher puts the model"),
+        ("--image", "ofb-tf:latest", "container image with ofb-tf[tfx] installed"),
+    ):
+        parser.add_argument(name, default=default, help=description)
     flags = parser.parse_args(arguments)
     config = taxi.loop_config(flags.csv_directory, flags.serving_directory)
     compile_pipeline(config, flags.pipeline_root, flags.image, flags.output)

@@ -50,15 +50,7 @@ def run(config: LoopConfig, root: str, **kwargs: Any) -> None:
 
 
 def latest_output(root: str, node: str, key: str) -> str:
-    """The directory that a node wrote last.
-
-    Args:
-      root: the directory given to `run`.
-      node: id of the node.
-      key: name of its output.
-
-    Returns:
-      The artifact's URI.
+    """The directory that a node wrote last as its output `key`, of a loop that ran in `root`.
 
     Raises:
       FileNotFoundError: the node has not run.

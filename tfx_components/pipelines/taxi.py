@@ -13,17 +13,9 @@ _TIPS, _FARE = "tips", "fare"
 
 
 def prepare_csv(source: str, directory: str) -> str:
-    """Writes the trips with the label in the place of the tips, which would give it away.
+    """Writes `data.csv`, with the label in place of the tips, which would give it away.
 
-    Args:
-      source: CSV file with the columns `tips` and `fare`.
-      directory: where `data.csv` goes; made if missing.
-
-    Returns:
-      The directory.
-
-    Raises:
-      ValueError: a column is missing.
+    Returns the directory; raises ValueError where the source lacks the columns.
     """
     os.makedirs(directory, exist_ok=True)
     with (
@@ -65,13 +57,7 @@ def training_settings(**overrides: object) -> dict[str, object]:
 
 
 def loop_config(csv_directory: str, serving_directory: str, **sampling: Any) -> LoopConfig:
-    """The loop on the trips.
-
-    Args:
-      csv_directory: as of `LoopConfig`.
-      serving_directory: as of `LoopConfig`.
-      **sampling: arguments of `OFBSampler`.
-    """
+    """The loop on the trips; `sampling` are arguments of `OFBSampler`."""
     return LoopConfig(
         csv_directory=csv_directory,
         serving_directory=serving_directory,

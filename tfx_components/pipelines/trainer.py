@@ -20,6 +20,7 @@ import ofb_tf
 from ofb_tf import constants, serving
 from tfx_components.pipelines import features
 
+_DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}
 _KERAS_FILE = "assets.extra/model.keras"  # in the directory of a SavedModel
 
 
@@ -69,14 +70,7 @@ class TrainingConfig:
 
     @classmethod
     def from_custom_config(cls, settings: dict[str, Any]) -> "TrainingConfig":
-        """The config from Trainer's `custom_config`, to which TFX adds entries.
-
-        Args:
-          settings: by field name; lists become tuples, other names are left out.
-
-        Raises:
-          ValueError: a setting is out of range.
-        """
+        """The config from Trainer's `custom_config`; lists become tuples, others' entries go."""
         names = {field.name for field in dataclasses.fields(cls)}
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -122,7 +116,7 @@ def train(
     steps: int | None = None,
     log_dir: str | None = None,
 ) -> keras.Model:
-    """Trains a model, new or continued.
+    """Trains an `OFBModel` whose outputs are logits (regression: predictions).
 
     Args:
       config: the settings.
@@ -133,7 +127,7 @@ def train(
       log_dir: for TensorBoard; None for none.
 
     Returns:
-      The trained model, an `OFBModel`, whose outputs are logits (regression: predictions).
+      The trained model.
 
     Raises:
       ValueError: the files do not fit the schema.
@@ -141,13 +135,7 @@ def train(
     """
     keras.utils.set_random_seed(config.seed)
     spec = tabular_spec(config, schema)
-    data = features.dataset(
-        train_files,
-        spec,
-        label_feature=config.label_feature,
-        batch_size=config.batch_size,
-        shuffle_seed=config.seed,
-    )
+    data = features.dataset(train_files, spec, config.label_feature, config.batch_size, config.seed)
     model = load_keras_model(base_model) if base_model else _build(config, spec, data)
     loss = {
         constants.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -175,10 +163,7 @@ def export(
       model: from `train`.
       config: the settings that it was trained with.
       schema: of the examples.
-      directory: of the SavedModel; the Keras model goes to `assets.extra/`.
-
-    Raises:
-      ValueError: a feature is not in the schema.
+      directory: of the SavedModel.
     """
     spec = tabular_spec(config, schema)
     feature_spec = spec.feature_spec()
@@ -201,14 +186,7 @@ def export(
 
 
 def load_keras_model(directory: str) -> keras.Model:
-    """The compiled Keras model in a SavedModel that `export` wrote.
-
-    Args:
-      directory: of the SavedModel.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
+    """The compiled Keras model in a SavedModel that `export` wrote; FileNotFoundError for none."""
     path = os.path.join(directory, _KERAS_FILE)
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(
@@ -221,13 +199,22 @@ def load_keras_model(directory: str) -> keras.Model:
 
 
 def tabular_spec(config: TrainingConfig, schema: schema_pb2.Schema) -> features.TabularSpec:
-    """The features that the model reads: all of the schema but label, id and `exclude`."""
-    exclude = [config.label_feature, *config.exclude]
-    if config.id_feature:
-        exclude.append(config.id_feature)
-    return features.TabularSpec.from_schema(
-        schema, exclude=tuple(exclude), categorical=config.categorical
-    )
+    """The features that the model reads: all of the schema but label, id and `exclude`.
+
+    Raises:
+      ValueError: no feature is left, or a named one is not in the schema.
+    """
+    dtypes = {f.name: _DTYPES[f.type] for f in schema.feature if f.type in _DTYPES}
+    exclude = {config.label_feature, *config.exclude, config.id_feature} - {""}
+    unknown = sorted({*exclude, *config.categorical} - set(dtypes))
+    if unknown:
+        raise ValueError(f"features {unknown} are not in the schema, which has {sorted(dtypes)}.")
+    names = sorted(set(dtypes) - exclude)
+    if not names:
+        raise ValueError(f"no feature is left besides {sorted(exclude)}.")
+    hashed = [name for name in names if dtypes[name] == "string" or name in config.categorical]
+    numeric = [name for name in names if name not in hashed]
+    return features.TabularSpec(tuple(numeric), tuple(hashed), dtypes)
 
 
 def _build(
@@ -247,9 +234,8 @@ def _build(
         rows = keras.layers.Lambda(
             _add_offsets, output_shape=shape, arguments={"offsets": offsets.tolist()}
         )(inputs[features.BUCKETS])
-        table = keras.layers.Embedding(
-            spec.num_buckets * len(spec.categorical), config.embedding_size
-        )
+        size = spec.num_buckets * len(spec.categorical)
+        table = keras.layers.Embedding(size, config.embedding_size)
         parts.append(keras.layers.Flatten()(table(rows)))
     x = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
     for units in config.hidden_units:

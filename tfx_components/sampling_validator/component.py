@@ -80,15 +80,9 @@ def SamplingValidator(
     Raises:
       ValueError: a threshold is out of range; names the component.
     """
+    arguments = locals()
     with error_context(_NAME, [blessing.uri]):
-        thresholds = Thresholds(
-            min_coverage,
-            max_rate_deviation,
-            min_effective_sample_size,
-            max_weight,
-            max_record_age,
-            max_repeated_ids,
-        )
+        thresholds = Thresholds(*(arguments[name] for name in Thresholds._fields))
         _check_parameters(**thresholds._asdict())
         config, splits = read_statistics(sampling_statistics.uri)
         anomalies = [

@@ -84,12 +84,15 @@ def test_the_signature_echoes_ids_and_logits(tmp_path, schema):
     assert answer["logits"].shape == (51, 1)
     assert answer["example_id"].numpy().tolist() == [*range(50), 99]
     assert np.isfinite(answer["logits"]).all()
+    spec = trainer.tabular_spec(_CONFIG, schema)
+    inputs = spec.inputs(tf.io.parse_example(examples, spec.feature_spec()))
+    again = trainer.load_keras_model(str(tmp_path / "model"))(inputs, training=False)
+    np.testing.assert_allclose(again, answer["logits"], rtol=1e-5)
 
 
 def test_inputs_of_examples(schema):
-    spec = features.TabularSpec.from_schema(
-        schema, exclude=("id", "label"), categorical=("hour",), num_buckets=8
-    )
+    config = dataclasses.replace(_CONFIG, categorical=("hour",))
+    spec = dataclasses.replace(trainer.tabular_spec(config, schema), num_buckets=8)
     assert (spec.numeric, spec.categorical) == (("x",), ("city", "hour"))
     serialized = [serialize({"x": -3.0, "city": b"a", "hour": 5}), serialize({"city": b"a"})]
     inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
