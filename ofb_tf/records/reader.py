@@ -482,6 +482,6 @@ def release_freed() -> None:
 
     Sorting frees 15 bytes per record, which would otherwise stay with the process.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.pythonapi, "malloc_trim", None)
     if trim is not None:
         trim(0)
