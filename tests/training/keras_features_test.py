@@ -63,7 +63,7 @@ SETTINGS = pytest.mark.parametrize(
         {"dtype": "mixed_float16", "make_optimizer": loss_scaling},
         {"make_optimizer": accumulating},
     ],
-    ids=str,
+    ids=["jit", "no_jit", "eagerly", "steps", "bfloat16", "float16", "accumulating"],
 )
 
 
