@@ -327,7 +327,8 @@ class GuardedPolicy(Policy):
         self.design = policy.design
         self.score = policy.score
         self.needs_records = policy.needs_records
-        self.uniform_mix = getattr(policy, "uniform_mix", 1.0)  # bounds the uniform probe
+        if hasattr(policy, "uniform_mix"):  # bounds the probe, and the budget under "keep"
+            self.uniform_mix = policy.uniform_mix
         self._policy = policy
         self._is_uniform = is_uniform
 

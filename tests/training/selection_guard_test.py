@@ -105,6 +105,27 @@ def test_fallen_back_policy_is_uniform(task):
     assert history["effective_sample_size"] == [1.0]
 
 
+def test_guarding_a_policy_without_a_mix_changes_no_budget():
+    """Under "keep" a policy's own `uniform_mix` raises the budget; this one has none."""
+
+    class Even(ofb_tf.Policy):
+        def inclusion(self, window, budget):
+            n = tf.cast(tf.size(window.losses), tf.float64)
+            return ofb_tf.Inclusion(tf.fill([tf.size(window.losses)], budget / n))
+
+    stream = {"label": np.zeros(200, np.int64), "loss": np.ones(200, np.float32)}
+    stream["example_id"], stream["has_record"] = np.arange(200), np.arange(200) % 10 > 0
+    taken = [
+        len(list(tf.data.Dataset.from_tensor_slices(stream).apply(sampler)))
+        for sampler in (
+            ofb_tf.ofb_sample(policy=policy, missing="keep", window_size=200, seed=1, rate=0.11)
+            for policy in (Even(), callbacks.SelectionGuard().policy(Even()))
+        )
+    ]
+    # 20 kept and a fifth of 0.11 * 180 of the others, rounded by the design.
+    assert taken[0] in (23, 24) and taken[1] == taken[0]
+
+
 def test_guarded_iterator_refuses_a_checkpoint_by_name(task, tmp_path):
     """The guard's switch is state outside the stream: a restored iterator could not know it."""
     train, _, fair, _ = task
