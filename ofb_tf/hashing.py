@@ -7,6 +7,7 @@ arithmetic is modulo 2^64, so TensorFlow and numpy give the same bits.
 """
 
 import enum
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -59,7 +60,10 @@ def fold_in(key: Any, data: Any) -> Any:
     Returns:
       int64 of the broadcast shape: a tensor if either is one, otherwise a numpy array.
     """
-    mixed = _view(mix64(key), np.int64)
+    return _fold_mixed(_view(mix64(key), np.int64), data)
+
+
+def _fold_mixed(mixed: Any, data: Any) -> Any:
     is_tensor = tf.is_tensor(mixed) or tf.is_tensor(data)
     mixed = tf.bitwise.bitwise_xor(mixed, data) if is_tensor else mixed ^ np.asarray(data)
     return _view(mix64(mixed), np.int64)
@@ -87,7 +91,15 @@ def _view(values: Any, dtype: type) -> Any:
 
 
 def _uint64(value: int, like: Any) -> Any:
-    return tf.constant(value, tf.uint64) if tf.is_tensor(like) else np.uint64(value)
+    return _constant(value) if tf.is_tensor(like) else np.uint64(value)
+
+
+@functools.cache
+def _constant(value: int) -> tf.Tensor:
+    # A graph that captures one tensor many times has one node for it: starting a dataset's
+    # iterator takes time per node.
+    with tf.init_scope(), tf.device("CPU:0"):
+        return tf.constant(value, tf.uint64)
 
 
 def _shift(x: Any, bits: int) -> Any:
@@ -102,7 +114,8 @@ def _xor_shift(x: Any, bits: int) -> Any:
 
 def window_key(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """One key for a window, from the set of its ids and not from their order."""
-    return fold_in(key, tf.reduce_sum(fold_in(key, example_ids)))
+    mixed = _view(mix64(key), np.int64)
+    return _fold_mixed(mixed, tf.reduce_sum(_fold_mixed(mixed, example_ids)))
 
 
 def uniform_start(key: tf.Tensor) -> tf.Tensor:
@@ -111,7 +124,7 @@ def uniform_start(key: tf.Tensor) -> tf.Tensor:
     With 25 bits, the difference of an integer below 2^28 and a draw is exact in float64 and at
     least 2^-25 from every integer, which is what keeps the systematic design's count exact.
     """
-    bits = tf.bitwise.right_shift(mix64(key), tf.constant(40, tf.uint64))
+    bits = _shift(mix64(key), 40)
     return (tf.cast(tf.bitcast(bits, tf.int64), tf.float64) + 0.5) * 2.0**-24
 
 
