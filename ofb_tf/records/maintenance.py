@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_compression, check_count, check_positive
 from ofb_tf.records import files, reader
 from ofb_tf.records.blocks import Block
-from ofb_tf.records.checks import check_compression, check_count
 from ofb_tf.records.partitioned import UNFINISHED_PREFIX, partition_path
 from ofb_tf.records.reader import Columns, ForwardRecords, ReadCounts
 from ofb_tf.records.schema import Schema, expand
@@ -74,10 +74,9 @@ class MaintenanceReport:
 
 
 def inspect(pattern: files.Pattern) -> RecordSummary:
-    """Reads everything under a pattern and summarises it; damage is counted, not raised.
+    """Reads what a file, a glob, a directory or a list of them names, and summarises it.
 
-    Args:
-      pattern: a file, a glob, a directory, or a list of them.
+    Damage is counted, not raised.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.
@@ -111,13 +110,9 @@ def inspect(pattern: files.Pattern) -> RecordSummary:
 
 
 def verify(pattern: files.Pattern) -> list[FileReport]:
-    """Checks every checksum and every block of the files under a pattern.
+    """Checks every checksum and block of what a file, glob, directory or list of them names.
 
-    Args:
-      pattern: a file, a glob, a directory, or a list of them.
-
-    Returns:
-      A report per file, in the order of their names.
+    The reports, one per file, are in the order of their names.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.
@@ -273,8 +268,7 @@ def expire(
       CorruptRecordsError: a file is damaged; it and the files after it are left as they are.
       FileNotFoundError: the pattern names no file that may be read.
     """
-    if not (max_age > 0 and math.isfinite(max_age)):
-        raise ValueError(f"max_age must be positive and finite seconds. Received: {max_age}")
+    check_positive("max_age", max_age, finite=True)
     now = time.time() if now is None else now
     cutoff = int((now - max_age) * constants.MICROSECONDS)
     inputs, num_skipped = _inputs(pattern, open_file_max_age)

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import blocks, files
-from ofb_tf.records.checks import check_choice
 from ofb_tf.records.files import CorruptBlock, CorruptRecordsError
 from ofb_tf.records.schema import Runs, Schema, expand
 
@@ -158,19 +158,13 @@ class ForwardRecords:
           logits: float32 or float16 `[n, k]`, or `[n]` for one output.
           losses: float32 `[n]`; at least one of logits and losses.
           model_versions: int64, one or `[n]`.
-          timestamps: int64 microseconds, one or `[n]`; decide between records of one id.
-
-        Returns:
-          The records, the newest of each id.
+          timestamps: int64 microseconds, one or `[n]`; the newest record of each id is kept.
 
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
-        ids = np.asarray(hashing.to_int64(example_ids))
-        if ids.ndim != 1:
-            raise ValueError(f"example_ids must have shape [n]. Received: {list(ids.shape)}")
-        n = len(ids)
-        arrays = {constants.EXAMPLE_ID: ids}
+        arrays = {constants.EXAMPLE_ID: hashing.id_vector(example_ids)}
+        n = len(arrays[constants.EXAMPLE_ID])
         if logits is not None:
             logits = np.asarray(logits)
             logits = logits[:, None] if logits.ndim == 1 else logits
@@ -179,11 +173,10 @@ class ForwardRecords:
             narrow = logits.dtype == np.float16
             arrays[constants.LOGITS] = logits.astype(np.float16 if narrow else np.float32)
         if losses is not None:
-            arrays[constants.LOSS] = np.asarray(losses, np.float32)
-            if arrays[constants.LOSS].shape != (n,):
-                raise ValueError(
-                    f"losses must be [{n}]. Received: {list(arrays[constants.LOSS].shape)}"
-                )
+            losses = np.asarray(losses, np.float32)
+            if losses.shape != (n,):
+                raise ValueError(f"losses must be [{n}]. Received: {list(losses.shape)}")
+            arrays[constants.LOSS] = losses
         if len(arrays) == 1:
             raise ValueError("logits or losses must be given. Received: neither")
         arrays[constants.MODEL_VERSION] = np.broadcast_to(np.asarray(model_versions, np.int64), n)
@@ -317,9 +310,6 @@ def read_schema(pattern: files.Pattern, *, on_corrupt: str = "error") -> Schema:
     Args:
       pattern: a file, a glob, a directory, or a list of them.
       on_corrupt: "error", or "skip" to pass over files with a damaged first block.
-
-    Returns:
-      A `Schema`: names of the columns, number of outputs, logits kept per record.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.

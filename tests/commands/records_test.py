@@ -151,6 +151,6 @@ def test_the_type_of_ids_is_passed_on(tmp_path, capsys, monkeypatch):
     for flags in (["--id_type=string"], []):
         arguments = ["--format=csv", f"--output_dir={tmp_path}", *flags]
         assert run(capsys, "import", "x.csv", *arguments)[0] == 1
-    assert given[0].pop("id_type") == "string"
+    assert [settings.pop("id_type") for settings in given] == ["string", "int"]
     assert given[0] == given[1]
     assert given[0]["fields"].logits == ("logits",)

@@ -57,7 +57,7 @@ def test_shards_are_never_mixed_with_earlier_ones(tmp_path):
     ("arguments", "message"),
     [
         ({"num_shards": 0}, "num_shards must be at least 1. Received: 0"),
-        ({"compression": "ZSTD"}, "compression must be None or \"GZIP\". Received: 'ZSTD'"),
+        ({"compression": "ZSTD"}, "compression must be one of .None, 'GZIP'.. Received: 'ZSTD'"),
         ({"start": 6}, r"start must be in \[0, 5\]"),
         ({"count": 6}, r"count must be in \[0, 5\]"),
     ],

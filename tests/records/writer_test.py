@@ -189,12 +189,12 @@ def test_a_failed_write_raises_or_drops_and_the_next_one_goes_to_a_new_file(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_outputs": 0}, "num_outputs must be positive. Received: 0"),
+        ({"num_outputs": 0}, "num_outputs must be at least 1. Received: 0"),
         ({"logits_dtype": "int8"}, "logits_dtype must be one of"),
         ({"compression": "LZ4"}, "compression must be one of"),
         ({"on_error": "ignore"}, "on_error must be one of"),
         ({"flush_seconds": 0}, "flush_seconds must be positive"),
-        ({"max_file_bytes": -1}, "max_file_bytes must be positive"),
+        ({"max_file_bytes": -1}, "max_file_bytes must be at least 1"),
         ({"block_records": 9000}, "block_records must be in .1, 8192.. Received: 9000"),
         ({"num_outputs": 3, "top_k": 3}, "top_k must be less than num_outputs=3"),
     ],
