@@ -69,11 +69,9 @@ def assert_same_elements(first: Iterable[Any], second: Iterable[Any], *, message
         pairs = zip(tf.nest.flatten(left), tf.nest.flatten(right), strict=True)
         for component, (a, b) in enumerate(pairs):
             a, b = np.asarray(a), np.asarray(b)
-            same = a.dtype == b.dtype and a.shape == b.shape
             # Strings are objects, whose bytes are addresses; of numbers, NaN must equal itself.
-            if same and a.dtype == object:
-                same = a.tolist() == b.tolist()
-            if not (same and (a.dtype == object or a.tobytes() == b.tobytes())):
+            ours, theirs = (x.tolist() if x.dtype == object else x.tobytes() for x in (a, b))
+            if (a.dtype, a.shape, ours) != (b.dtype, b.shape, theirs):
                 raise AssertionError(
                     f"{message}element {index}, component {component}: {a!r} differs from {b!r}"
                 )

@@ -88,12 +88,8 @@ class ForwardRecords:
     """Forward records in memory: one dict of columns, sorted by id, ids unique.
 
     Attributes:
-      columns: by the names of `ofb_tf.constants`: `example_id` int64 `[n]`, ascending;
-        `timestamp` int64 `[n]`, microseconds since 1970; `model_version` uint8, uint16 or int32
-        `[n]`, indices into `version_table`; and where they were recorded `logits` float32 or
-        float16 `[n, k]`, `loss` float32 `[n]`, and in the top-k form `class_ids` int32 `[n, k]`,
-        the classes of `logits`, with `logsumexp` and `sum_squared_probabilities` float32 `[n]`
-        over all classes.
+      columns: those that were recorded, by the names of `ofb_tf.constants`; each is an attribute
+        below, too.
       version_table: int64 `[v]`, the model versions, ascending.
       num_outputs: outputs of the model, 0 where only losses were recorded; k is `num_outputs`,
         or in the top-k form the number of logits kept.
@@ -218,13 +214,15 @@ class ForwardRecords:
 
     example_ids = _column(constants.EXAMPLE_ID, "int64 `[n]`, ascending.")
     timestamps = _column(constants.TIMESTAMP, "int64 `[n]`, microseconds since 1970.")
-    version_indices = _column(constants.MODEL_VERSION, "`[n]`, into `version_table`.")
+    version_indices = _column(
+        constants.MODEL_VERSION, "uint8, uint16 or int32 `[n]`, into the table."
+    )
     logits = _column(constants.LOGITS, "float32 or float16 `[n, k]`, or None.")
     losses = _column(constants.LOSS, "float32 `[n]`, or None.")
-    class_ids = _column(constants.CLASS_IDS, "int32 `[n, k]` in the top-k form, or None.")
-    logsumexp = _column(constants.LOGSUMEXP, "float32 `[n]` in the top-k form, or None.")
+    class_ids = _column(constants.CLASS_IDS, "int32 `[n, k]`, of top-k `logits`, or None.")
+    logsumexp = _column(constants.LOGSUMEXP, "float32 `[n]`, over all classes (top-k), or None.")
     sum_squared_probabilities = _column(
-        constants.SUM_SQUARED_PROBABILITIES, "float32 `[n]` in the top-k form, or None."
+        constants.SUM_SQUARED_PROBABILITIES, "float32 `[n]`, over all classes (top-k), or None."
     )
 
     @property
