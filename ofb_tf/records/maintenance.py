@@ -158,9 +158,9 @@ def compact(
     """
     records_per_file = check_count("records_per_file", records_per_file)
     check_compression(compression)
-    inputs, num_skipped = _inputs(pattern, open_file_max_age)
+    inputs, report = _inputs(pattern, open_file_max_age)
     records = ForwardRecords.load(inputs, on_corrupt=on_corrupt)
-    report = MaintenanceReport(records.counts, len(records), num_open_skipped=num_skipped)
+    report.read, report.num_written = records.counts, len(records)
     output_directory = os.fspath(output_directory)
     tf.io.gfile.makedirs(output_directory)
     num_files = max(1, -(-len(records) // records_per_file))
@@ -219,8 +219,7 @@ def partition(
             f"The output directory {output_directory!r} holds record files already. Name an empty "
             "one."
         )
-    inputs, num_skipped = _inputs(pattern, open_file_max_age)
-    report = MaintenanceReport(ReadCounts(), num_open_skipped=num_skipped)
+    inputs, report = _inputs(pattern, open_file_max_age)
     schema = reader.read_schema(inputs, on_corrupt=on_corrupt)
     spool_directory = os.path.join(output_directory, f"{UNFINISHED_PREFIX}{uuid.uuid4().hex[:16]}")
     tf.io.gfile.makedirs(spool_directory)
@@ -271,8 +270,7 @@ def expire(
     check_positive("max_age", max_age, finite=True)
     now = time.time() if now is None else now
     cutoff = int((now - max_age) * constants.MICROSECONDS)
-    inputs, num_skipped = _inputs(pattern, open_file_max_age)
-    report = MaintenanceReport(ReadCounts(), num_open_skipped=num_skipped)
+    inputs, report = _inputs(pattern, open_file_max_age)
     for path in inputs:
         kept = total = 0
         for block in reader.read_blocks(path, counts=report.read):
@@ -342,8 +340,10 @@ class _Spool:
         return columns
 
 
-def _inputs(pattern: files.Pattern, open_file_max_age: float) -> tuple[list[str], int]:
-    """The files that may be read, and the number of open files that must be left alone."""
+def _inputs(
+    pattern: files.Pattern, open_file_max_age: float
+) -> tuple[list[str], MaintenanceReport]:
+    """The files that may be read, and a report of the open files that must be left alone."""
     if not open_file_max_age >= 0:
         raise ValueError(f"open_file_max_age must be at least 0. Received: {open_file_max_age}")
     matched = files.match_files(pattern)
@@ -355,7 +355,7 @@ def _inputs(pattern: files.Pattern, open_file_max_age: float) -> tuple[list[str]
             f"were modified less than {open_file_max_age:g} seconds ago. Wait until their writers "
             "close them."
         )
-    return inputs, len(matched) - len(inputs)
+    return inputs, MaintenanceReport(ReadCounts(), num_open_skipped=len(matched) - len(inputs))
 
 
 def _modified(path: str) -> float:
