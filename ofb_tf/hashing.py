@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from ofb_tf.checks import check_count
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -36,48 +38,30 @@ class Stream(enum.IntEnum):
 def mix64(values: Any) -> Any:
     """A bijection of 64-bit integers in which every input bit affects every output bit.
 
-    Args:
-      values: int64 or uint64, any shape; a tensor or a numpy array.
-
-    Returns:
-      uint64 of the same shape: a tensor for a tensor, otherwise a numpy array, of the same bits.
+    int64 or uint64 of any shape → uint64; a tensor for a tensor, otherwise a numpy array.
     """
     x = _view(values, np.uint64)
     with np.errstate(over="ignore"):
         x = x + _uint64(_GOLDEN, x)
-        x = _xor_shift(x, 30) * _uint64(_MIX_1, x)
-        x = _xor_shift(x, 27) * _uint64(_MIX_2, x)
-        return _xor_shift(x, 31)
+        x = (x ^ _shift(x, 30)) * _uint64(_MIX_1, x)
+        x = (x ^ _shift(x, 27)) * _uint64(_MIX_2, x)
+        return x ^ _shift(x, 31)
 
 
 def fold_in(key: Any, data: Any) -> Any:
-    """A new key from a key and integers.
-
-    Args:
-      key: int64; a tensor, a numpy array or a number.
-      data: int64, broadcast against `key`.
-
-    Returns:
-      int64 of the broadcast shape: a tensor if either is one, otherwise a numpy array.
-    """
+    """A new int64 key from an int64 key and int64 data, broadcast; a tensor if either is one."""
     return _fold_mixed(_view(mix64(key), np.int64), data)
 
 
 def _fold_mixed(mixed: Any, data: Any) -> Any:
-    is_tensor = tf.is_tensor(mixed) or tf.is_tensor(data)
-    mixed = tf.bitwise.bitwise_xor(mixed, data) if is_tensor else mixed ^ np.asarray(data)
-    return _view(mix64(mixed), np.int64)
+    data = data if tf.is_tensor(data) else np.asarray(data)
+    return _view(mix64(mixed ^ data), np.int64)
 
 
 def hash01(example_ids: Any, key: Any) -> Any:
-    """One uniform draw per example, keyed by its id.
+    """One uniform draw per int64 id `[n]`, under an int64 scalar from `fold_in`.
 
-    Args:
-      example_ids: int64 `[n]`, a tensor, or a numpy array for a Beam worker without a graph.
-      key: int64 scalar, made from the seed and the epoch by `fold_in`.
-
-    Returns:
-      float64 `[n]`, multiples of 2^-53 in [0, 1): a tensor or an array of the same numbers.
+    float64 `[n]`, multiples of 2^-53 in [0, 1): a tensor, or for arrays an array of the same bits.
     """
     bits = _view(_shift(_view(fold_in(key, example_ids), np.uint64), 11), np.int64)
     draws = tf.cast(bits, tf.float64) if tf.is_tensor(bits) else bits.astype(np.float64)
@@ -107,11 +91,6 @@ def _shift(x: Any, bits: int) -> Any:
     return right_shift(x, _uint64(bits, x))
 
 
-def _xor_shift(x: Any, bits: int) -> Any:
-    shifted = _shift(x, bits)
-    return tf.bitwise.bitwise_xor(x, shifted) if tf.is_tensor(x) else x ^ shifted
-
-
 def window_key(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """One key for a window, from the set of its ids and not from their order."""
     mixed = _view(mix64(key), np.int64)
@@ -129,14 +108,9 @@ def uniform_start(key: tf.Tensor) -> tf.Tensor:
 
 
 def fingerprint(values: tf.Tensor) -> tf.Tensor:
-    """int64 ids from string ids or serialized examples; the same in the graph, Python and Beam.
+    """int64 ids in [0, 2^63 - 1) from string ids or serialized examples, of any shape.
 
-    Args:
-      values: string, any shape.
-
-    Returns:
-      int64 in [0, 2^63 - 1) of the same shape (`tf.strings.to_hash_bucket_fast`: FarmHash64,
-      stable across platforms and releases).
+    `tf.strings.to_hash_bucket_fast` (FarmHash64) is stable across platforms and releases.
     """
     return tf.strings.to_hash_bucket_fast(values, _MAX_FINGERPRINT)
 
@@ -185,6 +159,14 @@ def to_int64(example_ids: Any) -> Any:
     return array.astype(np.int64, copy=False)
 
 
+def id_vector(example_ids: Any) -> np.ndarray:
+    """int64 `[n]` from `n` ids as of `to_int64`; a ValueError for any other shape."""
+    ids = np.asarray(to_int64(example_ids))
+    if ids.ndim != 1:
+        raise ValueError(f"example_ids must have shape [n]. Received: {list(ids.shape)}")
+    return ids
+
+
 def _no_ids(received: str) -> ValueError:
     return ValueError(
         f"example_ids must be integers that fit into int64, or strings. Received: {received}. "
@@ -205,8 +187,7 @@ def partition_of(example_ids: Any, num_partitions: int) -> Any:
     Raises:
       ValueError: num_partitions is out of range.
     """
-    if num_partitions < 1:
-        raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
+    num_partitions = check_count("num_partitions", num_partitions)
     mixed = mix64(to_int64(example_ids))
     partition = mixed % _uint64(num_partitions, mixed)
     return tf.cast(partition, tf.int64) if tf.is_tensor(partition) else partition.astype(np.int64)
@@ -215,15 +196,7 @@ def partition_of(example_ids: Any, num_partitions: int) -> Any:
 def rows_by_partition(
     example_ids: np.ndarray, num_partitions: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows that belong to each partition.
-
-    Args:
-      example_ids: int64 `[n]`.
-      num_partitions: at least 1.
-
-    Yields:
-      A partition that has rows, and its rows, int64, ascending; partitions in their order.
-    """
+    """Each partition that has rows, in order, with its rows of int64 `[n]`, ascending."""
     partitions = partition_of(example_ids, num_partitions)
     order = np.argsort(partitions, kind="stable")
     bounds = np.searchsorted(partitions[order], np.arange(num_partitions + 1))
