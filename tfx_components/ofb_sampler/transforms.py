@@ -34,7 +34,12 @@ _SUMMARY, _STATISTICS = "summary", "statistics"
 # Columns of examples, besides the fields of `constants`.
 _FILE, _POSITION, _SLICES = "file", "position", "slices"
 _SCORE, _HAS_SCORE = "score", "has_score"
-_NOT_NEGATIVE = dict.fromkeys(("max_age", "as_of", "num_outputs"), (0, math.inf))
+_RANGES: dict[str, tuple[float, float]] = {
+    "uniform_mix": (0, 1),
+    "max_age": (0, math.inf),
+    "as_of": (0, math.inf),
+    "num_outputs": (0, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ class SamplerConfig:
         check_choice("score", self.score, (GRADIENT_NORM_BOUND, LOSS))
         check_choice("task", self.task, constants.TASKS)
         check_choice("missing", self.missing, constants.MISSING)
-        check_ranges({"uniform_mix": (0, 1)} | _NOT_NEGATIVE, vars(self))
+        check_ranges(_RANGES, vars(self))
         if not 0.0 < self.rate <= 1.0:
             raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
         if self.splits is not None and not self.splits:
