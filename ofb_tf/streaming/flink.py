@@ -142,7 +142,8 @@ class _Join(KeyedProcessFunction):
         for kind, columns in self._inbox.get() or ():
             pending.add(kind, columns)
         self._inbox.clear()
-        selected, counts = join.leave(pending, timestamp * 1000, self._config)
+        watermark = ctx.timer_service().current_watermark() * 1000
+        selected, counts = join.leave(pending, watermark, self._config)
         for name, count in counts.items():
             self._counters[name].inc(count)
         if pending:

@@ -72,6 +72,17 @@ def decoded(serialized):
     return found
 
 
+def assert_same_sample(actual, expected):
+    assert {id_: label for id_, (label, _) in actual.items()} == {
+        id_: label for id_, (label, _) in expected.items()
+    }
+    ids = sorted(expected)
+    # A vectorised sigmoid rounds the last bit by the place of an example in its vector.
+    np.testing.assert_allclose(
+        [actual[id_][1] for id_ in ids], [expected[id_][1] for id_ in ids], rtol=4e-7
+    )
+
+
 @pytest.mark.parametrize("disorder", [0.0, 0.3])
 @pytest.mark.parametrize("interval", [0.1, 1.0])
 def test_equals_one_machine(disorder, interval):
@@ -92,7 +103,7 @@ def test_equals_one_machine(disorder, interval):
             if len(rows):
                 blocks.append((now - round((interval + disorder) * SECOND), kind, rows))
     selected, totals, pending = run(stream, blocks)
-    assert selected == stream.expected(POLICY, seed=5)
+    assert_same_sample(selected, stream.expected(POLICY, seed=5))
     assert totals["left"] == stream.n
     assert totals["without_record"] == stream.n - stream.joined.sum()
     # A record that came too late for its example goes with it.
@@ -113,7 +124,7 @@ def test_second_deliveries_are_dropped():
         (end, EXAMPLES, every),
     ]
     selected, totals, pending = run(stream, blocks)
-    assert selected == stream.expected(POLICY, seed=5)
+    assert_same_sample(selected, stream.expected(POLICY, seed=5))
     assert totals["left"] == stream.n
     assert not pending
 

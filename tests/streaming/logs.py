@@ -35,14 +35,6 @@ class Logs:
         in_time = self.label_times <= self.times + WINDOW * 1e6
         self.labels = (self.labelled & in_time).astype(np.int64)
 
-    def example(self, row: int, **more: list) -> tf.train.Example:
-        example = tf.train.Example()
-        features = {"example_id": [self.ids[row]], "timestamp": [self.times[row]], **more}
-        for name, values in features.items():
-            example.features.feature[name].int64_list.value.extend(int(v) for v in values)
-        example.features.feature["x"].float_list.value.append(float(row))
-        return example
-
     def write(self, directory, begin: float, end: float, name: str) -> None:
         """Files of what happened in `[begin, end)` seconds after the start."""
         bounds = START + round(begin * 1e6), START + round(end * 1e6)
@@ -53,35 +45,39 @@ class Logs:
 
         rows = during(self.record_times)
         rows = rows[self.recorded[rows]]
-        if len(rows):
-            path = os.path.join(directory, "records", f"{name}.part")
-            with ofb_tf.ForwardRecordWriter(path, num_outputs=1) as writer:
-                writer.write(
-                    self.ids[rows],
-                    self.logits[rows],
-                    timestamp=self.record_times[rows],
-                    model_version=1,
-                )
-            (file,) = os.listdir(path)
-            final = os.path.join(directory, "records", f"{name}.ofbr")
-            os.rename(os.path.join(path, file), final)
-            os.rmdir(path)
+        self._write_records(
+            directory, name, self.ids[rows], self.logits[rows], self.record_times[rows]
+        )
         rows = during(self.times)
         self._write_examples(directory, "examples", name, [self.example(row) for row in rows])
         rows = during(self.label_times)
         rows = rows[self.labelled[rows]]
         self._write_examples(directory, "labels", name, [self.label(row) for row in rows])
 
+    def write_heartbeat(self, directory, name: str, time: int) -> None:
+        """One event of an unknown id in each log: the watermark reaches `time`."""
+        id_ = np.int64(10 * self.n + time // 1_000_000)
+        self._write_records(directory, name, id_[None], self.logits[:1], np.array([time]))
+        for kind, more in (("examples", {}), ("labels", {"label": 1})):
+            event = _example(example_id=id_, timestamp=time, **more)
+            self._write_examples(directory, kind, name, [event])
+
+    def _write_records(self, directory, name, ids, logits, times) -> None:
+        if not len(ids):
+            return
+        path = os.path.join(directory, "records", f"{name}.part")
+        with ofb_tf.ForwardRecordWriter(path, num_outputs=1) as writer:
+            writer.write(ids, logits, timestamp=times, model_version=1)
+        (file,) = os.listdir(path)
+        os.rename(os.path.join(path, file), os.path.join(directory, "records", f"{name}.ofbr"))
+        os.rmdir(path)
+
+    def example(self, row: int) -> tf.train.Example:
+        """As it is served: without a label."""
+        return _example(float(row), example_id=self.ids[row], timestamp=self.times[row])
+
     def label(self, row: int) -> tf.train.Example:
-        example = tf.train.Example()
-        features = {
-            "example_id": self.ids[row],
-            "timestamp": self.label_times[row],
-            "label": 1,
-        }
-        for key, value in features.items():
-            example.features.feature[key].int64_list.value.append(int(value))
-        return example
+        return _example(example_id=self.ids[row], timestamp=self.label_times[row], label=1)
 
     def _write_examples(self, directory, kind, name, examples) -> None:
         if not examples:
@@ -116,3 +112,12 @@ class Logs:
             int(one["example_id"]): (int(one["label"]), float(one["importance_weight"]))
             for one in sampled.as_numpy_iterator()
         }
+
+
+def _example(x: float | None = None, **integers: int) -> tf.train.Example:
+    example = tf.train.Example()
+    for name, value in integers.items():
+        example.features.feature[name].int64_list.value.append(int(value))
+    if x is not None:
+        example.features.feature["x"].float_list.value.append(x)
+    return example
