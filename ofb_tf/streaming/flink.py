@@ -41,8 +41,9 @@ from ofb_tf.streaming.join import EXAMPLES, LABELS, RECORDS, SERIALIZED, Columns
 
 _BATCH = 4096
 _POLL_MILLIS = 500
+_POLLS_AHEAD = 4
 _FILES_PER_POLL = 8
-# kind, bucket, timestamp in milliseconds, pickled columns
+# kind, bucket, timestamp in milliseconds, pickled columns (None where only time has passed)
 _BLOCK = Types.TUPLE([Types.STRING(), Types.LONG(), Types.LONG(), Types.PICKLED_BYTE_ARRAY()])
 
 
@@ -80,28 +81,42 @@ class _Tail(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._last = runtime_context.get_state(ValueStateDescriptor("last", Types.STRING()))
+        self._newest = runtime_context.get_state(ValueStateDescriptor("newest", Types.LONG()))
+        self._recovered: set[str] = set()
 
     def process_element(self, value: str, ctx: KeyedProcessFunction.Context) -> None:
         self._poll_again(ctx)
 
     def on_timer(
         self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> Iterator[tuple[str, int, int, Columns]]:
+    ) -> Iterator[tuple[str, int, int, Columns | None]]:
         directory, last = ctx.get_current_key(), self._last.value() or ""
+        newest = self._newest.value() or 0
+        if directory not in self._recovered:
+            # Flink's checkpoints have no watermark; a log that is silent now would hold it back.
+            self._recovered.add(directory)
+            if newest:
+                yield self._kind, 0, newest, None
         names = (n for n in tf.io.gfile.listdir(directory) if not n.startswith((".", "_")))
         if self._kind == RECORDS:
             names = (n for n in names if n.endswith(SUFFIX))
         for name in sorted(n for n in names if n > last)[:_FILES_PER_POLL]:
             for columns in read_columns(self._kind, os.path.join(directory, name), self._dtypes):
-                newest = int(columns[TIMESTAMP].max()) // 1000
+                newest = max(newest, int(columns[TIMESTAMP].max()) // 1000)
                 for bucket, rows in join.split(columns, self._num_buckets):
                     yield self._kind, bucket, newest, rows
             self._last.update(name)
+            self._newest.update(newest)
         self._poll_again(ctx)
 
     def _poll_again(self, ctx: KeyedProcessFunction.Context) -> None:
+        """Timers of the next polls. PyFlink may lose what was registered just before a checkpoint
+        from which the job recovers, so the later ones are there to carry on.
+        """
         service = ctx.timer_service()
-        service.register_processing_time_timer(service.current_processing_time() + _POLL_MILLIS)
+        now = service.current_processing_time() // _POLL_MILLIS
+        for ahead in range(1, _POLLS_AHEAD + 1):
+            service.register_processing_time_timer((now + ahead) * _POLL_MILLIS)
 
 
 class _BlockTime(TimestampAssigner):
@@ -134,8 +149,9 @@ class _Join(KeyedProcessFunction):
 
     def process_element(self, value: tuple, ctx: KeyedProcessFunction.Context) -> None:
         kind, _, _, columns = value
-        self._inbox.add((kind, columns))
-        self._look_again(ctx)
+        if columns is not None:
+            self._inbox.add((kind, columns))
+            self._look_again(ctx)
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[str]:
         pending = self._pending.value() or join.Pending()
@@ -181,23 +197,21 @@ def tail(
       dtypes: see `read_columns`.
 
     Returns:
-      A stream for `weighted_examples`. It is read by one task, so that its watermark is that of
+      A stream for `weighted_examples`. Its parallelism must be 1, so that its watermark is that of
       the file read last; use a topic with partitions where one task is not enough.
     """
     source = FileSource.for_record_stream_format(StreamFormat.text_line_format(), index)
     source = source.monitor_continuously(Duration.of_millis(10 * _POLL_MILLIS)).build()
     lines = env.from_source(source, WatermarkStrategy.no_watermarks(), f"{kind}: directories")
     blocks = (
-        lines.set_parallelism(1)
-        .key_by(lambda directory: directory, Types.STRING())
+        lines.key_by(lambda directory: directory, Types.STRING())
         .process(_Tail(kind, num_buckets, dtypes), _BLOCK)
         .name(f"{kind}: files")
-        .set_parallelism(1)
     )
     strategy = WatermarkStrategy.for_bounded_out_of_orderness(
         Duration.of_millis(round(max_disorder * 1000))
     ).with_timestamp_assigner(_BlockTime())
-    return blocks.assign_timestamps_and_watermarks(strategy).set_parallelism(1)
+    return blocks.assign_timestamps_and_watermarks(strategy)
 
 
 def weighted_examples(
@@ -258,9 +272,9 @@ def main(argv: list[str] | None = None) -> None:
         "execution.checkpointing.interval", f"{round(args.checkpoint_interval * 1000)}ms"
     )
     env = StreamExecutionEnvironment.get_execution_environment(settings)
-    env.set_parallelism(args.parallelism)
+    env.set_parallelism(1)  # of whatever reads: a log's watermark is made in one place
     dtypes = {EXAMPLE_ID: "int64", TIMESTAMP: "int64", LABEL: "int64"} | json.loads(args.dtypes)
-    logs = [
+    records, examples, labels = (
         tail(
             env,
             kind,
@@ -270,9 +284,11 @@ def main(argv: list[str] | None = None) -> None:
             dtypes=dtypes,
         )
         for kind in (RECORDS, EXAMPLES, LABELS)
-    ]
+    )
     config = JoinConfig(policy=FixedScale(args.slope, args.offset), **json.loads(args.config))
-    weighted_examples(*logs, config).sink_to(file_sink(args.output))
+    weighted = weighted_examples(records, examples, labels, config)
+    weighted.set_parallelism(args.parallelism)
+    weighted.sink_to(file_sink(args.output)).set_parallelism(args.parallelism)
     env.execute_async("ofb join")
 
 
