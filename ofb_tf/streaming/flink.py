@@ -42,7 +42,6 @@ from ofb_tf.streaming.join import EXAMPLES, LABELS, RECORDS, SERIALIZED, Columns
 _BATCH = 4096
 _POLL_MILLIS = 500
 _POLLS_AHEAD = 4
-_FILES_PER_POLL = 8
 # kind, bucket, timestamp in milliseconds, pickled columns (None where only time has passed)
 _BLOCK = Types.TUPLE([Types.STRING(), Types.LONG(), Types.LONG(), Types.PICKLED_BYTE_ARRAY()])
 
@@ -100,7 +99,8 @@ class _Tail(KeyedProcessFunction):
         names = (n for n in tf.io.gfile.listdir(directory) if not n.startswith((".", "_")))
         if self._kind == RECORDS:
             names = (n for n in names if n.endswith(SUFFIX))
-        for name in sorted(n for n in names if n > last)[:_FILES_PER_POLL]:
+        # One file per poll bounds what PyFlink must buffer before it can pass anything on.
+        for name in sorted(n for n in names if n > last)[:1]:
             for columns in read_columns(self._kind, os.path.join(directory, name), self._dtypes):
                 newest = max(newest, int(columns[TIMESTAMP].max()) // 1000)
                 for bucket, rows in join.split(columns, self._num_buckets):
