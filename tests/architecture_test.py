@@ -13,7 +13,7 @@ ORDER = (
     {"constants", "checks", "version"},
     {"hashing", "tables"},
     {"records", "selection", "datasets", "testing"},
-    {"transforms", "serving"},
+    {"transforms", "serving", "streaming"},
     {"training"},
     {"ofb_tf"},
     {"experiments"},
