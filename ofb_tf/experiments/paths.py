@@ -39,7 +39,8 @@ Examples = dict[str, tf.Tensor]
 class RecordPath(abc.ABC):
     """Serves, selects and trains one policy with one seed, one interval after the other.
 
-    `model` is an `OFBModel`, at first untrained, with the initial weights of the seed.
+    An interval is what comes between two refreshes of the serving snapshot: `serve`, `refresh`,
+    `train`. `model` is an `OFBModel`, at first untrained.
     """
 
     clock: Callable[[], float]  # seconds, of which differences are reported
@@ -56,25 +57,35 @@ class RecordPath(abc.ABC):
         self.directory = directory  # for temporary files
         self.is_everything = policy == configs.EVERYTHING
         self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
-        self.compiled = compiled_model(config.dataset, workload)
-        self.compiled.reset(workload.initial_weights(seed), config.learning_rate)
+        self.compiled = compiled_model(config, workload)
         self.model = self.compiled.model
+        self.reset()
         self._records: Any = None  # of the interval that was served last
+
+    def reset(self) -> None:
+        """Makes the model untrained, with the initial weights of the seed."""
+        weights = self.workload.initial_weights(self.seed)
+        self.compiled.reset(weights, self.config.learning_rate)
 
     @abc.abstractmethod
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Has a snapshot, numbered `interval`, answer requests and record those that are `kept`."""
 
     @abc.abstractmethod
-    def train(self, interval: int, examples: Examples) -> float:
-        """Selects from the interval by the records of the last `serve`, and trains on the selected.
-
-        Returns the seconds spent on loading the records and building the pipeline.
-        """
+    def refresh(self, interval: int, examples: Examples) -> None:
+        """Gives the interval and the records of the last `serve` to what selects from it."""
 
     @abc.abstractmethod
-    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Losses under the records, float32 `[n]`, NaN without one, and bool `[n]`: selected."""
+    def warm_up(self) -> None:
+        """Has everything traced that `train` needs; leaves the model untrained."""
+
+    @abc.abstractmethod
+    def train(self) -> None:
+        """Selects from the interval of the last `refresh`, and trains on the selected."""
+
+    @abc.abstractmethod
+    def inspect(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the interval: losses under the records, float32 `[n]`, NaN without one; selected."""
 
     def selection_seed(self, interval: int) -> int:
         """The seed of `ofb_sample` in an interval."""
@@ -90,6 +101,11 @@ class ThroughFiles(RecordPath):
     """
 
     clock = staticmethod(time.perf_counter)
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._interval: dict[str, tf.Variable] = {}  # its examples, read by each iteration
+        self._selected: tf.data.Dataset | None = None  # the same, after selection, in batches
 
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Leaves record files; see `RecordPath.serve`."""
@@ -109,46 +125,69 @@ class ThroughFiles(RecordPath):
                 writer.write(ids[request][written], logits[written], model_version=interval)
         shutil.rmtree(snapshot)
 
-    def train(self, interval: int, examples: Examples) -> float:
+    def refresh(self, interval: int, examples: Examples) -> None:
+        """Loads the records and refreshes the pipeline; see `RecordPath.refresh`."""
+        if not self._interval:
+            self._interval = {
+                name: tf.Variable(value, shape=[None, *value.shape[1:]], trainable=False)
+                for name, value in examples.items()
+            }
+        for name, variable in self._interval.items():
+            variable.assign(examples[name])
+        if self.is_everything:
+            if self._selected is None:
+                self._selected = self._stream().batch(self.batch_size)
+            return
+        sampler = ofb_sample(
+            records=self._records,
+            rate=self.config.rate,
+            policy=self.config.make_policy(self.policy),
+            task=self.workload.task,
+            window_size=self.config.window_size,
+            batch_size=self.batch_size,
+            seed=self.selection_seed(interval),
+            redraw_each_iteration=False,
+        )
+        self._selected = self._stream().apply(sampler)
+
+    def warm_up(self) -> None:
+        """One step; see `RecordPath.warm_up`."""
+        assert self._selected is not None
+        self._fit(self._selected.take(1))
+        self.reset()
+
+    def train(self) -> None:
         """Fits on the selected stream; see `RecordPath.train`."""
-        began = self.clock()
-        selected = self._selected(interval, examples).prefetch(tf.data.AUTOTUNE)
-        seconds = self.clock() - began
+        assert self._selected is not None
+        self._fit(self._selected)
+
+    def inspect(self) -> tuple[np.ndarray, np.ndarray]:
+        """Joins the interval to its records; see `RecordPath.inspect`."""
+        assert self._selected is not None
+        ids = self._interval[constants.EXAMPLE_ID].numpy()
+        stream = self._stream(constants.EXAMPLE_ID, constants.LABEL)
+        fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
+        losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
+        selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in self._selected])
+        return losses.numpy(), np.isin(ids, selected)
+
+    def _stream(self, *fields: str) -> tf.data.Dataset:
+        """Single examples of the interval that is there when an iteration begins."""
+        names = fields or tuple(self._interval)
+
+        def examples(_: tf.Tensor) -> tf.data.Dataset:
+            columns = {name: self._interval[name].read_value() for name in names}
+            return tf.data.Dataset.from_tensor_slices(columns)
+
+        return tf.data.Dataset.from_tensors(0).flat_map(examples)
+
+    def _fit(self, selected: tf.data.Dataset) -> None:
         with warnings.catch_warnings():
             # Keras warns because it cannot know how many batches a selection has.
             warnings.filterwarnings("ignore", message="Your input ran out of data")
-            self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
-        return seconds
-
-    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Joins the interval to its records; see `RecordPath.inspect`."""
-        ids = examples[constants.EXAMPLE_ID]
-        labelled = {name: examples[name] for name in (constants.EXAMPLE_ID, constants.LABEL)}
-        stream = tf.data.Dataset.from_tensor_slices(labelled)
-        fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
-        losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
-        batches = self._selected(interval, examples)
-        selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in batches])
-        return losses.numpy(), np.isin(ids, selected)
-
-    @tf.autograph.experimental.do_not_convert  # no Python control flow: tracing takes half as long
-    def _selected(self, interval: int, examples: Examples) -> tf.data.Dataset:
-        """The interval's stream after selection, in batches."""
-        stream = tf.data.Dataset.from_tensor_slices(examples)
-        if self.is_everything:
-            return stream.batch(self.batch_size)
-        return stream.apply(
-            ofb_sample(
-                records=self._records,
-                rate=self.config.rate,
-                policy=self.config.make_policy(self.policy),
-                task=self.workload.task,
-                window_size=self.config.window_size,
-                batch_size=self.batch_size,
-                seed=self.selection_seed(interval),
-                redraw_each_iteration=False,
+            self.model.fit(
+                selected.prefetch(tf.data.AUTOTUNE), epochs=1, shuffle=False, verbose=0
             )
-        )
 
 
 class InMemory(RecordPath):
@@ -165,24 +204,32 @@ class InMemory(RecordPath):
         self._records = self.compiled.outputs(examples)
         self._records[~kept] = np.nan
 
-    def train(self, interval: int, examples: Examples) -> float:
-        """Trains on the selected rows; see `RecordPath.train`."""
-        rows, weights = self._selected(interval, examples)
-        self.model.importance_weight_statistics.reset_state()  # as `fit` does
-        self.compiled.train(examples, rows, weights, self.batch_size)
-        return 0.0
+    def refresh(self, interval: int, examples: Examples) -> None:
+        """Keeps the examples; see `RecordPath.refresh`."""
+        self._examples, self._number = examples, interval
 
-    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    def warm_up(self) -> None:
+        """Selection; the training step was traced when it was made."""
+        self._selected()
+
+    def train(self) -> None:
+        """Trains on the selected rows; see `RecordPath.train`."""
+        rows, weights = self._selected()
+        self.model.importance_weight_statistics.reset_state()  # as `fit` does
+        self.compiled.train(self._examples, rows, weights, self.batch_size)
+
+    def inspect(self) -> tuple[np.ndarray, np.ndarray]:
         """See `RecordPath.inspect`."""
         losses = scores.example_loss(
-            {constants.LOGITS: self._records}, examples[constants.LABEL], self.workload.task
+            {constants.LOGITS: self._records}, self._examples[constants.LABEL], self.workload.task
         )
         is_selected = np.zeros(len(losses), bool)
-        is_selected[self._selected(interval, examples)[0]] = True
+        is_selected[self._selected()[0]] = True
         return losses.numpy(), is_selected
 
-    def _selected(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    def _selected(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""
+        examples = self._examples
         ids, labels = examples[constants.EXAMPLE_ID].numpy(), examples[constants.LABEL].numpy()
         if self.is_everything:
             return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
@@ -196,7 +243,7 @@ class InMemory(RecordPath):
         )
         arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
         # The key of `ofb_sample(seed=..., redraw_each_iteration=False)`: with epoch 0 folded in.
-        key = hashing.fold_in(np.int64(self.selection_seed(interval)), np.int64(0))
+        key = hashing.fold_in(np.int64(self.selection_seed(self._number)), np.int64(0))
         rows, weights = [], []
         for start in range(0, len(ids), size):
             indices, importance = select(*(a[start : start + size] for a in arrays), key)
@@ -232,7 +279,6 @@ def _traced_selection(
     shapes: Any = ([None], [None], [None, num_outputs], [None], [])
     dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
     traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
-    traced.get_concrete_function()  # traces now, so that no trial's time includes it
     return traced
 
 
@@ -314,10 +360,10 @@ class CompiledModel:
 _models: dict[tuple, CompiledModel] = {}
 
 
-def compiled_model(dataset: str, workload: Workload) -> CompiledModel:
-    """The process's model for workloads of this dataset, task and shape."""
+def compiled_model(config: configs.SimulationConfig, workload: Workload) -> CompiledModel:
+    """The process's model for workloads of this dataset, model, task and shape."""
     shapes = {name: tuple(values.shape[1:]) for name, values in workload.test.items()}
-    key = (dataset, workload.task, workload.num_outputs, *sorted(shapes.items()))
+    key = (config.dataset, config.model, workload.task, workload.num_outputs, *sorted(shapes.items()))
     if key not in _models:
         _models[key] = CompiledModel(workload)
     return _models[key]

@@ -2,6 +2,9 @@
 
 import dataclasses
 import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +35,14 @@ class TrialResult:
     mean_weight: float = 0.0
     max_weight: float = 0.0
     effective_sample_size: float = 0.0  # (Σw)² / (n Σw²), in (0, 1]
-    train_seconds: float = 0.0  # input pipeline, join, selection and training, with build_seconds
-    # Loading records and building the pipeline in every interval: grows with the number of
-    # refreshes and not with the length of the stream. 0 in memory.
+    # Refreshes, input pipeline, join, selection, forward and backward passes: what training costs.
+    # Generating the stream, serving it, evaluating the model and `warm_up_seconds` are not in it.
+    train_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # processor time of the same
+    # Part of `train_seconds`: loading records and giving them to the pipeline. It grows with the
+    # number of refreshes and not with the length of the stream. 0 in memory.
     build_seconds: float = 0.0
+    warm_up_seconds: float = 0.0  # tracing selection and training step, once. 0 in memory.
     # Export, load, forward passes and writing records; 0 for policies that use no records. A
     # production system pays for the forward passes anyway.
     serving_seconds: float = 0.0
@@ -69,6 +76,13 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     corruption = Corruption(config, seed, workload)
     result = TrialResult(policy, seed, workload.metric, workload.metric_text)
     sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
+    spent = np.zeros(2)  # on training, as by `timed`
+
+    def timed(function: Callable[..., None], *arguments: Any) -> np.ndarray:
+        """Seconds of the path's clock and of the processor."""
+        began = path.clock(), time.process_time()
+        function(*arguments)
+        return np.subtract((path.clock(), time.process_time()), began)
 
     def measure() -> None:
         result.metrics = workload.evaluate(path.compiled.outputs(workload.test))
@@ -85,12 +99,14 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         examples = corruption.corrupt(workload.examples(start, count))
         if uses_records:
             kept = corruption.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
-            began = path.clock()
-            path.serve(interval, examples, kept)
-            result.serving_seconds += path.clock() - began
-        began = path.clock()
-        result.build_seconds += path.train(interval, examples)
-        result.train_seconds += path.clock() - began
+            result.serving_seconds += timed(path.serve, interval, examples, kept)[0]
+        refresh = timed(path.refresh, interval, examples)
+        if interval == 0:
+            result.warm_up_seconds = refresh[0] + timed(path.warm_up)[0]
+            refresh = timed(path.refresh, interval, examples)
+        spent += refresh + timed(path.train)
+        result.train_seconds, result.cpu_seconds = map(float, spent)
+        result.build_seconds += float(refresh[0])
         *of_interval, largest = path.model.importance_weight_statistics.totals()
         sums, max_weight = sums + of_interval, max(max_weight, float(largest))
         result.stream_examples += count
@@ -99,7 +115,7 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         if due[0] < due[1]:
             measure()
     if uses_records and seed == _HISTOGRAM_SEED:
-        result.histogram = _histogram(*path.inspect(interval, examples))
+        result.histogram = _histogram(*path.inspect())
     selected, sum_weights, _ = sums
     result.mean_weight = statistics.ratio(sum_weights, selected)
     result.effective_sample_size = statistics.effective_sample_size(*sums)

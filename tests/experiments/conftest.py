@@ -68,4 +68,4 @@ def array_workload(num_classes, seed=0):
     fields = {"example_id": np.arange(230) * 7, "features": features, "label": label}
     train = {name: values[:200] for name, values in fields.items()}
     test = {name: values[200:] for name, values in fields.items()}
-    return workloads.ArrayWorkload(train, test, num_classes=num_classes, seed=seed, hidden_units=8)
+    return workloads.ArrayWorkload(train, test, num_classes=num_classes, seed=seed, hidden_units=(8, 8))

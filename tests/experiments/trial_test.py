@@ -43,8 +43,8 @@ def both(config, policy, workload, monkeypatch):
     inspected = []
     for kind in (paths.ThroughFiles, paths.InMemory):
 
-        def noted(*arguments, inspect=kind.inspect):
-            inspected.append(inspect(*arguments))
+        def noted(path, inspect=kind.inspect):
+            inspected.append(inspect(path))
             return inspected[-1]
 
         monkeypatch.setattr(kind, "inspect", noted)
@@ -89,7 +89,7 @@ def test_several_steps_per_window(monkeypatch):
     config = SimulationConfig(**{**ARRAYS, "steps_per_window": 2, "rate": 0.25})
     workload = array_workload(3)
     both(config, "importance", workload, monkeypatch)
-    model = paths.compiled_model("arrays", workload).model
+    model = paths.compiled_model(config, workload).model
     assert model.optimizer.iterations == 7  # of 8 examples: 50 selected of 200
 
 
