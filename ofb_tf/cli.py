@@ -161,15 +161,18 @@ _DEMO_SETTINGS = {
     "label_noise": ("Fraction of the training labels to randomise.", float),
     "outliers": ("Fraction of the regression targets to turn into outliers.", float),
     "missing_records": ("Fraction of the serving records to lose.", float),
+    "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small")),
 }
 _DEMO_FLAGS = {
     "dataset": ("click_stream, or a supervised TFDS dataset.", "click_stream"),
     "output_dir": ("Directory for the results.", "out/demo"),
     **_SHARED_FLAGS,
     **_DEMO_SETTINGS,
+    "picture": ("PNG file to draw the metric over the seconds to.", str),
 }
 _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
     "rates": ("rates", "rate", _floats),
+    "models": ("models, small or deep", "model", _list),
     "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
     "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
     "outliers": ("outlier fractions", "outliers", _floats),
@@ -428,9 +431,11 @@ def _demo(values: argparse.Namespace) -> int:
     settings = {"workers": values.workers, "show_progress": values.progress}
     results = run.run_experiment(config, command=values.command, **settings)
     print("\n" + format_table(report.table_rows(results)) + "\n")
-    print(report.column_notes() + "\n")
+    print(report.headline(results) + "\n\n" + report.column_notes() + "\n")
     print("Wrote", report.write(report.as_json(results), values.output_dir, "results.json"))
     print("Wrote", report.write(report.as_html(results), values.output_dir, "report.html"))
+    if values.picture:
+        print("Wrote", report.write_picture(results, values.picture))
     return 0
 
 

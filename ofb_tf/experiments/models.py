@@ -37,7 +37,11 @@ def deep_click(inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
     Web-scale Learning to Rank Systems", WWW 2021.
     """
     size, dense = 16, keras.ops.log(inputs[DENSE])
-    parts = [keras.layers.Flatten()(_embeddings(inputs, size)), mlp(dense, (64, size), "bottom"), dense]
+    parts = [
+        keras.layers.Flatten()(_embeddings(inputs, size)),
+        mlp(dense, (64, size), "bottom"),
+        dense,
+    ]
     first = crossed = keras.layers.Concatenate()(parts)
     for number in range(_CROSS_LAYERS):
         down = keras.layers.Dense(_CROSS_RANK, use_bias=False, name=f"cross_down_{number}")

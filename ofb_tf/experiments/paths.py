@@ -185,9 +185,7 @@ class ThroughFiles(RecordPath):
         with warnings.catch_warnings():
             # Keras warns because it cannot know how many batches a selection has.
             warnings.filterwarnings("ignore", message="Your input ran out of data")
-            self.model.fit(
-                selected.prefetch(tf.data.AUTOTUNE), epochs=1, shuffle=False, verbose=0
-            )
+            self.model.fit(selected.prefetch(tf.data.AUTOTUNE), epochs=1, shuffle=False, verbose=0)
 
 
 class InMemory(RecordPath):
@@ -363,7 +361,13 @@ _models: dict[tuple, CompiledModel] = {}
 def compiled_model(config: configs.SimulationConfig, workload: Workload) -> CompiledModel:
     """The process's model for workloads of this dataset, model, task and shape."""
     shapes = {name: tuple(values.shape[1:]) for name, values in workload.test.items()}
-    key = (config.dataset, config.model, workload.task, workload.num_outputs, *sorted(shapes.items()))
+    key = (
+        config.dataset,
+        config.model,
+        workload.task,
+        workload.num_outputs,
+        *sorted(shapes.items()),
+    )
     if key not in _models:
         _models[key] = CompiledModel(workload)
     return _models[key]

@@ -21,31 +21,42 @@ from ofb_tf.experiments import summary
 # Columns of results.csv: settings of a comparison, then what was measured of a policy.
 _SETTINGS = (
     "dataset", "positive_rate", "rate", "window_size", "refresh_interval", "passes", "label_noise",
-    "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta",
+    "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta", "model",
 )  # fmt: skip
 _MEASURED = (
     "mean", "standard_error", "gap_closure", "gap_closure_standard_error", "calibration",
     "realized_rate", "mean_weight", "max_weight", "effective_sample_size", "backward_examples",
-    "wall_seconds", "serving_seconds",
+    "wall_seconds", "serving_seconds", "cpu_seconds", "seconds_to_full_quality",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     ("policy", "{policy}"),
     ("{metric}", "{mean:.5g} ± {standard_error}"),
+    ("train s", "{wall_seconds:.1f}"),
+    ("CPU s", "{cpu_seconds:.1f}"),
+    ("full quality s", "{seconds_to_full_quality}"),
+    ("backward", "{backward_examples:,.0f}"),
     ("gap closure", "{gap_closure}"),
     ("calibration", "{calibration:.3f}"),
     ("rate", "{realized_rate:.4f}"),
     ("mean w", "{mean_weight:.3f}"),
     ("max w", "{max_weight:.2f}"),
     ("ESS", "{effective_sample_size:.2f}"),
-    ("backward", "{backward_examples:,.0f}"),
     ("stream to uniform", "{stream_to_uniform}"),
-    ("train s", "{wall_seconds:.1f}"),
+    ("refresh s", "{build_seconds:.1f}"),
+    ("warm-up s", "{warm_up_seconds:.1f}"),
     ("serving s", "{serving_seconds:.1f}"),
 )
+_MAYBE_NEVER = {"stream_to_uniform": "{:.2f}", "seconds_to_full_quality": "{:.1f}"}
 _ENDS = (configs.UNIFORM, configs.EVERYTHING)
 _NONE = "–"
 
 COLUMNS = (
+    ("Train s", "what training cost: reading, refreshes, selection, forward and backward passes.\n"
+     "  Wall-clock in `ofb demo`, which goes through files; processor time of one core in\n"
+     "  `ofb compare`, all in memory. Not in it: evaluation, warm-up and serving."),
+    ("Full quality s", "train seconds until the metric was what `everything` ended with: the first\n"
+     "  crossing of the mean curve over seeds, straight between evaluations."),
+    ("Backward", "examples that went through forward and backward pass."),
     ("Gap closure", "0 is uniform sampling at the same rate, 1 is training on everything;\n"
      "  its error is the jackknife over seeds."),
     ("Calibration", "mean prediction over mean outcome (classes: confidence over accuracy)."),
@@ -54,9 +65,10 @@ COLUMNS = (
     ("ESS", "effective sample size of the weights, as a fraction of the selected."),
     ("Stream to uniform", "part of the stream after which the policy was as good as uniform\n"
      "  sampling at its end."),
-    ("Seconds", "of `ofb compare` are processor time of one core, all in memory; of `ofb demo`\n"
-     "  wall-clock, through files. Train: selection and training. Serving: forward passes, which\n"
-     "  production pays for anyway. Models are small: read the cost from the backward column."),
+    ("Refresh s", "part of train s: loading new records and giving them to the pipeline."),
+    ("Warm-up s", "tracing selection and training step, once per process."),
+    ("Serving s", "exporting snapshots, their forward passes and writing the records. Production\n"
+     "  makes the forward passes anyway; where it does not, add them to train s."),
 )  # fmt: skip
 """Names of the columns that need an explanation, and the explanation."""
 _EXPLANATION = """\
@@ -80,12 +92,15 @@ def table_rows(content: dict[str, Any]) -> list[list[str]]:
     """The table of one comparison: a row of headings, then a row per policy."""
     rows = [[heading.format(**content) for heading, _ in _TABLE_COLUMNS]]
     for policy, shown in content["policies"].items():
-        error, until = shown["standard_error"], shown["stream_to_uniform"]
+        error = shown["standard_error"]
         texts = shown | {
             "policy": policy,
             "standard_error": _NONE if error is None else f"{error:.2g}",
             "gap_closure": _closure(shown, with_error=policy not in _ENDS),
-            "stream_to_uniform": _NONE if until is None else f"{until:.2f}",
+            **{
+                name: _NONE if shown[name] is None else form.format(shown[name])
+                for name, form in _MAYBE_NEVER.items()
+            },
         }
         rows.append([text.format(**texts) for _, text in _TABLE_COLUMNS])
     return rows
@@ -169,8 +184,7 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
     Kinds: "p", "h2", "h3", "code" (text), "list" (pairs), "table" (rows), "chart" (for `_svg`).
     """
-    single = {"title": f"{results.get('dataset')}, rate {results.get('rate')}", "group": "Policies"}
-    comparisons = results.get("comparisons", [results | single])
+    comparisons = results.get("comparisons", [results])
     seeds = sorted({comparison["seeds"] for comparison in comparisons})
     versions = {"ofb-tf": results["version"], **results.get("versions", {})}
     about = [results["date"]] if "date" in results else []
@@ -179,8 +193,13 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "p", "Written by `ofb`, never by hand. To repeat:"
     yield "code", results["command"]
     yield "p", "; ".join(about) + "."
+    if comparisons == [results]:
+        yield "p", headline(results)
+        yield from _of_one(results, f"{results['dataset']}, rate {results['rate']:g}")
     yield "p", _EXPLANATION
     yield "list", COLUMNS
+    if comparisons == [results]:
+        return
     if not comparisons:
         yield "p", "No comparison is finished."
         return
@@ -200,14 +219,39 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         for field, label, limits in _POINTS:
             yield "chart", (_draw_points, f"{label}: {group}", contents, field, label, limits)
         for content in contents:
-            title = content["title"]
-            yield "h3", title
-            yield "p", _settings(content)
-            yield "table", table_rows(content)
-            for against, label in _CURVES.items():
-                yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
-            if content["histograms"]:
-                yield "chart", (_draw_histograms, f"{title}: losses by selection", content)
+            yield from _of_one(content, content["title"])
+
+
+def _of_one(content: dict[str, Any], title: str) -> Iterator[tuple[str, Any]]:
+    """The part of `_outline` about one comparison, quality over seconds first."""
+    yield "h3", title
+    for against, label in _CURVES.items():
+        yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
+    yield "table", table_rows(content)
+    yield "p", _settings(content)
+    if content["histograms"]:
+        yield "chart", (_draw_histograms, f"{title}: losses by selection", content)
+
+
+def headline(content: dict[str, Any]) -> str:
+    """What each policy between the ends costs and gives, in fractions of everything's."""
+    fields = {
+        "wall_seconds": "train seconds",
+        "cpu_seconds": "CPU seconds",
+        "seconds_to_full_quality": "seconds to full quality",
+    }
+    whole, sentences = content["policies"][configs.EVERYTHING], []
+    for policy, shown in content["policies"].items():
+        if policy not in _ENDS:
+            parts = [
+                f"{shown[field] / whole[field]:.2f} of its {name}"
+                if shown[field] and whole[field]
+                else f"{name}: {_NONE}"
+                for field, name in fields.items()
+            ]
+            sentence = f"{policy} against everything: {', '.join(parts)}"
+            sentences.append(f"{sentence}; gap closure {_closure(shown)}.")
+    return "\n".join(sentences)
 
 
 _PAGE = """<!doctype html>
@@ -237,8 +281,8 @@ _POINTS = (  # field, axis label, limits
     ("calibration", "calibration: 1 is right", (0.5, 1.5)),
 )
 _CURVES = {
-    "backward_examples": "examples in the backward pass",
     "train_seconds": "seconds of training",
+    "backward_examples": "examples in the backward pass",
 }
 
 
@@ -289,6 +333,8 @@ def _draw_curves(
             axis.fill_between(x, mean - error, mean + error, color=_COLOURS.get(policy), alpha=0.2)
         if policy in (configs.IMPORTANCE, *_ENDS):
             ceilings.append(mean[len(mean) // 5 :].max())
+    whole = content["policies"][configs.EVERYTHING]["mean"]
+    axis.axhline(whole, color="#888888", linestyle=":", linewidth=1, label="full quality")
     if np.isfinite(ceilings).all():
         axis.set_ylim(None, 1.1 * max(ceilings))
     axis.set_xscale("log" if against == "backward_examples" else "linear")
@@ -345,23 +391,46 @@ _SHOWN = {"dataset": configs.CLICK_STREAM, "positive_rate": 0.01, "rate": 0.1}
 
 
 def write_picture(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Draws README's picture of the standard suite; ValueError if the results do not have it.
+    """Draws README's picture of a demo or of the standard suite; ValueError of another suite.
 
-    Left: the metric on the click stream against the examples in the backward pass. Right: the gap
-    closure of importance sampling at every rate that a task was run at.
+    Left: the metric over the seconds of training, of the suite on the click stream. Right: of a
+    demo, the metric by examples in the backward pass; of the suite, the gap closure of importance
+    sampling at every rate that a task was run at.
     """
-    figure = draw_picture(results["comparisons"])
+    figure = draw_picture(results)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
-def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
+def draw_picture(results: dict[str, Any]) -> Any:
     """The matplotlib figure of `write_picture`, which says more."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    lines, shown, policies = [], results, None
+    title = f"{results.get('dataset')}, rate {results.get('rate')}"
+    if "comparisons" in results:
+        lines, shown = _lines(results["comparisons"])
+        title, policies = shown["title"], (configs.IMPORTANCE, *_ENDS)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
+        left, right = figure.subplots(1, 2)
+        _draw_curves(left, shown, "train_seconds", policies)
+        left.set_ylim(0, None)
+        left.set_title(title)
+        left.legend(frameon=False)
+        if lines:
+            _draw_rates(right, lines)
+        else:
+            _draw_curves(right, shown, "backward_examples")
+            right.set_ylim(left.get_ylim())
+    return figure
+
+
+def _lines(comparisons: Sequence[dict[str, Any]]) -> tuple[list[list[dict]], dict[str, Any]]:
+    """The comparisons at several rates, by task, and the one whose curves are shown."""
     groups = collections.defaultdict(list)  # by all settings but the rate
     for comparison in comparisons:
         settings = {**comparison["config"], "rate": None, "policies": None}
@@ -374,31 +443,28 @@ def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
             f"results must have a comparison with {_SHOWN} and one task at several rates, as those "
             f"of ofb compare --suite=standard. Received: {[c['title'] for c in comparisons]}"
         )
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
-        left, right = figure.subplots(1, 2)
-        _draw_curves(left, shown[0], "backward_examples", (configs.IMPORTANCE, *_ENDS))
-        left.set_ylim(0, None)
-        left.set_title(shown[0]["title"])
-        left.legend(frameon=False)
-        for number, members in enumerate(lines):
-            # Lines are moved apart, or error bars would hide one another.
-            x = [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members]
-            y, error = _values(members, configs.IMPORTANCE, "gap_closure")
-            title, marker = members[0]["title"].rsplit(", rate", 1)[0], "os^vDP"[number % 6]
-            right.errorbar(x, y, yerr=error, label=title, marker=marker)
-        rates = sorted({c["rate"] for members in lines for c in members})
-        right.set_xscale("log")
-        right.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        right.minorticks_off()
-        right.set(
-            ylim=(-0.3, 1.3),
-            xlabel="rate: part of the stream in the backward pass (logarithmic)",
-            ylabel="gap closure (0 uniform, 1 everything)",
-            title="importance at every rate",
-        )
-        right.legend(edgecolor="none", loc="lower right")
-    return figure
+    return lines, shown[0]
+
+
+def _draw_rates(axis: Any, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Gap closure of importance sampling by rate, a line per task."""
+    for number, members in enumerate(lines):
+        # Lines are moved apart, or error bars would hide one another.
+        x = [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members]
+        y, error = _values(members, configs.IMPORTANCE, "gap_closure")
+        title, marker = members[0]["title"].rsplit(", rate", 1)[0], "os^vDP"[number % 6]
+        axis.errorbar(x, y, yerr=error, label=title, marker=marker)
+    rates = sorted({c["rate"] for members in lines for c in members})
+    axis.set_xscale("log")
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axis.minorticks_off()
+    axis.set(
+        ylim=(-0.3, 1.3),
+        xlabel="rate: part of the stream in the backward pass (logarithmic)",
+        ylabel="gap closure (0 uniform, 1 everything)",
+        title="importance at every rate",
+    )
+    axis.legend(edgecolor="none", loc="lower right")
 
 
 def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -27,7 +27,9 @@ def make_result(policy, seed, value, rate=0.1):
         max_weight=2.0 + seed,
         effective_sample_size=0.8,
         train_seconds=4.0,
+        cpu_seconds=3.0,
         build_seconds=0.5,
+        warm_up_seconds=0.25,
         serving_seconds=1.0,
         curve=[
             {
@@ -68,4 +70,6 @@ def array_workload(num_classes, seed=0):
     fields = {"example_id": np.arange(230) * 7, "features": features, "label": label}
     train = {name: values[:200] for name, values in fields.items()}
     test = {name: values[200:] for name, values in fields.items()}
-    return workloads.ArrayWorkload(train, test, num_classes=num_classes, seed=seed, hidden_units=(8, 8))
+    return workloads.ArrayWorkload(
+        train, test, num_classes=num_classes, seed=seed, hidden_units=(8, 8)
+    )

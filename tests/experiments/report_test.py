@@ -73,8 +73,10 @@ def read(text):
 
 def test_page_of_one_simulation():
     text = report.as_html(summarize())
-    # Two charts of all policies, two curves and a histogram.
-    assert read(text).tags.count("svg") == 2 + 3
+    assert read(text).tags.count("svg") == 3  # two curves and a histogram
+    # Quality over seconds comes first, then the table.
+    first, table = text.index("metric by seconds of training"), text.index("<table>")
+    assert first < text.index("metric by examples in the backward pass") < table
     assert "ofb demo --dataset=&#x27;&lt;mnist&gt;&#x27;" in text
     assert "<td>0.75 ± 0.25</td>" in text
 
@@ -131,11 +133,11 @@ def test_picture_shows_the_figures():
     clicks = {"dataset": "click_stream", "positive_rate": 0.01}
     by_rate = {rate: comparison(f"clicks, rate {rate}", rate=rate, **clicks) for rate in (0.3, 0.1)}
     alone = comparison("with noise", label_noise=0.1)
-    left, right = report.draw_picture([*by_rate.values(), alone]).axes
+    left, right = report.draw_picture({"comparisons": [*by_rate.values(), alone]}).axes
 
-    for line, policy in zip(left.lines, ("importance", "uniform", "everything"), strict=True):
+    for line, policy in zip(left.lines[:-1], ("importance", "uniform", "everything"), strict=True):
         curves = [curve[1:] for curve in by_rate[0.1]["policies"][policy]["curves"]]
-        for data, field in zip(line.get_data(), ("backward_examples", "test_loss"), strict=True):
+        for data, field in zip(line.get_data(), ("train_seconds", "test_loss"), strict=True):
             np.testing.assert_allclose(data, summary.mean_curve(curves, field)[0])
 
     (container,) = right.containers  # a task at one rate is no line
@@ -143,6 +145,29 @@ def test_picture_shows_the_figures():
     closures = container.lines[0].get_ydata(orig=False)
     np.testing.assert_allclose(closures, [shown["gap_closure"] for shown in importance])
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["clicks"]
+
+
+def test_picture_of_a_demo_has_every_policy_over_seconds_and_over_examples(tmp_path):
+    content = summarize(ALL)
+    left, right = report.draw_picture(content).axes
+    for axis, field in ((left, "train_seconds"), (right, "backward_examples")):
+        assert len(axis.lines) == len(ALL) + 1  # the last is the level of full quality
+        for line, shown in zip(axis.lines[:-1], content["policies"].values(), strict=True):
+            curves = [curve[1:] for curve in shown["curves"]]
+            np.testing.assert_allclose(line.get_xdata(), summary.mean_curve(curves, field)[0])
+    assert left.get_xlabel() == "seconds of training"
+
+
+def test_table_leads_with_what_a_user_pays_and_gets():
+    head, *rows = report.table_rows(summarize())
+    assert head[:6] == ["policy", "test_loss", "train s", "CPU s", "full quality s", "backward"]
+    assert rows[1][:6] == ["importance", "2.5 ± 0.5", "4.0", "3.0", "–", "100"]
+    better = summarize(VALUES | {"importance": [1.0, 2.5]})
+    assert report.headline(better) == (
+        "importance against everything: 1.00 of its train seconds, 1.00 of its CPU seconds, "
+        "0.75 of its seconds to full quality; gap closure 1.12 ± 0.12."
+    )
+    assert "seconds to full quality: –" in report.headline(summarize())
 
 
 def test_picture_needs_several_rates(tmp_path):
