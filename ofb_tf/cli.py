@@ -1,4 +1,4 @@
-"""`ofb`: records | demo | compare. Flags → configuration → one library call.
+"""`ofb`: records | demo | compare | break-even. Flags → configuration → one library call.
 
 Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
 """
@@ -19,9 +19,10 @@ from ofb_tf.tables import format_table
 USAGE = """usage: ofb COMMAND [ARGUMENTS]
 
 commands:
-  compare   every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
-  demo      the main job on one dataset: serve, record, join, sample, train, measure
-  records   inspect and maintain files of forward records
+  break-even  whether selection pays: what a rate saves, and from which model size on
+  compare     every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
+  demo        the main job on one dataset: serve, record, join, sample, train, measure
+  records     inspect and maintain files of forward records
 
 `ofb COMMAND --help` says more. Example:
   ofb demo --dataset=click_stream --output_dir=out/demo
@@ -72,6 +73,17 @@ examples:
 
 Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
 Exit code 130: stopped with Ctrl-C; what is finished is kept.
+"""
+BREAK_EVEN_USAGE = """usage: ofb break-even [FLAGS]
+
+Compares training on a part of the stream with training on everything: the time of one pass and the
+time to the same quality, and from which step time and which distance of refreshes on it pays.
+Times that are not given are measured on this machine. docs/break-even.md explains the figures.
+
+examples:
+  ofb break-even --model=deep --records=records/
+  ofb break-even --model=model.keras --input_us=9 --key_us=6 --variance_ratio=0.2
+  ofb break-even --step_us=78 --input_us=10 --select_us=1.2 --refresh_seconds=0.05 --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
@@ -197,6 +209,20 @@ _COMPARE_FLAGS = {
         name: (f"Comma-separated {text}; every combination is run.", kind)
         for name, (text, _, kind) in _AXES.items()
     },
+}
+_BREAK_EVEN_FLAGS = {
+    "rate": ("Fraction of the stream that goes through the backward pass.", 0.1),
+    "model": ("Model to measure: small or deep (click models), or a saved one.", "deep"),
+    "batch_size": ("Examples per measured step.", 256),
+    "step_us": ("Microseconds per example of a training step.", float),
+    "input_us": ("Microseconds to read and parse an example.", 10.0),
+    "key_us": ("The same of id and label alone, for late decode; by default input_us.", float),
+    "select_us": ("Microseconds per example of join and selection.", float),
+    "refresh_seconds": ("Seconds to load new records and give them to the pipeline.", float),
+    "refresh_examples": ("Examples of the stream between two refreshes.", 100_000),
+    "records": ("Record files to compute the next two from.", str),
+    "variance_ratio": ("As OFBModel.fit reports it with uniform_probe.", float),
+    "effective_sample_size": ("Of the weights, as OFBModel.fit reports it.", float),
 }
 
 
@@ -493,7 +519,25 @@ def _compare(values: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _break_even(values: argparse.Namespace) -> int:
+    from ofb_tf.experiments import break_even
+
+    content = break_even.analyze(**{name: getattr(values, name) for name in _BREAK_EVEN_FLAGS})
+    if values.json:
+        print(json.dumps(content))
+        return 0
+    costs, comparisons = break_even.table_rows(content)
+    print(format_table(costs), format_table(comparisons), sep="\n\n")
+    print("\nMeasured here:", ", ".join(content["measured"]) or "nothing")
+    return 0
+
+
 COMMANDS = {
+    "break-even": (
+        BREAK_EVEN_USAGE,
+        _BREAK_EVEN_FLAGS | {"json": ("Print JSON.", False)},
+        _break_even,
+    ),
     "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
     "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
     "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),

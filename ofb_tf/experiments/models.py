@@ -69,6 +69,9 @@ def convolutions(
     return mlp(keras.layers.Flatten()(image), (64,))
 
 
+CLICK = {"small": small_click, "deep": deep_click}
+
+
 def _embeddings(inputs: dict[str, keras.KerasTensor], size: int) -> keras.KerasTensor:
     """`[n, 26, size]`, from one table for all columns."""
     offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]]).astype(np.int64)

@@ -276,8 +276,7 @@ def _traced_selection(
 
     shapes: Any = ([None], [None], [None, num_outputs], [None], [])
     dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
-    traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
-    return traced
+    return tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
 
 
 def export_snapshot(model: keras.Model, directory: str) -> None:

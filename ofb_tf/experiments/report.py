@@ -54,7 +54,7 @@ COLUMNS = (
     ("Train s", "what training cost: reading, refreshes, selection, forward and backward passes.\n"
      "  Wall-clock in `ofb demo`, which goes through files; processor time of one core in\n"
      "  `ofb compare`, all in memory. Not in it: evaluation, warm-up and serving."),
-    ("Full quality s", "train seconds until the metric was what `everything` ended with: the first\n"
+    ("Full quality s", "train seconds until the metric was what `everything` ended with: first\n"
      "  crossing of the mean curve over seeds, straight between evaluations."),
     ("Backward", "examples that went through forward and backward pass."),
     ("Gap closure", "0 is uniform sampling at the same rate, 1 is training on everything;\n"

@@ -40,9 +40,9 @@ class TrialResult:
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0  # processor time of the same
     # Part of `train_seconds`: loading records and giving them to the pipeline. It grows with the
-    # number of refreshes and not with the length of the stream. 0 in memory.
+    # number of refreshes and not with the length of the stream.
     build_seconds: float = 0.0
-    warm_up_seconds: float = 0.0  # tracing selection and training step, once. 0 in memory.
+    warm_up_seconds: float = 0.0  # tracing selection and training step, once
     # Export, load, forward passes and writing records; 0 for policies that use no records. A
     # production system pays for the forward passes anyway.
     serving_seconds: float = 0.0

@@ -78,7 +78,7 @@ class ClickWorkload(Workload):
         length = self.num_examples * config.passes
         total, rate = length + config.test_examples, config.positive_rate
         self._positive_rate = rate
-        self._is_deep = config.model == configs.DEEP
+        self._model = models.CLICK[config.model]
         stream = ClickStream(num_examples=total, positive_rate=rate, seed=seed)
         ids = tf.TensorSpec([None], tf.int64)
         self._generate = tf.function(stream.generate, [ids], autograph=False)
@@ -107,7 +107,7 @@ class ClickWorkload(Workload):
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
         """The small or the deep click model; it starts from the share of positives."""
         inputs = models.click_inputs()
-        hidden = (models.deep_click if self._is_deep else models.small_click)(inputs)
+        hidden = self._model(inputs)
         base_rate = math.log(self._positive_rate / (1 - self._positive_rate))
         bias = keras.initializers.Constant(base_rate)
         return inputs, keras.layers.Dense(1, bias_initializer=bias, name="logit")(hidden)
