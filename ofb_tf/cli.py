@@ -522,12 +522,15 @@ def _compare(values: argparse.Namespace) -> int:
 def _break_even(values: argparse.Namespace) -> int:
     from ofb_tf.experiments import break_even
 
-    content = break_even.analyze(**{name: getattr(values, name) for name in _BREAK_EVEN_FLAGS})
+    costs = {
+        field.name: getattr(values, field.name) for field in dataclasses.fields(break_even.Costs)
+    }
+    others = {name: getattr(values, name) for name in _BREAK_EVEN_FLAGS if name not in costs}
+    content = break_even.analyze(costs, **others)
     if values.json:
         print(json.dumps(content))
         return 0
-    costs, comparisons = break_even.table_rows(content)
-    print(format_table(costs), format_table(comparisons), sep="\n\n")
+    print(*map(format_table, break_even.table_rows(content)), sep="\n\n")
     print("\nMeasured here:", ", ".join(content["measured"]) or "nothing")
     return 0
 

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -102,16 +102,10 @@ def compare(costs: Costs, variance_ratio: float | None = None) -> dict[str, floa
 
 
 def analyze(
+    given: Mapping[str, float | None],
     *,
-    rate: float,
     model: str,
     batch_size: int,
-    step_us: float | None = None,
-    input_us: float = 10.0,
-    key_us: float | None = None,
-    select_us: float | None = None,
-    refresh_seconds: float | None = None,
-    refresh_examples: int = 100_000,
     records: str | None = None,
     variance_ratio: float | None = None,
     effective_sample_size: float | None = None,
@@ -119,8 +113,10 @@ def analyze(
     """What `ofb break-even` prints: costs, measured here where not given, and comparisons.
 
     Args:
-      rate, step_us, input_us, key_us, select_us, refresh_seconds, refresh_examples: see `Costs`.
-      model: whose step is measured, see `measure_step`; so is `batch_size`.
+      given: the fields of `Costs`; None for a step, selection or refresh that is to be measured,
+        and for a `key_us` that is `input_us`.
+      model: whose step is measured, see `measure_step`.
+      batch_size: of the measured step.
       records: files to compute the last two from, where those are not given.
       variance_ratio: above 0, as `OFBModel.fit` reports it with `uniform_probe`.
       effective_sample_size: in (0, 1], of the weights.
@@ -128,43 +124,37 @@ def analyze(
     Raises:
       ValueError: an argument is out of range.
     """
-    if effective_sample_size is not None and not 0 < effective_sample_size <= 1:
-        raise ValueError(
-            f"effective_sample_size must be in (0, 1]. Received: {effective_sample_size}"
-        )
-    given = {
-        "rate": rate,
-        "step_us": step_us,
-        "input_us": input_us,
-        "key_us": input_us if key_us is None else key_us,
-        "select_us": select_us,
-        "refresh_seconds": refresh_seconds,
-        "refresh_examples": refresh_examples,
-    }
+    ess = effective_sample_size
+    if ess is not None and not 0 < ess <= 1:
+        raise ValueError(f"effective_sample_size must be in (0, 1]. Received: {ess}")
+    given = dict(given)
+    if given["key_us"] is None:
+        given["key_us"] = given["input_us"]
     measured = [name for name, value in given.items() if value is None]
     # Checked before anything is measured.
     Costs(**{name: 1.0 if value is None else value for name, value in given.items()})
     if records is not None:
-        found = statistics(ForwardRecords.load(records), rate)
-        variance_ratio = variance_ratio or found["variance_ratio"]
-        effective_sample_size = effective_sample_size or found["effective_sample_size"]
-    if step_us is None:
+        found = statistics(ForwardRecords.load(records), given["rate"])
+        if variance_ratio is None:
+            variance_ratio = found["variance_ratio"]
+        ess = found["effective_sample_size"] if ess is None else ess
+    if "step_us" in measured:
         given["step_us"] = measure_step(model, batch_size)
-    if select_us is None or refresh_seconds is None:
-        here = measure_selection(rate, refresh_examples)
+    if {"select_us", "refresh_seconds"} & set(measured):
+        here = measure_selection(given["rate"], int(given["refresh_examples"]))
         given |= {name: here[name] for name in measured if name in here}
     costs = Costs(**given)
-    stale = None if effective_sample_size is None else 1.0 / effective_sample_size
+    stale = None if ess is None else 1.0 / ess
     ratios = {"same_quality": variance_ratio, "same_quality_if_records_say_nothing": stale}
     return {
         "costs": given,
         "measured": measured,
         "variance_ratio": variance_ratio,
-        "effective_sample_size": effective_sample_size,
+        "effective_sample_size": ess,
         "everything_us": costs.everything_us,
         "selected_us": costs.selected_us,
         "one_pass": compare(costs),
-        **{name: ratio and compare(costs, ratio) for name, ratio in ratios.items()},
+        **{n: None if ratio is None else compare(costs, ratio) for n, ratio in ratios.items()},
     }
 
 
@@ -199,22 +189,18 @@ def table_rows(content: dict[str, Any]) -> tuple[list[list[str]], list[list[str]
     return first, second
 
 
-def statistics(records: ForwardRecords, rate: float, task: str | None = None) -> dict[str, float]:
+def statistics(records: ForwardRecords, rate: float) -> dict[str, float]:
     """`variance_ratio` and `effective_sample_size` that records promise for importance sampling.
 
     Records hold no labels: they are drawn from the recorded probabilities, as they are of a
-    calibrated model, once per record.
+    calibrated model, once per record. One output is taken for that of a binary classification.
 
     Raises:
-      ValueError: the records have no logits, only some of them, or are of a regression.
+      ValueError: the records have no logits, or only the largest.
     """
-    if (
-        constants.LOGITS not in records.columns
-        or records.schema.top_k
-        or task == constants.REGRESSION
-    ):
+    if constants.LOGITS not in records.columns or records.schema.top_k:
         raise ValueError(
-            "records must hold all logits of a classification, from which labels can be drawn. "
+            "records must hold all logits of a classification, for labels are drawn from them. "
             "Pass variance_ratio, as OFBModel.fit reports it, instead."
         )
     ids, logits = records.example_ids, tf.cast(records.columns[constants.LOGITS], tf.float32)
@@ -243,7 +229,8 @@ def statistics(records: ForwardRecords, rate: float, task: str | None = None) ->
         squares = window.score(*settings, part, record).scores.numpy()[usable].astype(float) ** 2
         weights = rate / selection.probabilities.numpy()[usable]
         sums += weights.sum(), (squares * weights).sum(), squares.sum(), usable.sum()
-    return {"variance_ratio": sums[1] / sums[2], "effective_sample_size": sums[3] / sums[0]}
+    weights, weighted, unweighted, count = sums.tolist()
+    return {"variance_ratio": weighted / unweighted, "effective_sample_size": count / weights}
 
 
 def measure_step(model: str, batch_size: int) -> float:

@@ -60,7 +60,7 @@ class RecordPath(abc.ABC):
         self.compiled = compiled_model(config, workload)
         self.model = self.compiled.model
         self.reset()
-        self._records: Any = None  # of the interval that was served last
+        self.records: Any = None  # of the interval that was served last
 
     def reset(self) -> None:
         """Makes the model untrained, with the initial weights of the seed."""
@@ -109,15 +109,15 @@ class ThroughFiles(RecordPath):
 
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Leaves record files; see `RecordPath.serve`."""
-        if self._records:
-            shutil.rmtree(self._records)
+        if self.records:
+            shutil.rmtree(self.records)
         snapshot = os.path.join(self.directory, f"snapshot_{interval}")
-        self._records = os.path.join(self.directory, f"records_{interval}")
+        self.records = os.path.join(self.directory, f"records_{interval}")
         export_snapshot(self.model, snapshot)
         served = tf.saved_model.load(snapshot)
         ids = examples[constants.EXAMPLE_ID]
         names = list(served.serve.input_signature[0])
-        with ForwardRecordWriter(self._records, num_outputs=self.workload.num_outputs) as writer:
+        with ForwardRecordWriter(self.records, num_outputs=self.workload.num_outputs) as writer:
             for start in range(0, len(ids), _REQUEST_SIZE):
                 request = slice(start, start + _REQUEST_SIZE)
                 logits = served.serve({name: examples[name][request] for name in names})
@@ -139,7 +139,7 @@ class ThroughFiles(RecordPath):
                 self._selected = self._stream().batch(self.batch_size)
             return
         sampler = ofb_sample(
-            records=self._records,
+            records=self.records,
             rate=self.config.rate,
             policy=self.config.make_policy(self.policy),
             task=self.workload.task,
@@ -166,7 +166,7 @@ class ThroughFiles(RecordPath):
         assert self._selected is not None
         ids = self._interval[constants.EXAMPLE_ID].numpy()
         stream = self._stream(constants.EXAMPLE_ID, constants.LABEL)
-        fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
+        fields = next(iter(stream.apply(join_forward_records(self.records)).batch(len(ids))))
         losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
         selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in self._selected])
         return losses.numpy(), np.isin(ids, selected)
@@ -199,8 +199,8 @@ class InMemory(RecordPath):
 
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Keeps logits, NaN where the record is lost; see `RecordPath.serve`."""
-        self._records = self.compiled.outputs(examples)
-        self._records[~kept] = np.nan
+        self.records = self.compiled.outputs(examples)
+        self.records[~kept] = np.nan
 
     def refresh(self, interval: int, examples: Examples) -> None:
         """Keeps the examples; see `RecordPath.refresh`."""
@@ -219,7 +219,7 @@ class InMemory(RecordPath):
     def inspect(self) -> tuple[np.ndarray, np.ndarray]:
         """See `RecordPath.inspect`."""
         losses = scores.example_loss(
-            {constants.LOGITS: self._records}, self._examples[constants.LABEL], self.workload.task
+            {constants.LOGITS: self.records}, self._examples[constants.LABEL], self.workload.task
         )
         is_selected = np.zeros(len(losses), bool)
         is_selected[self._selected()[0]] = True
@@ -232,7 +232,7 @@ class InMemory(RecordPath):
         if self.is_everything:
             return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
         num_outputs, size = self.workload.num_outputs, self.config.window_size
-        logits = self._records
+        logits = self.records
         if logits is None:
             logits = np.zeros([len(ids), num_outputs], np.float32)
         config = configs.SimulationConfig(**{n: getattr(self.config, n) for n in _SELECTION_FIELDS})

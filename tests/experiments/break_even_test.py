@@ -73,14 +73,14 @@ def test_validation(changes, message):
     with pytest.raises(ValueError, match=message):
         costs(**changes)
     with pytest.raises(ValueError, match=message):
-        break_even.analyze(**{**COSTS, **changes}, model="none", batch_size=1)
+        break_even.analyze({**COSTS, **changes}, model="none", batch_size=1)
 
 
 def test_variance_ratio_must_be_positive():
     with pytest.raises(ValueError, match="variance_ratio must be above 0. Received: 0.0"):
         break_even.compare(costs(), 0.0)
     with pytest.raises(ValueError, match=r"effective_sample_size must be in \(0, 1\]"):
-        break_even.analyze(**COSTS, model="none", batch_size=1, effective_sample_size=1.5)
+        break_even.analyze(COSTS, model="none", batch_size=1, effective_sample_size=1.5)
 
 
 def test_statistics_of_records_by_hand():
@@ -93,7 +93,7 @@ def test_statistics_of_records_by_hand():
 
 
 def test_statistics_of_records_against_numpy():
-    """Binary, one window: labels drawn from p = sigmoid(logit), scores |p − y|, capped mixed PPS."""
+    """Binary, one window: labels drawn from p = sigmoid(logit), capped PPS by |p − y|."""
     logits = np.random.default_rng(0).normal(-4, 1, 4000)
     found = break_even.statistics(ForwardRecords.from_columns(np.arange(4000), logits), 0.1)
     predicted = 1 / (1 + np.exp(-logits))
