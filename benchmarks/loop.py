@@ -31,7 +31,7 @@ def _loop(settings: Settings) -> Run:
         with tempfile.TemporaryDirectory() as path.records:
             with ForwardRecordWriter(path.records) as writer:
                 writer.write(examples[constants.EXAMPLE_ID], path.compiled.outputs(examples))
-            figures, _ = timed(lambda: (path.refresh(interval, examples), path.train()))
+            figures, _ = timed(lambda: (path.refresh(0, examples), path.train()))
         return figures["cpu_seconds"], inputs.resident_bytes()
 
     def run() -> dict[str, float]:

@@ -67,7 +67,7 @@ same command continues where it was stopped. Writes results.json, results.csv an
 examples:
   ofb compare --suite=quick --output_dir=out/quick
   ofb compare --suite=standard --seeds=5 --data_dir=~/tensorflow_datasets \\
-      --output_dir=out/standard --markdown=docs/RESULTS.md --picture=docs/results.png
+      --output_dir=out/standard --markdown=docs/RESULTS.md
   ofb compare --datasets=click_stream --policies=importance,top_loss --rates=0.02,0.1 \\
       --missing_records=0,0.2 --seeds=3 --output_dir=out/own
 
@@ -203,7 +203,6 @@ _COMPARE_FLAGS = {
     "output_dir": ("Directory for results and finished trials.", "out/compare"),
     "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
     "markdown": ("Markdown file to write the tables to.", str),
-    "picture": ("PNG file to draw README's picture of the standard suite to.", str),
     **_SHARED_FLAGS,
     **{
         name: (f"Comma-separated {text}; every combination is run.", kind)
@@ -505,8 +504,6 @@ def _compare(values: argparse.Namespace) -> int:
             print("Wrote", report.write(report.as_html(content), output, "report.html"))
             if values.markdown:
                 print("Wrote", report.write(report.as_markdown(content), values.markdown))
-            if values.picture:
-                print("Wrote", report.write_picture(content, values.picture))
     except KeyboardInterrupt:
         print("\nofb compare: stopped. The same command continues from here.", file=sys.stderr)
         return 130

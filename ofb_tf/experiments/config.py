@@ -30,13 +30,11 @@ _DEEP_DEFAULTS = {  # over the others, with a deep model: one that trains for lo
 }
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 """To be raised whenever a change of selection, training or data changes what trials measure."""
 
 # What no trial depends on: the other policies, the repetitions, where the data happen to be.
 _NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
-# Settings that came later: left out at their defaults, so that older trials keep their names.
-_ADDED = ("steps_per_window", "uniform_mix", "selective_beta", "model")
 
 ONCE_A_PASS = 0
 EVERY_POLICY = (*POLICIES, EVERYTHING)
@@ -182,12 +180,7 @@ class Trial:
         """What the trial depends on, as plain values."""
         config = dataclasses.asdict(self.config)
         settings = {name: value for name, value in config.items() if name not in _NOT_OF_A_TRIAL}
-        for name in _ADDED:
-            if settings[name] == getattr(SimulationConfig, name):
-                del settings[name]
-        # The last name is part of the hash of files that exist.
-        of_trial = {"policy": self.policy, "seed": self.seed, "cell_version": TRIAL_VERSION}
-        return settings | of_trial
+        return settings | {"policy": self.policy, "seed": self.seed, "version": TRIAL_VERSION}
 
     @property
     def file_name(self) -> str:

@@ -22,15 +22,13 @@ from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload
 from ofb_tf.records import ForwardRecordWriter
-from ofb_tf.selection import scores, window
+from ofb_tf.selection import window
 from ofb_tf.training.model import OFBModel
-from ofb_tf.transforms.join import join_forward_records
-from ofb_tf.transforms.sample import ofb_sample
+from ofb_tf.transforms.sample import OFBSampler, ofb_sample
 
 _FORWARD_BATCH = 4096
 _REQUEST_SIZE = 1024
-# Seeds of selection: every trial's intervals have their own.
-_SEED_STRIDE = 1_000_003
+_SEED_STRIDE = 1_000_003  # of the seeds of selection: every pass of a trial has its own
 _SELECTION_FIELDS = ("rate", "window_size", "steps_per_window", "uniform_mix", "selective_beta")
 
 Examples = dict[str, tf.Tensor]
@@ -72,8 +70,8 @@ class RecordPath(abc.ABC):
         """Has a snapshot, numbered `interval`, answer requests and record those that are `kept`."""
 
     @abc.abstractmethod
-    def refresh(self, interval: int, examples: Examples) -> None:
-        """Gives the interval and the records of the last `serve` to what selects from it."""
+    def refresh(self, number: int, examples: Examples) -> None:
+        """Gives an interval and its records (of pass `number`) to selection."""
 
     @abc.abstractmethod
     def warm_up(self) -> None:
@@ -83,13 +81,9 @@ class RecordPath(abc.ABC):
     def train(self) -> None:
         """Selects from the interval of the last `refresh`, and trains on the selected."""
 
-    @abc.abstractmethod
-    def inspect(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the interval: losses under the records, float32 `[n]`, NaN without one; selected."""
-
-    def selection_seed(self, interval: int) -> int:
-        """The seed of `ofb_sample` in an interval."""
-        return _SEED_STRIDE * self.seed + interval
+    def selection_seed(self, number: int) -> int:
+        """The seed of `ofb_sample` in a pass, in which no id comes twice."""
+        return _SEED_STRIDE * self.seed + number
 
 
 class ThroughFiles(RecordPath):
@@ -105,7 +99,9 @@ class ThroughFiles(RecordPath):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self._interval: dict[str, tf.Variable] = {}  # its examples, read by each iteration
+        self._sampler: OFBSampler | None = None
         self._selected: tf.data.Dataset | None = None  # the same, after selection, in batches
+        self._number = -1  # of the pass that the sampler is for
 
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Leaves record files; see `RecordPath.serve`."""
@@ -125,30 +121,32 @@ class ThroughFiles(RecordPath):
                 writer.write(ids[request][written], logits[written], model_version=interval)
         shutil.rmtree(snapshot)
 
-    def refresh(self, interval: int, examples: Examples) -> None:
-        """Loads the records and refreshes the pipeline; see `RecordPath.refresh`."""
-        if not self._interval:
-            self._interval = {
-                name: tf.Variable(value, shape=[None, *value.shape[1:]], trainable=False)
-                for name, value in examples.items()
-            }
-        for name, variable in self._interval.items():
-            variable.assign(examples[name])
+    def refresh(self, number: int, examples: Examples) -> None:
+        """The pipeline is made once a pass and then updated; see `RecordPath.refresh`."""
+        for name, value in examples.items():
+            if name not in self._interval:
+                shape = [None, *value.shape[1:]]
+                self._interval[name] = tf.Variable(value, shape=shape, trainable=False)
+            self._interval[name].assign(value)
         if self.is_everything:
             if self._selected is None:
                 self._selected = self._stream().batch(self.batch_size)
-            return
-        sampler = ofb_sample(
-            records=self.records,
-            rate=self.config.rate,
-            policy=self.config.make_policy(self.policy),
-            task=self.workload.task,
-            window_size=self.config.window_size,
-            batch_size=self.batch_size,
-            seed=self.selection_seed(interval),
-            redraw_each_iteration=False,
-        )
-        self._selected = self._stream().apply(sampler)
+        elif number != self._number:
+            self._number = number
+            self._sampler = ofb_sample(
+                records=self.records,
+                updatable=self.records is not None,
+                rate=self.config.rate,
+                policy=self.config.make_policy(self.policy),
+                task=self.workload.task,
+                window_size=self.config.window_size,
+                batch_size=self.batch_size,
+                seed=self.selection_seed(number),
+                redraw_each_iteration=False,
+            )
+            self._selected = self._stream().apply(self._sampler)
+        elif self._sampler is not None and self.records is not None:
+            self._sampler.update(self.records)
 
     def warm_up(self) -> None:
         """One step; see `RecordPath.warm_up`."""
@@ -161,22 +159,11 @@ class ThroughFiles(RecordPath):
         assert self._selected is not None
         self._fit(self._selected)
 
-    def inspect(self) -> tuple[np.ndarray, np.ndarray]:
-        """Joins the interval to its records; see `RecordPath.inspect`."""
-        assert self._selected is not None
-        ids = self._interval[constants.EXAMPLE_ID].numpy()
-        stream = self._stream(constants.EXAMPLE_ID, constants.LABEL)
-        fields = next(iter(stream.apply(join_forward_records(self.records)).batch(len(ids))))
-        losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
-        selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in self._selected])
-        return losses.numpy(), np.isin(ids, selected)
-
-    def _stream(self, *fields: str) -> tf.data.Dataset:
+    def _stream(self) -> tf.data.Dataset:
         """Single examples of the interval that is there when an iteration begins."""
-        names = fields or tuple(self._interval)
 
         def examples(_: tf.Tensor) -> tf.data.Dataset:
-            columns = {name: self._interval[name].read_value() for name in names}
+            columns = {name: value.read_value() for name, value in self._interval.items()}
             return tf.data.Dataset.from_tensor_slices(columns)
 
         return tf.data.Dataset.from_tensors(0).flat_map(examples)
@@ -202,9 +189,9 @@ class InMemory(RecordPath):
         self.records = self.compiled.outputs(examples)
         self.records[~kept] = np.nan
 
-    def refresh(self, interval: int, examples: Examples) -> None:
+    def refresh(self, number: int, examples: Examples) -> None:
         """Keeps the examples; see `RecordPath.refresh`."""
-        self._examples, self._number = examples, interval
+        self._examples, self._number = examples, number
 
     def warm_up(self) -> None:
         """Selection; the training step was traced when it was made."""
@@ -215,15 +202,6 @@ class InMemory(RecordPath):
         rows, weights = self._selected()
         self.model.importance_weight_statistics.reset_state()  # as `fit` does
         self.compiled.train(self._examples, rows, weights, self.batch_size)
-
-    def inspect(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `RecordPath.inspect`."""
-        losses = scores.example_loss(
-            {constants.LOGITS: self.records}, self._examples[constants.LABEL], self.workload.task
-        )
-        is_selected = np.zeros(len(losses), bool)
-        is_selected[self._selected()[0]] = True
-        return losses.numpy(), is_selected
 
     def _selected(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""

@@ -1,6 +1,5 @@
 """Results for people: tables, `results.csv`, Markdown, and `report.html` with charts."""
 
-import collections
 import csv
 import html
 import io
@@ -42,7 +41,7 @@ _TABLE_COLUMNS = (
     ("max w", "{max_weight:.2f}"),
     ("ESS", "{effective_sample_size:.2f}"),
     ("stream to uniform", "{stream_to_uniform}"),
-    ("refresh s", "{build_seconds:.1f}"),
+    ("refresh s", "{refresh_seconds:.1f}"),
     ("warm-up s", "{warm_up_seconds:.1f}"),
     ("serving s", "{serving_seconds:.1f}"),
 )
@@ -229,8 +228,6 @@ def _of_one(content: dict[str, Any], title: str) -> Iterator[tuple[str, Any]]:
         yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
     yield "table", table_rows(content)
     yield "p", _settings(content)
-    if content["histograms"]:
-        yield "chart", (_draw_histograms, f"{title}: losses by selection", content)
 
 
 def headline(content: dict[str, Any]) -> str:
@@ -315,17 +312,15 @@ _STYLE: Any = {
 _COLOURS = {policy: f"C{number}" for number, policy in enumerate(configs.EVERY_POLICY)}
 
 
-def _draw_curves(
-    axis: Any, content: dict[str, Any], against: str, policies: Sequence[str] | None = None
-) -> None:
+def _draw_curves(axis: Any, content: dict[str, Any], against: str) -> None:
     """Mean metric of policies over their seeds, with a band of one standard error.
 
     The untrained model is left out, and the frame ends above the curves of uniform, importance and
     everything; a policy that is worse leaves it at the top.
     """
     metric, ceilings = content["metric"], []
-    for policy in policies or content["policies"]:
-        curves = [curve[1:] or curve for curve in content["policies"][policy]["curves"]]
+    for policy, shown in content["policies"].items():
+        curves = [curve[1:] or curve for curve in shown["curves"]]
         x, _ = summary.mean_curve(curves, against)
         mean, error = summary.mean_curve(curves, metric)
         axis.plot(x, mean, color=_COLOURS.get(policy), marker=".", label=policy)
@@ -371,100 +366,21 @@ def _values(contents: Sequence[dict[str, Any]], policy: str, field: str) -> tupl
     return values, [s.get(f"{field}_standard_error") or 0.0 for s in shown]
 
 
-def _draw_histograms(axis: Any, content: dict[str, Any]) -> None:
-    """Recorded losses of the last interval: a solid line of the selected, a dotted of the rest."""
-    for policy, groups in content["histograms"].items():
-        both = np.concatenate([groups["selected"], groups["not_selected"]])
-        both = both[both > 0]
-        if not len(both):
-            continue
-        edges = np.geomspace(both.min(), max(both.max(), 1.001 * both.min()), 36)
-        for group, line in (("selected", "-"), ("not_selected", ":")):
-            share = np.histogram(groups[group], edges)[0] / max(len(groups[group]), 1)
-            name = f"{policy}, {group.replace('_', ' ')}"
-            axis.stairs(share, edges, color=_COLOURS.get(policy), linestyle=line, label=name)
-    label = "loss recorded for the last interval, first seed"
-    axis.set(xscale="log", xlabel=label, ylabel="share")
-
-
-_SHOWN = {"dataset": configs.CLICK_STREAM, "positive_rate": 0.01, "rate": 0.1}
-
-
 def write_picture(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Draws README's picture of a demo or of the standard suite; ValueError of another suite.
+    """Draws a demo's metric over the seconds of training and by examples in the backward pass."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    Left: the metric over the seconds of training, of the suite on the click stream. Right: of a
-    demo, the metric by examples in the backward pass; of the suite, the gap closure of importance
-    sampling at every rate that a task was run at.
-    """
-    figure = draw_picture(results)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
+        for axis, against in zip(figure.subplots(1, 2, sharey=True), _CURVES, strict=True):
+            _draw_curves(axis, results, against)
+            axis.set_ylim(0, None)
+        axis.legend(frameon=False)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
-
-
-def draw_picture(results: dict[str, Any]) -> Any:
-    """The matplotlib figure of `write_picture`, which says more."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    lines, shown, policies = [], results, None
-    title = f"{results.get('dataset')}, rate {results.get('rate')}"
-    if "comparisons" in results:
-        lines, shown = _lines(results["comparisons"])
-        title, policies = shown["title"], (configs.IMPORTANCE, *_ENDS)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
-        left, right = figure.subplots(1, 2)
-        _draw_curves(left, shown, "train_seconds", policies)
-        left.set_ylim(0, None)
-        left.set_title(title)
-        left.legend(frameon=False)
-        if lines:
-            _draw_rates(right, lines)
-        else:
-            _draw_curves(right, shown, "backward_examples")
-            right.set_ylim(left.get_ylim())
-    return figure
-
-
-def _lines(comparisons: Sequence[dict[str, Any]]) -> tuple[list[list[dict]], dict[str, Any]]:
-    """The comparisons at several rates, by task, and the one whose curves are shown."""
-    groups = collections.defaultdict(list)  # by all settings but the rate
-    for comparison in comparisons:
-        settings = {**comparison["config"], "rate": None, "policies": None}
-        groups[json.dumps(settings, sort_keys=True)].append(comparison)
-    lines = [sorted(m, key=lambda c: c["rate"]) for m in groups.values()]
-    lines = [members for members in lines if len({c["rate"] for c in members}) > 1]
-    shown = [c for c in comparisons if all(c["config"].get(k) == v for k, v in _SHOWN.items())]
-    if not shown or not lines:
-        raise ValueError(
-            f"results must have a comparison with {_SHOWN} and one task at several rates, as those "
-            f"of ofb compare --suite=standard. Received: {[c['title'] for c in comparisons]}"
-        )
-    return lines, shown[0]
-
-
-def _draw_rates(axis: Any, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Gap closure of importance sampling by rate, a line per task."""
-    for number, members in enumerate(lines):
-        # Lines are moved apart, or error bars would hide one another.
-        x = [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members]
-        y, error = _values(members, configs.IMPORTANCE, "gap_closure")
-        title, marker = members[0]["title"].rsplit(", rate", 1)[0], "os^vDP"[number % 6]
-        axis.errorbar(x, y, yerr=error, label=title, marker=marker)
-    rates = sorted({c["rate"] for members in lines for c in members})
-    axis.set_xscale("log")
-    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axis.minorticks_off()
-    axis.set(
-        ylim=(-0.3, 1.3),
-        xlabel="rate: part of the stream in the backward pass (logarithmic)",
-        ylabel="gap closure (0 uniform, 1 everything)",
-        title="importance at every rate",
-    )
-    axis.legend(edgecolor="none", loc="lower right")
 
 
 def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:

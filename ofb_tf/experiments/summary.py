@@ -21,7 +21,7 @@ _AVERAGED = {  # in results.json: in TrialResult
     "backward_examples": "backward_examples",
     "wall_seconds": "train_seconds",
     "cpu_seconds": "cpu_seconds",
-    "build_seconds": "build_seconds",
+    "refresh_seconds": "refresh_seconds",
     "warm_up_seconds": "warm_up_seconds",
     "serving_seconds": "serving_seconds",
 }
@@ -119,7 +119,6 @@ def summarize(
         "version": __version__,
         "stream_examples": results[0].stream_examples,
         "policies": policies,
-        "histograms": {p: g[0].histogram for p, g in of.items() if g[0].histogram is not None},
     }
 
 
