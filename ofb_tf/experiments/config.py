@@ -25,7 +25,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "diamonds": {"window_size": 640, "passes": 10, "seeds": 5},
 }
 _DEEP_DEFAULTS = {  # over the others, with a deep model: one that trains for longer on less
-    CLICK_STREAM: {"num_examples": 400_000, "test_examples": 20_000, "seeds": 2},
+    CLICK_STREAM: {"num_examples": 300_000, "test_examples": 20_000, "seeds": 3},
     "mnist": {"passes": 2, "seeds": 2},
 }
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
