@@ -172,7 +172,12 @@ def measure_selection(rate: float, refresh_examples: int) -> dict[str, float]:
             batch_size=_BATCH, window_size=_WINDOW, batched_input=True,
         )  # fmt: skip
         first = windows.take(1).apply(sampler)
-        refresh = _seconds(lambda: (sampler.update(directory), _consume(first)))
+
+        def refreshed() -> None:
+            sampler.update(directory)
+            _consume(first)
+
+        refresh = _seconds(refreshed)
         passes = {number: windows.repeat(number).apply(sampler) for number in (1, 1 + _ROUNDS)}
         select = _per_item(lambda number: _consume(passes[number]), _ROUNDS)
     return {"select_us": 1e6 * select / len(ids), "refresh_seconds": refresh}
@@ -221,7 +226,9 @@ def analyze(
     Raises:
       ValueError: an argument is out of range.
     """
-    known = {**given, "key_us": given["input_us"] if given["key_us"] is None else given["key_us"]}
+    known: dict[str, Any] = dict(given)
+    if known["key_us"] is None:
+        known["key_us"] = known["input_us"]
     measured = [name for name, value in known.items() if value is None]
     Costs(**{name: value or 0.0 for name, value in (known | {"step_us": 1.0}).items()})  # checks
     found = {"variance_ratio": variance_ratio, "effective_sample_size": effective_sample_size}
