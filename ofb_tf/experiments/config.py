@@ -24,8 +24,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist": {"window_size": 640, "passes": 6, "seeds": 3},
     "diamonds": {"window_size": 640, "passes": 10, "seeds": 5},
 }
-_DEEP_DEFAULTS = {  # over the others, with a deep model: one that trains for longer on less
-    CLICK_STREAM: {"num_examples": 300_000, "test_examples": 20_000, "seeds": 3},
+# Over the others, with a deep model: fewer examples, in batches in which a step's fixed part, the
+# optimiser's, is small.
+_DEEP_DEFAULTS = {
+    CLICK_STREAM: {
+        "num_examples": 400_000,
+        "test_examples": 20_000,
+        "window_size": 2560,
+        "refresh_interval": 10,
+    },
     "mnist": {"passes": 2, "seeds": 2},
 }
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}

@@ -27,7 +27,8 @@ def test_values_may_follow_a_space_and_booleans_have_two_names(tmp_path, monkeyp
     ran = []
     monkeypatch.setattr(run, "run_experiment", lambda config, **more: ran.append((config, more)))
     monkeypatch.setattr(report, "table_rows", lambda content: [["table"]])
-    monkeypatch.setattr(report, "as_html", str)
+    for name in ("as_html", "headline"):
+        monkeypatch.setattr(report, name, str)
     monkeypatch.chdir(tmp_path)
     flags = ["--rate", "0.2", "--policies", "top_loss,uniform", "--refresh_interval", "0"]
     for progress, shown in (

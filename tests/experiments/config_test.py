@@ -57,7 +57,7 @@ def test_defaults_of_a_dataset_and_settings_over_them():
     config = SimulationConfig.for_dataset("mnist", passes=None, window_size=320)
     assert (config.passes, config.window_size, config.batch_size) == (6, 320, 32)
     deep = SimulationConfig.for_dataset("click_stream", model="deep", seeds=7)
-    assert (deep.num_examples, deep.window_size, deep.seeds) == (300_000, 1280, 7)
+    assert (deep.num_examples, deep.window_size, deep.seeds) == (400_000, 2560, 7)
 
 
 def trial(policy="importance", seed=0, **settings):
