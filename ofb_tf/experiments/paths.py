@@ -57,13 +57,14 @@ class RecordPath(abc.ABC):
         self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
         self.compiled = compiled_model(config, workload)
         self.model = self.compiled.model
+        # Once: drawing weights sets the global seed, at which TensorFlow forgets what it compiled.
+        self._initial_weights = workload.initial_weights(seed)
         self.reset()
         self.records: Any = None  # of the interval that was served last
 
     def reset(self) -> None:
         """Makes the model untrained, with the initial weights of the seed."""
-        weights = self.workload.initial_weights(self.seed)
-        self.compiled.reset(weights, self.config.learning_rate)
+        self.compiled.reset(self._initial_weights, self.config.learning_rate)
 
     @abc.abstractmethod
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:

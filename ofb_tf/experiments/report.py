@@ -332,7 +332,10 @@ def _draw_curves(axis: Any, content: dict[str, Any], against: str) -> None:
     axis.axhline(whole, color="#888888", linestyle=":", linewidth=1, label="full quality")
     if np.isfinite(ceilings).all():
         axis.set_ylim(None, 1.1 * max(ceilings))
-    axis.set_xscale("log" if against == "backward_examples" else "linear")
+    if against == "backward_examples":
+        axis.set_xscale("log")
+    else:
+        axis.set_xlim(0, None)
     axis.xaxis.set_minor_formatter("")  # its labels would overlap
     axis.set_xlabel(_CURVES[against])
     axis.set_ylabel(f"{metric} (less is better)")
