@@ -52,7 +52,8 @@ _NONE = "–"
 COLUMNS = (
     ("Train s", "what training cost: reading, refreshes, selection, forward and backward passes.\n"
      "  Wall-clock in `ofb demo`, which goes through files; processor time of one core in\n"
-     "  `ofb compare`, all in memory. Not in it: evaluation, warm-up and serving."),
+     "  `ofb compare`, all in memory. Not in it: evaluation, warm-up and serving, and no waiting:\n"
+     "  the stream is there before it is needed, as when a model catches up."),
     ("Full quality s", "train seconds until the metric was what `everything` ended with: first\n"
      "  crossing of the mean curve over seeds, straight between evaluations."),
     ("Backward", "examples that went through forward and backward pass."),
