@@ -149,7 +149,7 @@ package: setup  ## build sdist and wheel in dist/, check them, install and run t
 		path = pathlib.Path(ofb_tf.__file__); print('imported', path); \
 		assert path.is_relative_to(sys.prefix) and (path.parent / 'py.typed').exists()"
 	cd out/package && venv/bin/ofb --help >/dev/null
-	# The default demo has 600,000 examples and three seeds; this takes the same path in seconds.
+	# The default demo has 400,000 examples and three seeds; this takes the same path in seconds.
 	cd out/package && venv/bin/ofb demo --num_examples=60000 --seeds=1 --noprogress --output_dir=demo
 	test -s out/package/demo/results.json && test -s out/package/demo/report.html
 

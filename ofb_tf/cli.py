@@ -1,4 +1,4 @@
-"""`ofb`: records | demo | compare. Flags → configuration → one library call.
+"""`ofb`: records | demo | compare | break-even. Flags → configuration → one library call.
 
 Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
 """
@@ -20,9 +20,10 @@ from ofb_tf.tables import format_table
 USAGE = """usage: ofb COMMAND [ARGUMENTS]
 
 commands:
-  compare   every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
-  demo      the main job on one dataset: serve, record, join, sample, train, measure
-  records   inspect and maintain files of forward records
+  break-even  whether selection pays: what a rate saves, and from which model size on
+  compare     every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
+  demo        the main job on one dataset: serve, record, join, sample, train, measure
+  records     inspect and maintain files of forward records
 
 `ofb COMMAND --help` says more. Example:
   ofb demo --dataset=click_stream --output_dir=out/demo
@@ -52,10 +53,10 @@ DEMO_USAGE = """usage: ofb demo [FLAGS]
 A model snapshot serves a stream and records every forward pass; labels arrive; the records are
 joined to the stream, part of it is selected, and an OFBModel is trained on that with its weights;
 the snapshot is refreshed, and so on. Prints a table of the policies and writes results.json and
-report.html.
+report.html. The default, a deep click model, takes about 3 minutes on two cores.
 
 examples:
-  ofb demo --output_dir=out/demo
+  ofb demo --output_dir=out/demo --picture=out/demo/picture.png
   ofb demo --dataset=mnist --data_dir=~/tensorflow_datasets --seeds=3 --output_dir=out/mnist
 """
 COMPARE_USAGE = """usage: ofb compare [FLAGS]
@@ -67,12 +68,23 @@ same command continues where it was stopped. Writes results.json, results.csv an
 examples:
   ofb compare --suite=quick --output_dir=out/quick
   ofb compare --suite=standard --seeds=5 --data_dir=~/tensorflow_datasets \\
-      --output_dir=out/standard --markdown=docs/RESULTS.md --picture=docs/results.png
+      --output_dir=out/standard --markdown=docs/RESULTS.md
   ofb compare --datasets=click_stream --policies=importance,top_loss --rates=0.02,0.1 \\
       --missing_records=0,0.2 --seeds=3 --output_dir=out/own
 
 Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
 Exit code 130: stopped with Ctrl-C; what is finished is kept.
+"""
+BREAK_EVEN_USAGE = """usage: ofb break-even [FLAGS]
+
+Compares training on a part of the stream with training on everything: the time of one pass and the
+time to the same quality, and from which step time and which distance of refreshes on it pays.
+Times that are not given are measured on this machine. docs/break-even.md explains the figures.
+
+examples:
+  ofb break-even --model=deep --records=records/
+  ofb break-even --model=model.keras --input_us=9 --key_us=6 --variance_ratio=0.2
+  ofb break-even --step_us=78 --input_us=10 --select_us=1.2 --refresh_seconds=0.05 --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
@@ -162,15 +174,18 @@ _DEMO_SETTINGS = {
     "label_noise": ("Fraction of the training labels to randomise.", float),
     "outliers": ("Fraction of the regression targets to turn into outliers.", float),
     "missing_records": ("Fraction of the serving records to lose.", float),
+    "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small")),
 }
 _DEMO_FLAGS = {
     "dataset": ("click_stream, or a supervised TFDS dataset.", "click_stream"),
     "output_dir": ("Directory for the results.", "out/demo"),
     **_SHARED_FLAGS,
     **_DEMO_SETTINGS,
+    "picture": ("PNG file to draw the metric over the seconds to.", str),
 }
 _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
     "rates": ("rates", "rate", _floats),
+    "models": ("models, small or deep", "model", _list),
     "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
     "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
     "outliers": ("outlier fractions", "outliers", _floats),
@@ -189,12 +204,25 @@ _COMPARE_FLAGS = {
     "output_dir": ("Directory for results and finished trials.", "out/compare"),
     "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
     "markdown": ("Markdown file to write the tables to.", str),
-    "picture": ("PNG file to draw README's picture of the standard suite to.", str),
     **_SHARED_FLAGS,
     **{
         name: (f"Comma-separated {text}; every combination is run.", kind)
         for name, (text, _, kind) in _AXES.items()
     },
+}
+_BREAK_EVEN_FLAGS = {
+    "rate": ("Fraction of the stream that goes through the backward pass.", 0.1),
+    "model": ("Model to measure: small or deep (click models), or a saved one.", "deep"),
+    "batch_size": ("Examples per measured step.", 256),
+    "step_us": ("Microseconds per example of a training step.", float),
+    "input_us": ("Microseconds to read and parse an example.", 10.0),
+    "key_us": ("The same of id and label alone, for late decode; by default input_us.", float),
+    "select_us": ("Microseconds per example of join and selection.", float),
+    "refresh_seconds": ("Seconds to load new records and give them to the pipeline.", float),
+    "refresh_examples": ("Examples of the stream between two refreshes.", 100_000),
+    "records": ("Record files to compute the next two from.", str),
+    "variance_ratio": ("As OFBModel.fit reports it with uniform_probe.", float),
+    "effective_sample_size": ("Of the weights, as OFBModel.fit reports it.", float),
 }
 
 
@@ -425,9 +453,11 @@ def _demo(values: argparse.Namespace) -> int:
     settings = {"workers": values.workers, "show_progress": values.progress}
     results = run.run_experiment(config, command=values.command, **settings)
     print("\n" + format_table(report.table_rows(results)) + "\n")
-    print(report.column_notes() + "\n")
+    print(report.headline(results) + "\n\n" + report.column_notes() + "\n")
     print("Wrote", report.write(report.as_json(results), values.output_dir, "results.json"))
     print("Wrote", report.write(report.as_html(results), values.output_dir, "report.html"))
+    if values.picture:
+        print("Wrote", report.write_picture(results, values.picture))
     return 0
 
 
@@ -471,8 +501,6 @@ def _compare(values: argparse.Namespace) -> int:
             print("Wrote", report.write(report.as_html(content), output, "report.html"))
             if values.markdown:
                 print("Wrote", report.write(report.as_markdown(content), values.markdown))
-            if values.picture:
-                print("Wrote", report.write_picture(content, values.picture))
     except KeyboardInterrupt:
         print("\nofb compare: stopped. The same command continues from here.", file=sys.stderr)
         return 130
@@ -485,7 +513,28 @@ def _compare(values: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _break_even(values: argparse.Namespace) -> int:
+    from ofb_tf.experiments import break_even
+
+    costs = {
+        field.name: getattr(values, field.name) for field in dataclasses.fields(break_even.Costs)
+    }
+    others = {name: getattr(values, name) for name in _BREAK_EVEN_FLAGS if name not in costs}
+    content = break_even.analyze(costs, **others)
+    if values.json:
+        print(json.dumps(content))
+        return 0
+    print(*map(format_table, break_even.table_rows(content)), sep="\n\n")
+    print("\nMeasured here:", ", ".join(content["measured"]) or "nothing")
+    return 0
+
+
 COMMANDS = {
+    "break-even": (
+        BREAK_EVEN_USAGE,
+        _BREAK_EVEN_FLAGS | {"json": ("Print JSON.", False)},
+        _break_even,
+    ),
     "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
     "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
     "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),

@@ -10,7 +10,7 @@ from ofb_tf.experiments import report, run
 
 def test_demo_end_to_end(tmp_path, capsys):
     flags = "--num_examples=600 --window_size=100 --refresh_interval=3 --positive_rate=0.1"
-    flags += f" --seeds=1 --workers=1 --output_dir={tmp_path}"
+    flags += f" --seeds=1 --workers=1 --output_dir={tmp_path} --picture={tmp_path}/docs/picture.png"
     assert cli.main(["demo", *flags.split()]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
@@ -18,14 +18,17 @@ def test_demo_end_to_end(tmp_path, capsys):
     assert results["command"].startswith("ofb demo --num_examples=600 --window_size=100")
     assert results["policies"]["importance"]["backward_examples"] == 60
     assert "excess_kl" in printed and "gap closure" in printed
+    assert "importance against everything: " in printed
     assert "<svg" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "docs" / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_values_may_follow_a_space_and_booleans_have_two_names(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(run, "run_experiment", lambda config, **more: ran.append((config, more)))
     monkeypatch.setattr(report, "table_rows", lambda content: [["table"]])
-    monkeypatch.setattr(report, "as_html", str)
+    for name in ("as_html", "headline"):
+        monkeypatch.setattr(report, name, str)
     monkeypatch.chdir(tmp_path)
     flags = ["--rate", "0.2", "--policies", "top_loss,uniform", "--refresh_interval", "0"]
     for progress, shown in (
