@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.hashing import Stream
-from ofb_tf.selection import designs, scores
+from ofb_tf.selection import designs, log_odds, scores, stream_budget
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, POISSON, Inclusion, Policy, Window
 
 # Where kept examples without a record use up the budget, the others keep this share of the rate.
@@ -42,6 +42,8 @@ class Selection(NamedTuple):
       usable: bool `[n]`: which examples had a usable record.
       probabilities: float64 `[n]`: inclusion probabilities.
       example_ids: int64 `[n]`: as given, or made from content and place.
+      log_inclusion: float32 `[m, k]` of the selected, see `log_odds`; None with weights.
+      state: what the next window needs under `budget="stream"`; None under "window".
     """
 
     indices: tf.Tensor
@@ -49,6 +51,8 @@ class Selection(NamedTuple):
     usable: tf.Tensor
     probabilities: tf.Tensor
     example_ids: tf.Tensor
+    log_inclusion: tf.Tensor | None = None
+    state: stream_budget.StreamState | None = None
 
 
 def score(
@@ -107,6 +111,9 @@ def select(
     record: dict[str, tf.Tensor],
     key: tf.Tensor,
     batch_size: int | None,
+    estimator: str = constants.WEIGHTS,
+    num_outputs: int | None = None,
+    state: stream_budget.StreamState | None = None,
 ) -> Selection:
     """Selects about `rate` of a window.
 
@@ -121,6 +128,9 @@ def select(
       record: as for `score`; empty for a policy that needs no records.
       key: int64 scalar made from the seed and the epoch.
       batch_size: size of the batches in which the selection will leave, or None.
+      estimator: "weights", or "log_odds" for `log_inclusion` and weights of 1.
+      num_outputs: number of classes, for "log_odds" with records in the top-k form.
+      state: what the window before left, for `budget="stream"`; None for "window".
 
     Returns:
       A `Selection`.
@@ -139,6 +149,7 @@ def select(
             return values if values is None or places is None else tf.gather(values, places)
 
         ids = take(example_ids)
+        following = state
         num_scored = tf.cast(tf.size(ids), tf.float64)
         window = Window(
             example_ids=ids,
@@ -151,7 +162,16 @@ def select(
         )
         total = tf.cast(n, tf.float64)
         left = budget(rate, missing, total, num_scored, getattr(policy, "uniform_mix", 0.0))
-        return _decide(policy, window, left, task)
+        if following is not None:
+            following = stream_budget.remember(following, window.scores)
+            least = getattr(policy, "uniform_mix", 1.0) * rate
+            line = stream_budget.line(following, left, num_scored, least)
+            window = window._replace(line=line)
+        probabilities, weights, strata, line = _decide(policy, window, left, task)
+        if following is not None:
+            following = stream_budget.settle(following, left, probabilities)
+        line = line if estimator == constants.LOG_ODDS else None
+        return (probabilities, weights, strata), (line, following)
 
     def decide_scored() -> tuple:
         """The same where some examples have no score: those get what `missing` says."""
@@ -159,21 +179,25 @@ def select(
         # Weights of a policy's own: here too, what is always kept stands for itself alone.
         weight = rate if missing == constants.MISSING_KEEP else 1.0
         defaults = (missing_probability(rate, missing), weight, float("inf"))
-        return tuple(
+        of_scored, of_window = decide(places)
+        of_all = tuple(
             value
             if value is None
             else tf.tensor_scatter_nd_update(
                 tf.fill(tf.shape(labels), tf.constant(default, value.dtype)), places[:, None], value
             )
-            for value, default in zip(decide(places), defaults, strict=True)
+            for value, default in zip(of_scored, defaults, strict=True)
         )
+        return of_all, of_window
 
     if policy.needs_records:
-        probabilities, weights, strata = tf.cond(
+        of_all, of_window = tf.cond(
             tf.reduce_all(scored.usable), lambda: decide(None), decide_scored
         )
     else:
-        probabilities, weights, strata = decide(None)
+        of_all, of_window = decide(None)
+    probabilities, weights, strata = of_all
+    line, state = of_window
 
     if policy.design == POISSON:
         indices = designs.poisson(probabilities, hashing.hash01(example_ids, key))
@@ -182,8 +206,16 @@ def select(
             probabilities, tf.argsort(strata, stable=True), hashing.uniform_start(key_of_window)
         )
         indices = tf.gather(ordered, designs.spread(tf.size(ordered), batch_size))
+    log_inclusion = None
+    if estimator == constants.LOG_ODDS:
+        log_inclusion = _log_inclusion(
+            policy, line, record, scored.usable, indices, task, num_outputs
+        )
+        weights = tf.ones(tf.shape(labels), tf.float32)
     weights = _weights(weights, rate, probabilities, indices)
-    return Selection(indices, weights, scored.usable, probabilities, example_ids)
+    return Selection(
+        indices, weights, scored.usable, probabilities, example_ids, log_inclusion, state
+    )
 
 
 def select_count(
@@ -193,6 +225,7 @@ def select_count(
     labels: tf.Tensor,
     record: dict[str, tf.Tensor],
     key: tf.Tensor,
+    estimator: str = constants.WEIGHTS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Selects exactly `count` of n examples by systematic sampling; shapes are static for XLA.
 
@@ -206,9 +239,11 @@ def select_count(
       labels: `[n]`.
       record: as for `score`.
       key: int64 scalar: the draw is a function of it.
+      estimator: "weights" or "log_odds".
 
     Returns:
       int32 `[count]` indices, and float32 `[count]` weights: (count / n) / p, or the policy's own.
+      With "log_odds", float32 `[count, k]` `log_inclusion` instead of weights.
     """
     n = tf.size(labels)
     budget_of_batch = tf.cast(count, tf.float64)
@@ -224,12 +259,14 @@ def select_count(
         key=key,
         rate=rate,
     )
-    probabilities, weights, strata = _decide(policy, window, budget_of_batch, task)
+    probabilities, weights, strata, line = _decide(policy, window, budget_of_batch, task)
     if policy.needs_records:
         strata = tf.where(scored.usable, strata, tf.constant(float("inf"), strata.dtype))
     probabilities = designs.capped_pps(probabilities, budget_of_batch)
     start = hashing.uniform_start(hashing.fold_in(key, tf.constant(Stream.STEP_START, tf.int64)))
     indices = designs.systematic(probabilities, tf.argsort(strata, stable=True), start, count)
+    if estimator == constants.LOG_ODDS:
+        return indices, _log_inclusion(policy, line, record, scored.usable, indices, task, None)
     return indices, _weights(weights, rate, probabilities, indices)
 
 
@@ -276,7 +313,10 @@ def missing_probability(rate: float, missing: str) -> float:
 
 
 def _decide(policy: Policy, window: Window, budget: tf.Tensor, task: str) -> tuple:
-    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`."""
+    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`.
+
+    And `Inclusion.line`.
+    """
     inclusion = policy.inclusion(window, budget)
     if not isinstance(inclusion, Inclusion):
         raise TypeError(
@@ -292,7 +332,23 @@ def _decide(policy: Policy, window: Window, budget: tf.Tensor, task: str) -> tup
     else:
         # Without records the order is random, keyed by the ids: simple random sampling.
         strata = hashing.hash01(window.example_ids, window.key)
-    return probabilities, weights, strata
+    return probabilities, weights, strata, inclusion.line
+
+
+def _log_inclusion(
+    policy: Policy,
+    line: tf.Tensor,
+    record: dict[str, tf.Tensor],
+    usable: tf.Tensor,
+    indices: tf.Tensor,
+    task: str,
+    num_outputs: int | None,
+) -> tf.Tensor:
+    """`log_odds.log_inclusion` of the selected."""
+    if not policy.needs_records:  # it selects alike whatever the label
+        return tf.zeros([tf.size(indices), 1], tf.float32)
+    selected = {name: tf.gather(value, indices) for name, value in record.items()}
+    return log_odds.log_inclusion(line, selected, tf.gather(usable, indices), task, num_outputs)
 
 
 def _weights(
