@@ -24,7 +24,7 @@ _MEMORY = 100.0  # windows that the histogram remembers
 _REPAYMENT = 0.1  # of the account, per window
 _MAX_REPAYMENT = 0.5  # of a window's budget, either way
 _MAX_ACCOUNT = 20.0  # budgets of a window: what is beyond is written off
-_STEEP = 1e300  # a slope that lifts every score but 0 above 1
+_STEEP = 1e200  # a slope that lifts every score but 0 above 1
 
 
 class StreamState(NamedTuple):

@@ -129,7 +129,8 @@ def select(
       key: int64 scalar made from the seed and the epoch.
       batch_size: size of the batches in which the selection will leave, or None.
       estimator: "weights", or "log_odds" for `log_inclusion` and weights of 1.
-      num_outputs: number of classes, for "log_odds" with records in the top-k form.
+      num_outputs: for "log_odds": outputs of a record, which its top-k form does not show; None
+        for one where there are no records.
       state: what the window before left, for `budget="stream"`; None for "window".
 
     Returns:
@@ -266,7 +267,10 @@ def select_count(
     start = hashing.uniform_start(hashing.fold_in(key, tf.constant(Stream.STEP_START, tf.int64)))
     indices = designs.systematic(probabilities, tf.argsort(strata, stable=True), start, count)
     if estimator == constants.LOG_ODDS:
-        return indices, _log_inclusion(policy, line, record, scored.usable, indices, task, None)
+        num_outputs = record[constants.LOGITS].shape[-1]
+        return indices, _log_inclusion(
+            policy, line, record, scored.usable, indices, task, num_outputs
+        )
     return indices, _weights(weights, rate, probabilities, indices)
 
 
@@ -346,7 +350,7 @@ def _log_inclusion(
 ) -> tf.Tensor:
     """`log_odds.log_inclusion` of the selected."""
     if not policy.needs_records:  # it selects alike whatever the label
-        return tf.zeros([tf.size(indices), 1], tf.float32)
+        return tf.zeros([tf.size(indices), num_outputs or 1], tf.float32)
     selected = {name: tf.gather(value, indices) for name, value in record.items()}
     return log_odds.log_inclusion(line, selected, tf.gather(usable, indices), task, num_outputs)
 

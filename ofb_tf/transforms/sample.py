@@ -459,6 +459,9 @@ class OFBSampler:
         """
         config = self._config
         elements, task = self._resolve(spec)
+        num_outputs = config.num_outputs
+        if self._records is not None:
+            num_outputs = self._records.num_outputs
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
@@ -487,7 +490,7 @@ class OFBSampler:
                 key=key,
                 batch_size=config.batch_size,
                 estimator=config.estimator,
-                num_outputs=None if self._records is None else self._records.num_outputs,
+                num_outputs=num_outputs,
                 state=state,
             )
             selected = then(batch, record, selection, key)
