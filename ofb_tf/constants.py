@@ -60,5 +60,7 @@ REALIZED_RATE = "realized_rate"
 MEAN_WEIGHT = "mean_weight"
 MAX_WEIGHT = "max_weight"
 EFFECTIVE_SAMPLE_SIZE = "effective_sample_size"
+CONFIDENT_ERROR = "confident_error"
+EXPECTED_CONFIDENT_ERROR = "expected_confident_error"
 
 MICROSECONDS = 1_000_000

@@ -101,6 +101,6 @@ def add_log_inclusion(
     # In terms of probabilities: no logarithm, which would be infinite where one is 0.
     if width == 1:
         positive = outputs * tf.exp(offsets)
-        return positive / (positive + 1.0 - outputs)
+        return positive / (positive + (1.0 - outputs))
     unscaled = outputs * tf.exp(offsets)
     return unscaled / tf.reduce_sum(unscaled, axis=-1, keepdims=True)

@@ -359,21 +359,39 @@ class OFBSampler:
           a non-finite logit, loss or score, or a label out of range); `coverage`, the fraction
           with a usable record; `realized_rate`; `mean_weight`, `max_weight` and
           `effective_sample_size` (sum(w)^2 / (selected * sum(w^2)), in (0, 1]) of the selected.
+          `confident_error`, the share of labels that contradict the served model in the quarter
+          of each window where it is most confident, and `expected_confident_error`, what the
+          model itself expects there; see `ofb_tf.selection.label_noise`.
           Ratios are not-a-number where nothing was counted.
+
+        Warns where the estimator is "log_odds" and `confident_error` is above 2% beyond doubt:
+        labels look noisy, and weights are the safer estimator.
 
         Raises:
           ValueError: the elements do not fit; see `ofb_sample`.
         """
+        partitioned = isinstance(self._records, PartitionedRecords)
+        one: Any = examples(tf.constant(0, tf.int64)) if partitioned else examples
+        elements, task = self._resolve(one.element_spec)
 
         def count(batch: Any, record: dict, selection: window.Selection, key: tf.Tensor) -> dict:
-            return statistics.count(record, selection)
+            labels = elements.keys(batch)[elements.label_key]
+            return statistics.count(record, labels, selection, task)
 
-        partitioned = isinstance(self._records, PartitionedRecords)
         select: Callable = self._select_partitions if partitioned else self._select_windows
         total = None
         for counts in select(examples, count).as_numpy_iterator():
             total = counts if total is None else statistics.add(total, counts)
-        return statistics.summarize(total)
+        figures = statistics.summarize(total)
+        if self._config.estimator == constants.LOG_ODDS and statistics.looks_noisy(total):
+            warnings.warn(
+                f"{STAGE}: labels look noisy: {figures[constants.CONFIDENT_ERROR]:.1%} of them "
+                "contradict the served model where it is most confident, and it expects "
+                f"{figures[constants.EXPECTED_CONFIDENT_ERROR]:.1%}. Use estimator='weights' "
+                "unless the served model is not trained yet.",
+                stacklevel=2,
+            )
+        return figures
 
     def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
         """Samples each window; `then` makes the elements of what is returned."""

@@ -26,7 +26,7 @@ LABELS, LOGITS = clustered()
 NORMS = np.abs(1 / (1 + np.exp(-LOGITS[:, 0].astype(np.float64))) - LABELS)
 
 
-def dataset(n=len(LABELS), **fields):
+def dataset(n=WINDOWS * SIZE, **fields):
     elements = {"example_id": np.arange(n), "label": LABELS[:n], "logits": LOGITS[:n]}
     return tf.data.Dataset.from_tensor_slices(elements | fields)
 
