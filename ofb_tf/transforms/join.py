@@ -7,7 +7,7 @@ across iterator checkpoints.
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,61 +22,83 @@ _MISSING = (MISSING_FLAG, constants.MISSING_DROP, constants.MISSING_ERROR)
 _JOIN_BATCH = 4096
 # Buckets are a power of two, at most this many records to a bucket on average.
 _RECORDS_PER_BUCKET = 2.4
+_VERSION_TABLE = "version_table"
+_OLDEST = "oldest"
 Find = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-class RecordIndex:
+class RecordIndex(NamedTuple):
     """Finds records by id: a table of bucket offsets, then a binary search in the bucket.
 
     The records' ids are sorted; their leading bits (over the range of ids) give the bucket, and
-    a fixed number of halving steps, enough for the fullest bucket, gives the row. The graph
-    holds no mutable state, so it works under the tf.data service and iterator checkpoints.
-    Evenly spread ids (hashes, counters) need few steps; clustered ones at most log2(n).
+    a number of halving steps, enough for the fullest bucket, gives the row. Evenly spread ids
+    (hashes, counters) need few steps; clustered ones at most log2(n).
 
-    Args:
+    Attributes:
       example_ids: int64 `[n]`, ascending, unique, n at least 1.
+      offsets: int32 `[b]`: where the search starts in each bucket.
+      first: int64: the first id.
+      shift: uint64: how many low bits of an id's distance from the first do not enter its bucket.
+      steps: int32 `[s]` of the binary search: numbers, where the graph may depend on them, or a
+        tensor.
     """
 
-    def __init__(self, example_ids: tf.Tensor) -> None:
+    example_ids: tf.Tensor
+    offsets: tf.Tensor
+    first: np.int64 | tf.Tensor
+    shift: np.uint64 | tf.Tensor
+    steps: list[int] | tf.Tensor
+
+    @classmethod
+    def of(cls, example_ids: tf.Tensor) -> "RecordIndex":
+        """The index of int64 ids `[n]`, ascending, unique, n at least 1."""
         ids = np.asarray(example_ids)
-        self._ids = example_ids
         first, last = int(ids[0]), int(ids[-1])
         bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
-        self._shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
-        num_buckets = ((last - first) >> self._shift) + 1
+        shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
+        num_buckets = ((last - first) >> shift) + 1
         starts = np.uint64(first % 2**64) + (
-            np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)
+            np.arange(num_buckets, dtype=np.uint64) << np.uint64(shift)
         )
         offsets = np.searchsorted(ids, starts.view(np.int64))
         fullest = int(np.max(np.diff(offsets, append=ids.size)))
         # The search starts one row before the bucket's first, so that a row it ends on is one
         # whose id it has read; and early enough that no step leads past the last row.
-        offsets = np.minimum(offsets - 1, ids.size - 1 - fullest)
-        self._steps = _halving_steps(fullest)
-        self._offsets = as_tensor(offsets.astype(np.int32))
-        self._first, self._last_bucket = first, num_buckets - 1
-        del starts, offsets
+        offsets = as_tensor(np.minimum(offsets - 1, ids.size - 1 - fullest).astype(np.int32))
+        del starts
         release_freed()
+        return cls(example_ids, offsets, ids[0], np.uint64(shift), _halving_steps(fullest))
 
     def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows of ids `[n]`: int32 `[n]`, 0 where there is none, and bool `[n]`: is there one?"""
         # As an unsigned number, an id below the first is far above the last: it looks in the last
         # bucket, as one above does, and is not found there.
-        distance = tf.bitcast(example_ids - self._first, tf.uint64)
+        distance = tf.bitcast(example_ids - self.first, tf.uint64)
         bucket = tf.minimum(
-            tf.bitwise.right_shift(distance, tf.constant(self._shift, tf.uint64)),
-            tf.constant(self._last_bucket, tf.uint64),
+            tf.bitwise.right_shift(distance, self.shift),
+            tf.cast(tf.size(self.offsets, tf.int64) - 1, tf.uint64),
         )
-        row = tf.gather(self._offsets, tf.bitcast(bucket, tf.int64))
+        row = tf.gather(self.offsets, tf.bitcast(bucket, tf.int64))
+
         # Steps forward for as long as the id there is not above the one sought. Ids are sorted
         # throughout, so no step needs the bucket's end as a bound.
-        nearest = None
-        for step in self._steps:
+        def move(row: tf.Tensor, nearest: tf.Tensor | None, step: int | tf.Tensor) -> tuple:
             ahead = row + step
-            there = tf.gather(self._ids, ahead)
+            there = tf.gather(self.example_ids, ahead)
             forward = there <= example_ids
-            row = tf.where(forward, ahead, row)
             nearest = there if nearest is None else tf.where(forward, there, nearest)
+            return tf.where(forward, ahead, row), nearest
+
+        if tf.is_tensor(self.steps):
+            _, row, nearest = tf.while_loop(
+                lambda i, row, nearest: i < tf.size(self.steps),
+                lambda i, row, nearest: (i + 1, *move(row, nearest, self.steps[i])),
+                (1, *move(row, None, self.steps[0])),
+            )
+        else:
+            nearest = None
+            for step in self.steps:
+                row, nearest = move(row, nearest, step)
         found = nearest == example_ids
         return tf.where(found, row, 0), found
 
@@ -116,7 +138,7 @@ class RecordLookup:
         find: Find,
         columns: dict[str, tf.Tensor],
         version_table: tf.Tensor | None,
-        oldest: int | None,
+        oldest: int | tf.Tensor | None,
     ) -> None:
         self._find = find
         self._columns = columns
@@ -168,11 +190,95 @@ def load_records(
 
 def lookup_in_memory(records: ForwardRecords, oldest: int | None) -> RecordLookup:
     """A lookup in records that are in memory, which the graph captures."""
+    find = RecordIndex.of(records.example_ids).find
+    return RecordLookup(find, _columns(records), records.version_table, oldest)
+
+
+class UpdatableRecords:
+    """Records in memory that can be replaced while iterators read them.
+
+    All of it, columns and index, is one variable that holds a variant: an update is seen as a
+    whole or not at all, and nothing is copied. An iterator's checkpoint does not hold it.
+
+    Args:
+      records: the first records.
+      oldest: microseconds since 1970: an older record counts as missing. None for no limit.
+
+    Raises:
+      ValueError: in the scope of a `tf.distribute.Strategy`, which would mirror the variable.
+    """
+
+    def __init__(self, records: ForwardRecords, oldest: int | None) -> None:
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "Updatable records must be made outside the scope of a tf.distribute.Strategy. "
+                "Received: ofb_sample(updatable=True) inside it"
+            )
+        self._schema = records.schema
+        parts = self._parts(records, oldest)
+        self._specs = {
+            name: tf.TensorSpec([None, *part.shape[1:]] if part.shape.rank else [], part.dtype)
+            for name, part in parts.items()
+        }
+        with tf.device("CPU:0"):
+            self._variable = tf.Variable(
+                self._pack(parts), dtype=tf.variant, shape=[], trainable=False
+            )
+
+    def update(self, records: ForwardRecords, oldest: int | None) -> None:
+        """Replaces the records.
+
+        Args:
+          records: of the same columns and width as the first.
+          oldest: as at construction, and None if it was None then.
+
+        Raises:
+          ValueError: the records have other columns or another width.
+        """
+        parts = self._parts(records, oldest)
+        if records.schema != self._schema or not all(
+            self._specs[name].is_compatible_with(part) for name, part in parts.items()
+        ):
+            raise ValueError(
+                f"update() needs records like the first ({self._schema}, the same dtypes). "
+                f"Received: {records.schema}. Make another sampler for them."
+            )
+        self._variable.assign(self._pack(parts))
+        release_freed()
+
+    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """As `RecordLookup.fields`, of the records at the time the graph runs."""
+        values = tf.raw_ops.OptionalGetValue(
+            optional=self._variable.read_value(),
+            output_types=[spec.dtype for spec in self._specs.values()],
+            output_shapes=[spec.shape for spec in self._specs.values()],
+        )
+        parts = dict(zip(self._specs, values, strict=True))
+        index = RecordIndex(*(parts.pop(name) for name in RecordIndex._fields))
+        versions, oldest = parts.pop(_VERSION_TABLE), parts.pop(_OLDEST, None)
+        return RecordLookup(index.find, parts, versions, oldest).fields(example_ids)
+
+    def _parts(self, records: ForwardRecords, oldest: int | None) -> dict[str, tf.Tensor]:
+        index = RecordIndex.of(records.example_ids)._asdict()
+        index["steps"] = np.asarray(index["steps"], np.int32)
+        parts = _columns(records) | index | {_VERSION_TABLE: records.version_table}
+        # In memory the dtype of the indices depends on the number of versions.
+        parts[constants.MODEL_VERSION] = tf.cast(parts[constants.MODEL_VERSION], tf.int32)
+        if oldest is not None:
+            parts[_OLDEST] = np.int64(oldest)
+        return {name: tf.convert_to_tensor(part) for name, part in parts.items()}
+
+    def _pack(self, parts: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf.device("CPU:0"):
+            return tf.raw_ops.OptionalFromValue(components=list(parts.values()))
+
+
+def _columns(records: ForwardRecords) -> dict[str, tf.Tensor]:
+    """What is looked up of records in memory."""
     columns = {name: c for name, c in records.columns.items() if name != constants.EXAMPLE_ID}
     if constants.CLASS_IDS in columns:
         columns[constants.NUM_OUTPUTS] = tf.constant(records.num_outputs, tf.int32)
-    find = RecordIndex(records.example_ids).find
-    return RecordLookup(find, columns, records.version_table, oldest)
+    return columns
 
 
 def lookup_in_columns(loaded: dict[str, tf.Tensor], oldest: int | None) -> RecordLookup:

@@ -17,6 +17,7 @@ from ofb_tf.transforms import statistics
 from ofb_tf.transforms.element_spec import ElementSpec, attach
 from ofb_tf.transforms.join import (
     RecordLookup,
+    UpdatableRecords,
     assert_joined,
     load_records,
     lookup_in_columns,
@@ -53,6 +54,7 @@ def ofb_sample(
     batched_input: bool = False,
     keep_record: bool = False,
     redraw_each_iteration: bool = True,
+    updatable: bool = False,
     uniform_holdout: float | None = None,
 ) -> "OFBSampler":
     """Subsamples the stream to about `rate` by recorded serving outputs, with importance weights.
@@ -125,10 +127,12 @@ def ofb_sample(
       keep_record: whether `has_record`, `logits`, `loss`, `model_version` and `timestamp` stay
         in the elements that come out.
       redraw_each_iteration: whether every iteration over the dataset makes new draws.
+      updatable: whether `OFBSampler.update` can replace the records while datasets are in use.
       uniform_holdout: deprecated name of `uniform_probe`; the field then has this name too.
 
     Returns:
-      A function for `dataset.apply`, with the methods `statistics` and `partitions`. Dicts come
+      An `OFBSampler`: a function for `dataset.apply`, with the methods `update`, `statistics` and
+      `partitions`. Dicts come
       out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`; a
       sample weight or an importance weight that was there is multiplied. With "log_odds", dicts
       and the x of tuples, which must be a dict, come out with `log_inclusion` instead; weights
@@ -169,11 +173,10 @@ def ofb_sample(
         batched_input=batched_input,
         keep_record=keep_record,
         redraw_each_iteration=redraw_each_iteration,
+        max_age=max_age,
+        updatable=updatable,
     )
-    oldest = oldest_timestamp(max_age, as_of)
-    if records is None or isinstance(records, PartitionedRecords):
-        return OFBSampler(config, records, oldest)
-    return OFBSampler(config, load_records(records, as_of), oldest)
+    return OFBSampler(config, records, as_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +204,8 @@ class SamplingConfig:
     batched_input: bool
     keep_record: bool
     redraw_each_iteration: bool
+    max_age: float | None
+    updatable: bool
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1.0:
@@ -262,22 +267,69 @@ class OFBSampler:
 
     Args:
       config: the arguments of `ofb_sample`.
-      records: what to join, or None where elements carry logits or losses.
-      oldest: microseconds since 1970: an older record counts as missing. None for no limit.
+      records: as for `ofb_sample`.
+      as_of: as for `ofb_sample`.
     """
 
     def __init__(
         self,
         config: SamplingConfig,
-        records: ForwardRecords | PartitionedRecords | None,
-        oldest: int | None,
+        records: ForwardRecords | PartitionedRecords | str | Sequence[str] | None,
+        as_of: int | None,
     ) -> None:
         self._config = config
+        self._oldest = oldest_timestamp(config.max_age, as_of)
+        self._functions: dict[Any, Callable] = {}
+        self._lookup: RecordLookup | UpdatableRecords | None = None
+        if config.updatable and (records is None or isinstance(records, PartitionedRecords)):
+            raise ValueError(
+                f"{STAGE}: updatable=True needs records that are loaded into memory. "
+                f"Received: records={records!r}"
+            )
+        if records is not None and not isinstance(records, PartitionedRecords):
+            records = load_records(records, as_of)
+            make = UpdatableRecords if config.updatable else lookup_in_memory
+            self._lookup = make(records, self._oldest)
         self._records = records
-        self._oldest = oldest
-        self._lookup = None
-        if isinstance(records, ForwardRecords):
-            self._lookup = lookup_in_memory(records, oldest)
+
+    def update(
+        self, records: ForwardRecords | str | Sequence[str], *, as_of: int | None = None
+    ) -> None:
+        """Replaces the records; needs `updatable=True`.
+
+        Datasets and iterators that exist use the new records from their next window on; windows
+        that wait in their buffers were selected with the old ones. Nothing is traced again, and
+        no place in the stream is lost. A checkpoint of an iterator does not hold the records:
+        after a restart it goes on with those that the sampler has then.
+
+        ```python
+        import ofb_tf
+        from ofb_tf.testing import tiny_dataset
+
+        with ofb_tf.ForwardRecordWriter("records") as writer:
+            for example in tiny_dataset(1000).batch(100):
+                writer.write(example["example_id"], example["logits"])
+        sampler = ofb_tf.ofb_sample(records="records", updatable=True, window_size=100)
+        train = tiny_dataset(1000).apply(sampler)
+        for hour in range(3):
+            assert len(list(train)) == 100
+            sampler.update("records")  # what serving has recorded meanwhile
+        ```
+
+        Args:
+          records: as for `ofb_sample`, of the same columns and number of outputs as before.
+          as_of: as for `ofb_sample`.
+
+        Raises:
+          ValueError: the sampler is not updatable, or the records do not fit.
+        """
+        if not isinstance(self._lookup, UpdatableRecords):
+            raise ValueError(
+                f"{STAGE}: update() needs a sampler made with updatable=True. Received: a sampler "
+                "whose records are constants of its graph"
+            )
+        oldest = oldest_timestamp(self._config.max_age, as_of)
+        self._lookup.update(load_records(records, as_of), oldest)
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The sampled dataset. See `ofb_sample`.
@@ -371,16 +423,9 @@ class OFBSampler:
           ValueError: the elements do not fit; see `ofb_sample`.
         """
         partitioned = isinstance(self._records, PartitionedRecords)
-        one: Any = examples(tf.constant(0, tf.int64)) if partitioned else examples
-        elements, task = self._resolve(one.element_spec)
-
-        def count(batch: Any, record: dict, selection: window.Selection, key: tf.Tensor) -> dict:
-            labels = elements.keys(batch)[elements.label_key]
-            return statistics.count(record, labels, selection, task)
-
         select: Callable = self._select_partitions if partitioned else self._select_windows
         total = None
-        for counts in select(examples, count).as_numpy_iterator():
+        for counts in select(examples, self._count).as_numpy_iterator():
             total = counts if total is None else statistics.add(total, counts)
         figures = statistics.summarize(total)
         if self._config.estimator == constants.LOG_ODDS and statistics.looks_noisy(total):
@@ -395,9 +440,13 @@ class OFBSampler:
 
     def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
         """Samples each window; `then` makes the elements of what is returned."""
-        select = self._selector(dataset.element_spec, self._lookup, then)
+        # One traced function for every dataset of these elements.
+        kind = (then.__name__, repr(dataset.element_spec))
+        if kind not in self._functions:
+            select = self._selector(dataset.element_spec, self._lookup, then)
+            self._functions[kind] = tf.function(select, autograph=False)
         keyed = tf.data.Dataset.zip(self._batch(dataset), self._keys())
-        return self._map_windows(keyed, select, self._is_numbered(dataset))
+        return self._map_windows(keyed, self._functions[kind], self._is_numbered(dataset))
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
         """The same, partition by partition, each with its records."""
@@ -470,7 +519,9 @@ class OFBSampler:
 
         return epochs.flat_map(repeated)
 
-    def _selector(self, spec: Any, lookup: RecordLookup | None, then: Callable) -> Callable:
+    def _selector(
+        self, spec: Any, lookup: RecordLookup | UpdatableRecords | None, then: Callable
+    ) -> Callable:
         """The function of one window and its key; raises where the elements do not fit.
 
         With the state of `budget="stream"`, it returns the state that follows as well.
@@ -511,7 +562,7 @@ class OFBSampler:
                 num_outputs=num_outputs,
                 state=state,
             )
-            selected = then(batch, record, selection, key)
+            selected = then(batch, labels, record, selection, key, task)
             return selected if state is None else (selection.state, selected)
 
         return select
@@ -522,7 +573,13 @@ class OFBSampler:
         return elements, _check_fields(elements, num_outputs, self._config)
 
     def _gather(
-        self, batch: Any, record: dict, selection: window.Selection, key: tf.Tensor
+        self,
+        batch: Any,
+        labels: tf.Tensor,
+        record: dict,
+        selection: window.Selection,
+        key: tf.Tensor,
+        task: str,
     ) -> tuple[Any, dict[str, tf.Tensor]]:
         """What was selected of a window, and its weights (and flags and record fields)."""
         config, indices = self._config, selection.indices
@@ -540,11 +597,30 @@ class OFBSampler:
             extras |= {name: tf.gather(value, indices) for name, value in record.items()}
         return tf.nest.map_structure(lambda part: tf.gather(part, indices), batch), extras
 
+    def _count(
+        self,
+        batch: Any,
+        labels: tf.Tensor,
+        record: dict,
+        selection: window.Selection,
+        key: tf.Tensor,
+        task: str,
+    ) -> dict[str, tf.Tensor]:
+        return statistics.count(record, labels, selection, task)
+
     def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
         elements, _ = self._resolve(dataset.element_spec)
         # Fields that the join made are only in extras; those that came with the element go.
         drop = constants.RECORD_FIELDS if self._records is None and not elements.serialized else ()
-        return _leave(selected, self._config, drop)
+        sampled = _leave(selected, self._config, drop)
+        if self._config.updatable:
+            # A checkpoint of an iterator leaves the variable with the records out.
+            options = tf.data.Options()
+            options.experimental_external_state_policy = (
+                tf.data.experimental.ExternalStatePolicy.IGNORE
+            )
+            sampled = sampled.with_options(options)
+        return sampled
 
 
 def _draws(seed: int) -> tf.data.Dataset:
