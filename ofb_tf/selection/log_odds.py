@@ -83,9 +83,12 @@ def log_inclusion(
       float32 `[n, num_classes]`: log pi_k. For binary `[n, 1]`: log(pi_1 / pi_0), for the one
       logit of label 1.
     """
-    slope, intercept = line[0], line[1]
-    by_class = tf.cast(class_scores(record, task, num_outputs), tf.float64)
-    log_pi = tf.math.log(tf.minimum(slope * by_class + intercept, 1.0))
+    return offsets_of(class_scores(record, task, num_outputs), line, usable, task)
+
+
+def offsets_of(by_class: tf.Tensor, line: tf.Tensor, usable: tf.Tensor, task: str) -> tf.Tensor:
+    """The same from `class_scores`, where the line is known only later."""
+    log_pi = tf.math.log(tf.minimum(line[0] * tf.cast(by_class, tf.float64) + line[1], 1.0))
     if task == constants.BINARY:
         log_pi = log_pi[:, 1:] - log_pi[:, :1]
     return tf.where(usable[:, None], tf.cast(log_pi, tf.float32), 0.0)

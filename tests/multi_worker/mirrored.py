@@ -7,6 +7,7 @@ per comparison.
 import json
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import ofb_tf
@@ -45,13 +46,19 @@ def main() -> dict:
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    names = ("compare", "backward_rate", "steps_per_execution", "jit_compile")
+    names = ("compare", "log_odds", "backward_rate", "steps_per_execution", "jit_compile")
     return {name: run(name, strategy) for name in names}
+
+
+def with_offsets():
+    data = models.make_data()
+    return data | {"log_inclusion": np.random.default_rng(1).normal(size=(models.N, 4))}
 
 
 def run(what: str, strategy: tf.distribute.Strategy) -> dict:
     """Runs one comparison."""
-    if what == "compare":
+    if what in ("compare", "log_odds"):
+        elements = with_offsets() if what == "log_odds" else None
         one = build()
         with strategy.scope():
             two = build()
@@ -59,7 +66,7 @@ def run(what: str, strategy: tf.distribute.Strategy) -> dict:
             "replicas": strategy.num_replicas_in_sync,
             **{
                 name: {
-                    "history": fit(model),
+                    "history": fit(model, elements),
                     "weights": [w.tolist() for w in model.get_weights()],
                 }
                 for name, model in (("one", one), ("two", two))
