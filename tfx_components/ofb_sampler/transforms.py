@@ -259,7 +259,7 @@ def _class_scores(
 
 
 def _select(rows: Columns, inclusion: SplitInclusion, config: SamplerConfig) -> Iterator[Any]:
-    """Scored rows → (file index, (positions, weights or offsets)) of the selected, and statistics."""
+    """Scored rows → (file index, (positions, weights or offsets)) selected, and statistics."""
     key = hashing.fold_in(np.int64(config.seed), np.int64(config.epoch))
     p = inclusion.probabilities(rows[_SCORE], rows[_HAS_SCORE])
     weights = inclusion.weights(p)
