@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from ofb_tf.tables import format_table
@@ -129,7 +130,7 @@ _RECORDS_FLAGS = {
     "id_output": ("prediction_log: tensor of ids; empty for fingerprints.", "example_id"),
     "logits_output": ("prediction_log: tensor with the logits.", "logits"),
     "id_field": ("jsonl, csv: field with the id.", "example_id"),
-    "id_type": ("csv: type of the ids; int by default.", (None, "int", "string")),
+    "id_type": ("csv: type of the ids.", ("int", "string")),
     "logits_fields": ("jsonl, csv: a field with a list of logits, or one per logit.", ["logits"]),
     "loss_field": ("jsonl, csv: field with the loss.", str),
     "version_field": ("jsonl, csv: field with the model version.", "model_version"),
@@ -224,13 +225,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command.
+    """Runs a command with its arguments, by default those of the process.
 
-    Args:
-      argv: the command and its arguments; None takes the process's own.
-
-    Returns:
-      The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    The exit code is 0 if it is done, 1 if it failed, 2 for wrong usage, 130 if it was interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -298,25 +295,22 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
         "bytes per record": f"{found.bytes_per_instance:.2f}",
     }
     rows |= {f"model version {version}": n for version, n in found.model_versions.items()}
-    return _show(values, dataclasses.asdict(found), rows)
+    _show(values, dataclasses.asdict(found), rows.items())
+    return 0
 
 
 def _verify(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records import maintenance
 
     reports = maintenance.verify(patterns)
-    if values.json:
-        print(json.dumps([dataclasses.asdict(report) for report in reports]))
-    else:
-        rows = [("file", "blocks", "records", "state")]
-        for report in reports:
-            state = f"{len(report.damages)} damaged" if report.damages else "whole"
-            state += ", open" if report.is_open else ""
-            rows.append((report.path, f"{report.num_blocks:,}", f"{report.num_records:,}", state))
-        print(format_table(rows, header=False, numbers=False))
-        for damage in (damage for report in reports for damage in report.damages):
-            print(f"{damage.path} at byte {damage.offset}: {damage.reason}")
-    return 1 if any(report.damages for report in reports) else 0
+    rows: list[tuple] = [("file", "blocks", "records", "state")]
+    for report in reports:
+        state = f"{len(report.damages)} damaged" if report.damages else "whole"
+        state += ", open" if report.is_open else ""
+        rows.append((report.path, report.num_blocks, report.num_records, state))
+    damages = [dataclasses.astuple(damage) for report in reports for damage in report.damages]
+    _show(values, [dataclasses.asdict(report) for report in reports], rows, damages)
+    return 1 if damages else 0
 
 
 def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
@@ -347,7 +341,8 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
         "files removed": len(report.removed),
         "open files left alone": report.num_open_skipped,
     }
-    return _show(values, content, rows)
+    _show(values, content, rows.items())
+    return 0
 
 
 def _import(patterns: list[str], values: argparse.Namespace) -> int:
@@ -373,7 +368,7 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         num_outputs=values.num_outputs,
         secret_file=values.id_secret_file,
         compression=values.compression,
-        **({} if values.id_type is None else {"id_type": values.id_type}),
+        id_type=values.id_type,
     )
     rows = {
         "files read": report.num_files,
@@ -383,9 +378,7 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         "not finite": report.num_nonfinite,
         "log sampling rate": f"{report.sampling_rate:g}",
     }
-    _show(values, dataclasses.asdict(report), rows)
-    for path, offset, reason in () if values.json else report.bad_rows:
-        print(f"{path} at byte {offset}: {reason}")
+    _show(values, dataclasses.asdict(report), rows.items(), report.bad_rows)
     return 0
 
 
@@ -399,11 +392,15 @@ ACTIONS = {  # with the flags that they cannot do without
 }
 
 
-def _show(values: argparse.Namespace, content: Any, rows: dict[str, Any]) -> int:
-    texts = [(name, r if isinstance(r, str) else f"{r:,}") for name, r in rows.items()]
-    table = format_table(texts, header=False, numbers=False)
-    print(json.dumps(content) if values.json else table)
-    return 0
+def _show(values: argparse.Namespace, content: Any, rows: Iterable, faults: Iterable = ()) -> None:
+    """Prints content as JSON, or else rows as a table, and faults of (path, offset, reason)."""
+    if values.json:
+        print(json.dumps(content))
+        return
+    texts = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
+    print(format_table(texts, header=False, numbers=False))
+    for path, offset, reason in faults:
+        print(f"{path} at byte {offset}: {reason}")
 
 
 def _time(microseconds: int | None) -> str:

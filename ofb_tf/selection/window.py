@@ -143,68 +143,51 @@ def select(
         example_ids = hashing.fold_in(bits, tf.range(tf.cast(n, tf.int64)))
     key_of_window = hashing.window_key(example_ids, key)
 
-    def decide(places: tf.Tensor | None) -> tuple:
-        """Probabilities, weights and sort keys of the examples at these places, or of all."""
+    # The policy sees the examples with a usable record; the others get what `missing` says.
+    places = tf.where(scored.usable) if policy.needs_records else None
 
-        def take(values: tf.Tensor | None) -> tf.Tensor | None:
-            return values if values is None or places is None else tf.gather(values, places)
+    def take(values: tf.Tensor | None) -> tf.Tensor | None:
+        if values is None or places is None:
+            return values
+        return tf.gather(values, tf.squeeze(places, 1))
 
-        ids = take(example_ids)
-        following = state
-        num_scored = tf.cast(tf.size(ids), tf.float64)
-        window = Window(
-            example_ids=ids,
-            labels=take(labels),
-            logits=take(record.get(constants.LOGITS)),
-            losses=take(scored.losses),
-            scores=take(scored.scores),
-            key=hashing.fold_in(key_of_window, tf.constant(Stream.POLICY, tf.int64)),
-            rate=rate,
-        )
-        total = tf.cast(n, tf.float64)
-        left = budget(rate, missing, total, num_scored, getattr(policy, "uniform_mix", 0.0))
-        if following is not None:
-            following = stream_budget.remember(following, window.scores)
-            least = getattr(policy, "uniform_mix", 1.0) * rate
-            line = stream_budget.line(following, left, num_scored, least)
-            window = window._replace(line=line)
-        probabilities, weights, strata, line = _decide(policy, window, left, task)
-        if following is not None:
-            following = stream_budget.settle(following, left, probabilities)
-        line = line if estimator == constants.LOG_ODDS else None
-        return (probabilities, weights, strata), (line, following)
+    ids = take(example_ids)
+    window = Window(
+        example_ids=ids,
+        labels=take(labels),
+        logits=take(record.get(constants.LOGITS)),
+        losses=take(scored.losses),
+        scores=take(scored.scores),
+        key=hashing.fold_in(key_of_window, tf.constant(Stream.POLICY, tf.int64)),
+        rate=rate,
+    )
+    num_scored = tf.cast(tf.size(ids), tf.float64)
+    mix = getattr(policy, "uniform_mix", 0.0)
+    left = budget(rate, missing, tf.cast(n, tf.float64), num_scored, mix)
+    if state is not None:
+        state = stream_budget.remember(state, window.scores)
+        least = getattr(policy, "uniform_mix", 1.0) * rate
+        window = window._replace(line=stream_budget.line(state, left, num_scored, least))
+    probabilities, weights, strata, line = _decide(policy, window, left, task)
+    if state is not None:
+        state = stream_budget.settle(state, left, probabilities)
+    if places is not None:
 
-    def decide_scored() -> tuple:
-        """The same where some examples have no score: those get what `missing` says."""
-        places = tf.where(scored.usable)[:, 0]
-        # Weights of a policy's own: here too, what is always kept stands for itself alone.
-        weight = rate if missing == constants.MISSING_KEEP else 1.0
-        defaults = (missing_probability(rate, missing), weight, float("inf"))
-        of_scored, of_window = decide(places)
-        of_all = tuple(
-            value
-            if value is None
-            else tf.tensor_scatter_nd_update(
-                tf.fill(tf.shape(labels), tf.constant(default, value.dtype)), places[:, None], value
-            )
-            for value, default in zip(of_scored, defaults, strict=True)
-        )
-        return of_all, of_window
+        def place(values: tf.Tensor, default: float) -> tf.Tensor:
+            filled = tf.fill(tf.shape(labels), tf.constant(default, values.dtype))
+            return tf.tensor_scatter_nd_update(filled, places, values)
 
-    if policy.needs_records:
-        of_all, of_window = tf.cond(
-            tf.reduce_all(scored.usable), lambda: decide(None), decide_scored
-        )
-    else:
-        of_all, of_window = decide(None)
-    probabilities, weights, strata = of_all
-    line, state = of_window
+        probabilities = place(probabilities, missing_probability(rate, missing))
+        strata = place(strata, float("inf"))
+        if weights is not None:
+            # Here too, what is always kept stands for itself alone.
+            weights = place(weights, rate if missing == constants.MISSING_KEEP else 1.0)
 
     if policy.design == POISSON:
         indices = designs.poisson(probabilities, hashing.hash01(example_ids, key))
     else:
         ordered = designs.systematic(
-            probabilities, tf.argsort(strata, stable=True), hashing.uniform_start(key_of_window)
+            probabilities, designs.ascending_order(strata), hashing.uniform_start(key_of_window)
         )
         indices = tf.gather(ordered, designs.spread(tf.size(ordered), batch_size))
     log_inclusion = None
@@ -265,7 +248,7 @@ def select_count(
         strata = tf.where(scored.usable, strata, tf.constant(float("inf"), strata.dtype))
     probabilities = designs.capped_pps(probabilities, budget_of_batch)
     start = hashing.uniform_start(hashing.fold_in(key, tf.constant(Stream.STEP_START, tf.int64)))
-    indices = designs.systematic(probabilities, tf.argsort(strata, stable=True), start, count)
+    indices = designs.systematic(probabilities, designs.ascending_order(strata), start, count)
     if estimator == constants.LOG_ODDS:
         num_outputs = record[constants.LOGITS].shape[-1]
         return indices, _log_inclusion(

@@ -6,8 +6,8 @@ across iterator checkpoints.
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,78 +27,58 @@ _OLDEST = "oldest"
 Find = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-class RecordIndex(NamedTuple):
+class RecordIndex:
     """Finds records by id: a table of bucket offsets, then a binary search in the bucket.
 
     The records' ids are sorted; their leading bits (over the range of ids) give the bucket, and
-    a number of halving steps, enough for the fullest bucket, gives the row. Evenly spread ids
-    (hashes, counters) need few steps; clustered ones at most log2(n).
+    a fixed number of halving steps, enough for the fullest bucket, gives the row. The graph
+    holds no mutable state, so it works under the tf.data service and iterator checkpoints.
+    Evenly spread ids (hashes, counters) need few steps; clustered ones at most log2(n).
 
-    Attributes:
+    Args:
       example_ids: int64 `[n]`, ascending, unique, n at least 1.
-      offsets: int32 `[b]`: where the search starts in each bucket.
-      first: int64: the first id.
-      shift: uint64: how many low bits of an id's distance from the first do not enter its bucket.
-      steps: int32 `[s]` of the binary search: numbers, where the graph may depend on them, or a
-        tensor.
     """
 
-    example_ids: tf.Tensor
-    offsets: tf.Tensor
-    first: np.int64 | tf.Tensor
-    shift: np.uint64 | tf.Tensor
-    steps: list[int] | tf.Tensor
-
-    @classmethod
-    def of(cls, example_ids: tf.Tensor) -> "RecordIndex":
-        """The index of int64 ids `[n]`, ascending, unique, n at least 1."""
+    def __init__(self, example_ids: tf.Tensor) -> None:
         ids = np.asarray(example_ids)
+        self._ids = example_ids
         first, last = int(ids[0]), int(ids[-1])
         bucket_bits = int(np.ceil(np.log2(max(ids.size / _RECORDS_PER_BUCKET, 1.0))))
-        shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
-        num_buckets = ((last - first) >> shift) + 1
+        self._shift = min(max((last - first).bit_length() - bucket_bits, 0), 63)
+        num_buckets = ((last - first) >> self._shift) + 1
         starts = np.uint64(first % 2**64) + (
-            np.arange(num_buckets, dtype=np.uint64) << np.uint64(shift)
+            np.arange(num_buckets, dtype=np.uint64) << np.uint64(self._shift)
         )
         offsets = np.searchsorted(ids, starts.view(np.int64))
         fullest = int(np.max(np.diff(offsets, append=ids.size)))
         # The search starts one row before the bucket's first, so that a row it ends on is one
         # whose id it has read; and early enough that no step leads past the last row.
-        offsets = as_tensor(np.minimum(offsets - 1, ids.size - 1 - fullest).astype(np.int32))
-        del starts
+        offsets = np.minimum(offsets - 1, ids.size - 1 - fullest)
+        self._steps = _halving_steps(fullest)
+        self._offsets = as_tensor(offsets.astype(np.int32))
+        self._first, self._last_bucket = first, num_buckets - 1
+        del starts, offsets
         release_freed()
-        return cls(example_ids, offsets, ids[0], np.uint64(shift), _halving_steps(fullest))
 
     def find(self, example_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows of ids `[n]`: int32 `[n]`, 0 where there is none, and bool `[n]`: is there one?"""
         # As an unsigned number, an id below the first is far above the last: it looks in the last
         # bucket, as one above does, and is not found there.
-        distance = tf.bitcast(example_ids - self.first, tf.uint64)
+        distance = tf.bitcast(example_ids - self._first, tf.uint64)
         bucket = tf.minimum(
-            tf.bitwise.right_shift(distance, self.shift),
-            tf.cast(tf.size(self.offsets, tf.int64) - 1, tf.uint64),
+            tf.bitwise.right_shift(distance, tf.constant(self._shift, tf.uint64)),
+            tf.constant(self._last_bucket, tf.uint64),
         )
-        row = tf.gather(self.offsets, tf.bitcast(bucket, tf.int64))
-
+        row = tf.gather(self._offsets, tf.bitcast(bucket, tf.int64))
         # Steps forward for as long as the id there is not above the one sought. Ids are sorted
         # throughout, so no step needs the bucket's end as a bound.
-        def move(row: tf.Tensor, nearest: tf.Tensor | None, step: int | tf.Tensor) -> tuple:
+        nearest = None
+        for step in self._steps:
             ahead = row + step
-            there = tf.gather(self.example_ids, ahead)
+            there = tf.gather(self._ids, ahead)
             forward = there <= example_ids
+            row = tf.where(forward, ahead, row)
             nearest = there if nearest is None else tf.where(forward, there, nearest)
-            return tf.where(forward, ahead, row), nearest
-
-        if tf.is_tensor(self.steps):
-            _, row, nearest = tf.while_loop(
-                lambda i, row, nearest: i < tf.size(self.steps),
-                lambda i, row, nearest: (i + 1, *move(row, nearest, self.steps[i])),
-                (1, *move(row, None, self.steps[0])),
-            )
-        else:
-            nearest = None
-            for step in self.steps:
-                row, nearest = move(row, nearest, step)
         found = nearest == example_ids
         return tf.where(found, row, 0), found
 
@@ -145,23 +125,28 @@ class RecordLookup:
         self._version_table = version_table
         self._oldest = oldest
 
-    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+    def fields(
+        self, example_ids: tf.Tensor, leave_out: Collection[str] = ()
+    ) -> dict[str, tf.Tensor]:
         """The fields of the records of these ids, by name, each leading with their number.
 
-        Where `has_record` is false, floats are not-a-number and integers -1.
+        Where `has_record` is false, floats are not-a-number and integers -1. The fields in
+        `leave_out` are not looked up.
         """
         row, found = self._find(example_ids)
         if self._oldest is not None:
             found &= tf.gather(self._columns[constants.TIMESTAMP], row) >= self._oldest
         fields = {constants.HAS_RECORD: found}
         for name, column in self._columns.items():
+            if name in leave_out:
+                continue
             if column.shape.rank == 0:
                 fields[name] = tf.fill(tf.shape(row), column)
                 continue
             values = tf.gather(column, row)
             if name == constants.MODEL_VERSION and self._version_table is not None:
                 values = tf.gather(self._version_table, tf.cast(values, tf.int32))
-            mask = found[:, None] if values.shape.rank == 2 else found
+            mask = tf.expand_dims(found, 1) if values.shape.rank == 2 else found
             nothing = float("nan") if values.dtype.is_floating else -1
             fields[name] = tf.where(mask, values, tf.constant(nothing, values.dtype))
         return fields
@@ -190,15 +175,15 @@ def load_records(
 
 def lookup_in_memory(records: ForwardRecords, oldest: int | None) -> RecordLookup:
     """A lookup in records that are in memory, which the graph captures."""
-    find = RecordIndex.of(records.example_ids).find
+    find = RecordIndex(records.example_ids).find
     return RecordLookup(find, _columns(records), records.version_table, oldest)
 
 
 class UpdatableRecords:
     """Records in memory that can be replaced while iterators read them.
 
-    All of it, columns and index, is one variable that holds a variant: an update is seen as a
-    whole or not at all, and nothing is copied. An iterator's checkpoint does not hold it.
+    All columns are one variable that holds a variant: an update is seen as a whole or not at all,
+    and nothing is copied. An iterator's checkpoint does not hold it.
 
     Args:
       records: the first records.
@@ -246,27 +231,28 @@ class UpdatableRecords:
         self._variable.assign(self._pack(parts))
         release_freed()
 
-    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+    def fields(
+        self, example_ids: tf.Tensor, leave_out: Collection[str] = ()
+    ) -> dict[str, tf.Tensor]:
         """As `RecordLookup.fields`, of the records at the time the graph runs."""
         values = tf.raw_ops.OptionalGetValue(
             optional=self._variable.read_value(),
             output_types=[spec.dtype for spec in self._specs.values()],
             output_shapes=[spec.shape for spec in self._specs.values()],
         )
-        parts = dict(zip(self._specs, values, strict=True))
-        index = RecordIndex(*(parts.pop(name) for name in RecordIndex._fields))
-        versions, oldest = parts.pop(_VERSION_TABLE), parts.pop(_OLDEST, None)
-        return RecordLookup(index.find, parts, versions, oldest).fields(example_ids)
+        columns = dict(zip(self._specs, values, strict=True))
+        versions, oldest = columns.pop(_VERSION_TABLE), columns.pop(_OLDEST, None)
+        find = search(columns.pop(constants.EXAMPLE_ID))
+        return RecordLookup(find, columns, versions, oldest).fields(example_ids, leave_out)
 
     def _parts(self, records: ForwardRecords, oldest: int | None) -> dict[str, tf.Tensor]:
-        index = RecordIndex.of(records.example_ids)._asdict()
-        index["steps"] = np.asarray(index["steps"], np.int32)
-        parts = _columns(records) | index | {_VERSION_TABLE: records.version_table}
-        # In memory the dtype of the indices depends on the number of versions.
-        parts[constants.MODEL_VERSION] = tf.cast(parts[constants.MODEL_VERSION], tf.int32)
-        if oldest is not None:
-            parts[_OLDEST] = np.int64(oldest)
-        return {name: tf.convert_to_tensor(part) for name, part in parts.items()}
+        parts = _columns(records) | {
+            constants.EXAMPLE_ID: records.example_ids,
+            # In memory the dtype of the indices depends on the number of versions.
+            constants.MODEL_VERSION: tf.cast(records.version_indices, tf.int32),
+            _VERSION_TABLE: records.version_table,
+        }
+        return parts if oldest is None else parts | {_OLDEST: tf.constant(oldest, tf.int64)}
 
     def _pack(self, parts: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf.device("CPU:0"):

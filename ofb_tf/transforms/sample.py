@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
@@ -348,7 +349,7 @@ class OFBSampler:
                 f"{STAGE}: the records are partitioned, so the examples must be too: call "
                 "sampler.partitions(examples), where examples(k) is the dataset of partition k."
             )
-        return self._sampled(dataset, self._select_windows(dataset, self._gather))
+        return self._sampled(self._select_windows(dataset, self._gather))
 
     def partitions(self, examples: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
         """The sampled dataset, where neither records nor examples fit into memory.
@@ -392,8 +393,7 @@ class OFBSampler:
                 f"{STAGE}: partitions() needs records=PartitionedRecords(directory). "
                 f"Received: {type(self._records).__name__}"
             )
-        one = examples(tf.constant(0, tf.int64))
-        return self._sampled(one, self._select_partitions(examples, self._gather))
+        return self._sampled(self._select_partitions(examples, self._gather))
 
     def statistics(
         self, examples: tf.data.Dataset | Callable[[tf.Tensor], tf.data.Dataset]
@@ -445,49 +445,44 @@ class OFBSampler:
         if kind not in self._functions:
             select = self._selector(dataset.element_spec, self._lookup, then)
             self._functions[kind] = tf.function(select, autograph=False)
-        keyed = tf.data.Dataset.zip(self._batch(dataset), self._keys())
-        return self._map_windows(keyed, self._functions[kind], self._is_numbered(dataset))
+        return self._map_windows(dataset, self._epochs(), self._functions[kind])
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
         """The same, partition by partition, each with its records."""
         assert isinstance(self._records, PartitionedRecords)
         records = self._records
-        is_numbered = self._is_numbered(examples(tf.constant(0, tf.int64)))
 
-        def in_partition(partition: tf.Tensor, key: tf.Tensor) -> tf.data.Dataset:
+        def in_partition(partition: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
             dataset = examples(partition)
 
             def with_records(columns: dict[str, tf.Tensor]) -> tf.data.Dataset:
                 lookup = lookup_in_columns(columns, self._oldest)
                 select = self._selector(dataset.element_spec, lookup, then)
-                keyed = self._batch(dataset).map(lambda *batch: (_element(batch), key))
-                return self._map_windows(keyed, select, is_numbered)
+                epochs = tf.data.Dataset.from_tensors(epoch).repeat()
+                return self._map_windows(dataset, epochs, select)
 
             return records.dataset(partition).flat_map(with_records)
 
-        numbers = tf.data.Dataset.range(records.num_partitions)
-        return tf.data.Dataset.zip(numbers, self._keys()).flat_map(in_partition)
+        partitions = tf.data.Dataset.range(records.num_partitions)
+        return tf.data.Dataset.zip(partitions, self._epochs()).flat_map(in_partition)
 
     def _map_windows(
-        self, keyed: tf.data.Dataset, select: Callable, is_numbered: bool
+        self, dataset: tf.data.Dataset, epochs: tf.data.Dataset, select: Callable
     ) -> tf.data.Dataset:
-        if is_numbered:
-            keyed = tf.data.Dataset.zip(keyed, tf.data.Dataset.counter(dtype=tf.int64)).map(
-                lambda pair, number: (pair[0], hashing.fold_in(pair[1], number))
-            )
+        parts = [self._batch(dataset), epochs]
+        if not self._resolve(dataset.element_spec)[0].has_id() or _repeats(dataset):
+            # Ids alone would repeat the draws of a window, so its number enters them too.
+            parts.append(tf.data.Dataset.counter(dtype=tf.int64))
+        windows = tf.data.Dataset.zip(*parts)
         config = self._config
         if config.budget == constants.BUDGET_STREAM and config.policy.needs_records:
 
             @tf.autograph.experimental.do_not_convert
-            def follow(state: stream_budget.StreamState, pair: tuple) -> tuple:
-                return select(*pair, state=state)
+            def follow(state: stream_budget.StreamState, parts: tuple) -> tuple:
+                return select(*parts, state=state)
 
-            return keyed.scan(stream_budget.initial_state(), follow)
-        return keyed.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-    def _is_numbered(self, dataset: tf.data.Dataset) -> bool:
-        """Whether a window's number must enter its draws, because ids alone would repeat them."""
-        return not self._resolve(dataset.element_spec)[0].has_id() or _repeats(dataset)
+            return windows.scan(stream_budget.initial_state(), follow)
+        return windows.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         size = self._config.window_size
@@ -501,46 +496,41 @@ class OFBSampler:
         # In two steps, single examples are copied while they are in the processor's cache.
         return dataset.batch(_BATCH_SIZE).rebatch(size)
 
-    def _keys(self) -> tf.data.Dataset:
-        """The key of all draws of a pass, int64, from the seed and an epoch; without end.
+    def _epochs(self) -> tf.data.Dataset:
+        """One int64 draw per pass, repeated without end.
 
         It is zipped to windows, whose source stays what the tf.data service's dynamic sharding
         splits: a flat_map over epochs would give every worker all windows.
         """
-        config = self._config
-        # One draw per pass, which survives a checkpoint. Its source is endless also where nothing
-        # is redrawn, so that under dynamic sharding no worker is left without an epoch.
-        epochs = _draws(config.seed).take(1)
-
-        def repeated(epoch: tf.Tensor) -> tf.data.Dataset:
-            epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
-            key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
-            return tf.data.Dataset.from_tensors(key).repeat()
-
-        return epochs.flat_map(repeated)
+        # The draw survives a checkpoint. Its source is endless also where nothing is redrawn, so
+        # that under dynamic sharding no worker is left without an epoch.
+        return _draws(self._config.seed).take(1).flat_map(_repeated)
 
     def _selector(
         self, spec: Any, lookup: RecordLookup | UpdatableRecords | None, then: Callable
     ) -> Callable:
-        """The function of one window and its key; raises where the elements do not fit.
+        """The function of one window, its epoch and number; raises if the elements do not fit.
 
         With the state of `budget="stream"`, it returns the state that follows as well.
         """
         config = self._config
         elements, task = self._resolve(spec)
-        num_outputs = config.num_outputs
-        if self._records is not None:
-            num_outputs = self._records.num_outputs
+        leave_out = () if config.keep_record else (constants.MODEL_VERSION, constants.TIMESTAMP)
+        num_outputs = self._records.num_outputs if self._records else config.num_outputs
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
-        def select(batch: Any, key: tf.Tensor, state: Any = None) -> Any:
+        def select(batch: Any, epoch: tf.Tensor, *number: tf.Tensor, state: Any = None) -> Any:
+            epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
+            key = hashing.fold_in(np.int64(config.seed), epoch)
+            for numbered in number:
+                key = hashing.fold_in(key, numbered)
             keys = elements.keys(batch)
             example_ids = None
             if elements.id_key in keys:
                 example_ids = hashing.to_int64(keys[elements.id_key])
             if lookup is not None:
-                record = lookup.fields(example_ids)
+                record = lookup.fields(example_ids, leave_out)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
             labels = keys[elements.label_key]
@@ -580,8 +570,11 @@ class OFBSampler:
         selection: window.Selection,
         key: tf.Tensor,
         task: str,
-    ) -> tuple[Any, dict[str, tf.Tensor]]:
-        """What was selected of a window, and its weights (and flags and record fields)."""
+    ) -> Any:
+        """What was selected of a window with its weights (and flags and record fields).
+
+        They are apart, `(batch, extras)`, where what was selected is still to be decoded.
+        """
         config, indices = self._config, selection.indices
         if config.missing == constants.MISSING_ERROR:
             with tf.control_dependencies([assert_joined(selection.usable, selection.example_ids)]):
@@ -595,7 +588,10 @@ class OFBSampler:
         if config.keep_record:
             record = {constants.HAS_RECORD: selection.usable} | record
             extras |= {name: tf.gather(value, indices) for name, value in record.items()}
-        return tf.nest.map_structure(lambda part: tf.gather(part, indices), batch), extras
+        selected = tf.nest.map_structure(lambda part: tf.gather(part, indices), batch)
+        if config.parse_fn or config.decode_fn:
+            return selected, extras
+        return attach(STAGE, selected, extras, self._drop())
 
     def _count(
         self,
@@ -608,11 +604,12 @@ class OFBSampler:
     ) -> dict[str, tf.Tensor]:
         return statistics.count(record, labels, selection, task)
 
-    def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
-        elements, _ = self._resolve(dataset.element_spec)
+    def _drop(self) -> tuple[str, ...]:
         # Fields that the join made are only in extras; those that came with the element go.
-        drop = constants.RECORD_FIELDS if self._records is None and not elements.serialized else ()
-        sampled = _leave(selected, self._config, drop)
+        return () if self._records else constants.RECORD_FIELDS
+
+    def _sampled(self, selected: tf.data.Dataset) -> tf.data.Dataset:
+        sampled = _leave(selected, self._config, self._drop())
         if self._config.updatable:
             # A checkpoint of an iterator leaves the variable with the records out.
             options = tf.data.Options()
@@ -640,6 +637,11 @@ def _draws(seed: int) -> tf.data.Dataset:
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
 
 
+@tf.autograph.experimental.do_not_convert
+def _repeated(value: tf.Tensor) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensors(value).repeat()
+
+
 def _repeats(dataset: tf.data.Dataset) -> bool:
     """Whether examples may come more than once: the dataset is infinite or repeats upstream."""
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
@@ -653,11 +655,6 @@ def _repeats(dataset: tf.data.Dataset) -> bool:
     return False
 
 
-def _element(parts: tuple) -> Any:
-    # Dataset.map unpacks tuples into arguments; everything else arrives as one.
-    return parts[0] if len(parts) == 1 else parts
-
-
 def _leave(
     selected: tf.data.Dataset, config: SamplingConfig, drop: tuple[str, ...]
 ) -> tf.data.Dataset:
@@ -667,23 +664,26 @@ def _leave(
     if rebatch:
         selected = selected.rebatch(config.batch_size, drop_remainder=config.drop_remainder)
 
-    def decode_batch(batch: Any, extras: dict) -> Any:
-        parsed = config.parse_fn(batch) if config.parse_fn else batch
-        return (parsed, extras) if config.decode_fn else attach(STAGE, parsed, extras, drop)
+    @tf.autograph.experimental.do_not_convert
+    def parse(batch: Any, extras: dict) -> Any:
+        parsed = config.parse_fn(batch)
+        return (parsed, extras) if config.decode_fn else attach(STAGE, parsed, extras)
 
-    def decode_one(element: Any, extras: dict) -> Any:
-        decoded = config.decode_fn(element) if config.decode_fn else element
-        return attach(STAGE, decoded, extras, drop)
+    def decode(element: Any, extras: dict) -> Any:
+        # A serialized example had no fields before it was parsed: what it has now is its own.
+        parsed = config.parse_fn or tf.is_tensor(element)
+        return attach(STAGE, config.decode_fn(element), extras, () if parsed else drop)
 
-    decoded = selected.map(decode_batch, num_parallel_calls=parallel, deterministic=True)
+    if config.parse_fn is not None:
+        selected = selected.map(parse, num_parallel_calls=parallel, deterministic=True)
     if rebatch:
-        return decoded
-    decoded = decoded.unbatch()
+        return selected
+    selected = selected.unbatch()
     if config.decode_fn is not None:
-        decoded = decoded.map(decode_one, num_parallel_calls=parallel, deterministic=True)
+        selected = selected.map(decode, num_parallel_calls=parallel, deterministic=True)
     if config.batch_size is not None:
-        decoded = decoded.batch(config.batch_size, drop_remainder=config.drop_remainder)
-    return decoded
+        selected = selected.batch(config.batch_size, drop_remainder=config.drop_remainder)
+    return selected
 
 
 def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:

@@ -26,7 +26,7 @@ any_id = st.one_of(
 @given(st.sets(any_id, min_size=1, max_size=200), st.lists(any_id, max_size=60))
 def test_find_equals_a_dict(stored, others):
     ids = np.array(sorted(stored), np.int64)
-    index = RecordIndex.of(tf.constant(ids))
+    index = RecordIndex(tf.constant(ids))
     queries = np.array([*others, *ids[::3]], np.int64)
     row, found = (t.numpy() for t in index.find(tf.constant(queries)))
     place = {value: i for i, value in enumerate(ids.tolist())}
@@ -47,7 +47,7 @@ def test_find_equals_a_dict(stored, others):
 )
 def test_find_in_even_and_clustered_ids(ids):
     ids = np.unique(ids).astype(np.int64)
-    index = RecordIndex.of(tf.constant(ids))
+    index = RecordIndex(tf.constant(ids))
     row, found = index.find(tf.constant(ids))
     assert found.numpy().all()
     np.testing.assert_array_equal(row, np.arange(len(ids)))
