@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants
+from ofb_tf.checks import check_choice
 from ofb_tf.selection import Policy, get_policy, scores, window
 from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.selection.policy import SYSTEMATIC
@@ -131,10 +132,7 @@ class OFBModel(keras.Model):
             raise ValueError(f"backward_rate must be in (0, 1) or None. Received: {backward_rate}")
         if task is not None and task not in constants.TASKS:
             raise ValueError(f"task must be one of {constants.TASKS} or None. Received: {task!r}")
-        if estimator not in constants.ESTIMATORS:
-            raise ValueError(
-                f"estimator must be one of {constants.ESTIMATORS}. Received: {estimator!r}"
-            )
+        check_choice("estimator", estimator, constants.ESTIMATORS)
         policy = get_policy(selection_policy)
         if estimator == constants.LOG_ODDS:
             check_log_odds(policy, task)

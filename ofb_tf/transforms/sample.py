@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords, PartitionedRecords
 from ofb_tf.selection import Policy, get_policy, stream_budget, window
 from ofb_tf.selection.log_odds import check_log_odds
@@ -227,11 +228,8 @@ class SamplingConfig:
             raise ValueError(
                 f"missing must be one of {constants.MISSING}. Received: {self.missing!r}"
             )
-        for name, known in (("estimator", constants.ESTIMATORS), ("budget", constants.BUDGETS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {known}. Received: {getattr(self, name)!r}"
-                )
+        check_choice("estimator", self.estimator, constants.ESTIMATORS)
+        check_choice("budget", self.budget, constants.BUDGETS)
         mix = getattr(self.policy, "uniform_mix", 1.0)
         if self.estimator == constants.LOG_ODDS:
             check_log_odds(self.policy, self.task)

@@ -15,9 +15,9 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
-from ofb_tf.records.checks import check_choice
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords
 from ofb_tf.records.partitioned import partition_path
 from ofb_tf.selection import Importance, Policy, Uniform, log_odds, window

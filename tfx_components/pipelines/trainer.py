@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from ofb_tf.records.checks import check_choice
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.utils import io_utils
 
 import ofb_tf
 from ofb_tf import constants, serving
+from ofb_tf.checks import check_choice
 from tfx_components.component_utils import check_ranges
 from tfx_components.pipelines import features
 
