@@ -191,6 +191,8 @@ _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, ty
     "outliers": ("outlier fractions", "outliers", _floats),
     "missing_records": ("fractions of the records to lose", "missing_records", _floats),
     "selective_betas": ("powers of selective_backprop", "selective_beta", _floats),
+    "estimators": ("estimators of importance: weights, log_odds", "estimator", _list),
+    "budgets": ("budgets of importance: window, stream", "budget", _list),
     "refresh_intervals": ("windows per snapshot (0: once a pass)", "refresh_interval", _integers),
 }
 _COMPARE_FLAGS = {

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ofb_tf import constants
 from ofb_tf.selection import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
 
 UNIFORM = "uniform"
@@ -63,6 +64,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "positive_rate": ("in (0, 1)", lambda value: 0 < value < 1),
     "uniform_mix": ("in [0, 1]", lambda value: 0 <= value <= 1),
     "selective_beta": ("finite and at least 0", lambda value: 0 <= value < float("inf")),
+    "estimator": (f"one of {constants.ESTIMATORS}", lambda value: value in constants.ESTIMATORS),
+    "budget": (f"one of {constants.BUDGETS}", lambda value: value in constants.BUDGETS),
 }
 
 
@@ -96,6 +99,8 @@ class SimulationConfig:
     uniform_mix: float = Importance().uniform_mix
     selective_beta: float | None = None  # `beta` of `SelectiveBackprop`; None for its default
     model: str = SMALL  # or DEEP
+    estimator: str = constants.WEIGHTS  # of "importance"; see `ofb_sample`
+    budget: str = constants.BUDGET_WINDOW  # likewise
 
     def __post_init__(self) -> None:
         if not self.dataset or not isinstance(self.dataset, str):
@@ -175,7 +180,8 @@ class Trial:
             defaults |= {"rate": 1.0, "steps_per_window": 1}
             defaults["window_size"] = self.config.whole_batch_size
         if self.policy != IMPORTANCE:
-            defaults["uniform_mix"] = SimulationConfig.uniform_mix
+            for field in ("uniform_mix", "estimator", "budget"):
+                defaults[field] = getattr(SimulationConfig, field)
         if self.policy != SELECTIVE_BACKPROP:
             defaults["selective_beta"] = SimulationConfig.selective_beta
         if self.config.dataset != CLICK_STREAM:
@@ -218,6 +224,10 @@ class Comparison:
             parts.append(f"window {config.window_size} in {config.steps_per_window} steps")
         if config.uniform_mix != SimulationConfig.uniform_mix:
             parts.append(f"uniform mix {config.uniform_mix:g}")
+        if config.estimator != SimulationConfig.estimator:
+            parts.append("log-odds correction")
+        if config.budget != SimulationConfig.budget:
+            parts.append("budget of the stream")
         if config.selective_beta is not None:
             parts.append(f"selective_backprop with beta {config.selective_beta:g}")
         if config.refresh_interval == ONCE_A_PASS:

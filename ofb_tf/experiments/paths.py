@@ -22,14 +22,22 @@ from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload
 from ofb_tf.records import ForwardRecordWriter
-from ofb_tf.selection import window
+from ofb_tf.selection import stream_budget, window
 from ofb_tf.training.model import OFBModel
 from ofb_tf.transforms.sample import OFBSampler, ofb_sample
 
 _FORWARD_BATCH = 4096
 _REQUEST_SIZE = 1024
 _SEED_STRIDE = 1_000_003  # of the seeds of selection: every pass of a trial has its own
-_SELECTION_FIELDS = ("rate", "window_size", "steps_per_window", "uniform_mix", "selective_beta")
+_SELECTION_FIELDS = (
+    "rate",
+    "window_size",
+    "steps_per_window",
+    "uniform_mix",
+    "selective_beta",
+    "estimator",
+    "budget",
+)
 
 Examples = dict[str, tf.Tensor]
 
@@ -143,6 +151,9 @@ class ThroughFiles(RecordPath):
                 window_size=self.config.window_size,
                 batch_size=self.batch_size,
                 seed=self.selection_seed(number),
+                num_outputs=self.workload.num_outputs,
+                estimator=self.config.estimator,
+                budget=self.config.budget,
                 redraw_each_iteration=False,
             )
             self._selected = self._stream().apply(self._sampler)
@@ -200,17 +211,21 @@ class InMemory(RecordPath):
 
     def train(self) -> None:
         """Trains on the selected rows; see `RecordPath.train`."""
-        rows, weights = self._selected()
+        rows, weights, offsets = self._selected()
         self.model.importance_weight_statistics.reset_state()  # as `fit` does
-        self.compiled.train(self._examples, rows, weights, self.batch_size)
+        self.compiled.train(self._examples, rows, weights, offsets, self.batch_size)
 
-    def _selected(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""
+    def _selected(self) -> tuple[np.ndarray, ...]:
+        """Rows in the order of training, int32 `[m]`, their weights, float32 `[m]`, and offsets.
+
+        Offsets are float32 `[m, num_outputs]`, 0 with the estimator "weights".
+        """
         examples = self._examples
         ids, labels = examples[constants.EXAMPLE_ID].numpy(), examples[constants.LABEL].numpy()
-        if self.is_everything:
-            return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
         num_outputs, size = self.workload.num_outputs, self.config.window_size
+        if self.is_everything:
+            offsets = np.zeros([len(ids), num_outputs], np.float32)
+            return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32), offsets
         logits = self.records
         if logits is None:
             logits = np.zeros([len(ids), num_outputs], np.float32)
@@ -221,24 +236,35 @@ class InMemory(RecordPath):
         arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
         # The key of `ofb_sample(seed=..., redraw_each_iteration=False)`: with epoch 0 folded in.
         key = hashing.fold_in(np.int64(self.selection_seed(self._number)), np.int64(0))
-        rows, weights = [], []
+        state = stream_budget.initial_state()
+        parts = []
         for start in range(0, len(ids), size):
-            indices, importance = select(*(a[start : start + size] for a in arrays), key)
-            rows.append(indices.numpy() + np.int32(start))
-            weights.append(importance.numpy())
-        return np.concatenate(rows), np.concatenate(weights)
+            window_arrays = (a[start : start + size] for a in arrays)
+            indices, importance, offsets, state = select(*window_arrays, key, state)
+            rows = indices.numpy() + np.int32(start)
+            parts.append((rows, importance.numpy(), offsets.numpy()))
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 @functools.cache
 def _traced_selection(
     config: configs.SimulationConfig, policy: str, task: str, num_outputs: int, label_dtype: str
 ) -> Callable:
-    """The selection from one window as a function, traced once: indices and weights."""
+    """The selection from one window as a function, traced once.
+
+    Returns indices, weights, offsets and the state of `budget="stream"`.
+    """
     chosen = config.make_policy(policy)
+    follows = config.budget == constants.BUDGET_STREAM and chosen.needs_records
 
     def select(
-        ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        ids: tf.Tensor,
+        labels: tf.Tensor,
+        logits: tf.Tensor,
+        has_record: tf.Tensor,
+        key: tf.Tensor,
+        state: stream_budget.StreamState,
+    ) -> tuple:
         record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
         sample = window.select(
             chosen,
@@ -250,12 +276,22 @@ def _traced_selection(
             record=record if chosen.needs_records else {},
             key=key,
             batch_size=config.batch_size,
+            estimator=config.estimator,
+            num_outputs=num_outputs,
+            state=state if follows else None,
         )
-        return sample.indices, sample.weights
+        offsets = sample.log_inclusion
+        if offsets is None:
+            offsets = tf.zeros([tf.size(sample.indices), num_outputs])
+        return sample.indices, sample.weights, offsets, sample.state if follows else state
 
     shapes: Any = ([None], [None], [None, num_outputs], [None], [])
     dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
-    return tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
+    state = tf.nest.map_structure(
+        lambda part: tf.TensorSpec(part.shape, part.dtype), stream_budget.initial_state()
+    )
+    specs = [*map(tf.TensorSpec, shapes, dtypes), state]
+    return tf.function(select, specs, autograph=False)
 
 
 def export_snapshot(model: keras.Model, directory: str) -> None:
@@ -282,13 +318,15 @@ class CompiledModel:
         self.model = OFBModel(*workload.build())
         self.model.compile(keras.optimizers.Adam(), workload.loss, jit_compile=False)
         self._inputs = _input_specs(self.model)
+        self._is_classifier = workload.task != constants.REGRESSION
         label = tf.TensorSpec([None], workload.test[constants.LABEL].dtype)
         fields = self._inputs | {constants.LABEL: label}
         self._forward = tf.function(
             lambda inputs: self.model(inputs, training=False), [self._inputs], autograph=False
         )
         rows, weights = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32)
-        specs = [fields, rows, weights, tf.TensorSpec([], tf.int32)]
+        offsets = tf.TensorSpec([None, workload.num_outputs], tf.float32)
+        specs = [fields, rows, weights, offsets, tf.TensorSpec([], tf.int32)]
         self._train = tf.function(self._train_in_batches, specs, autograph=False)
         one = {name: tf.ones([1, *s.shape[1:]], s.dtype) for name, s in fields.items()}
         # Keras makes its variables in this step, which it may not do inside a loop.
@@ -314,19 +352,35 @@ class CompiledModel:
         return np.concatenate([part.numpy() for part in parts])
 
     def train(
-        self, fields: Examples, rows: np.ndarray, weights: np.ndarray, batch_size: int
+        self,
+        fields: Examples,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        offsets: np.ndarray,
+        batch_size: int,
     ) -> None:
-        """A step for each batch of rows (int32 `[m]`, weights float32 `[m]`); the last is short."""
+        """A step for each batch of rows (int32 `[m]`); the last is short.
+
+        Weights are float32 `[m]`, offsets float32 `[m, num_outputs]`.
+        """
         used = {name: fields[name] for name in (*self._inputs, constants.LABEL)}
-        self._train(used, tf.constant(rows), tf.constant(weights), tf.constant(batch_size))
+        arrays = (rows, weights, offsets, batch_size)
+        self._train(used, *map(tf.constant, arrays))
 
     def _train_in_batches(
-        self, fields: Examples, rows: tf.Tensor, weights: tf.Tensor, batch_size: tf.Tensor
+        self,
+        fields: Examples,
+        rows: tf.Tensor,
+        weights: tf.Tensor,
+        offsets: tf.Tensor,
+        batch_size: tf.Tensor,
     ) -> None:
         def step(start: tf.Tensor) -> list[tf.Tensor]:
             batch = rows[start : start + batch_size]
             gathered = {name: tf.gather(values, batch) for name, values in fields.items()}
             gathered[constants.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
+            if self._is_classifier:
+                gathered[constants.LOG_INCLUSION] = offsets[start : start + batch_size]
             self.model.train_step(gathered)
             return [start + batch_size]
 

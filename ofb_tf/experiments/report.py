@@ -21,6 +21,7 @@ from ofb_tf.experiments import summary
 _SETTINGS = (
     "dataset", "positive_rate", "rate", "window_size", "refresh_interval", "passes", "label_noise",
     "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta", "model",
+    "estimator", "budget",
 )  # fmt: skip
 _MEASURED = (
     "mean", "standard_error", "gap_closure", "gap_closure_standard_error", "calibration",

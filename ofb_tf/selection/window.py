@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.hashing import Stream
-from ofb_tf.selection import designs, scores
+from ofb_tf.selection import designs, log_odds, scores, stream_budget
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, POISSON, Inclusion, Policy, Window
 
 # Where kept examples without a record use up the budget, the others keep this share of the rate.
@@ -42,6 +42,8 @@ class Selection(NamedTuple):
       usable: bool `[n]`: which examples had a usable record.
       probabilities: float64 `[n]`: inclusion probabilities.
       example_ids: int64 `[n]`: as given, or made from content and place.
+      log_inclusion: float32 `[m, k]` of the selected, see `log_odds`; None with weights.
+      state: what the next window needs under `budget="stream"`; None under "window".
     """
 
     indices: tf.Tensor
@@ -49,6 +51,8 @@ class Selection(NamedTuple):
     usable: tf.Tensor
     probabilities: tf.Tensor
     example_ids: tf.Tensor
+    log_inclusion: tf.Tensor | None = None
+    state: stream_budget.StreamState | None = None
 
 
 def score(
@@ -107,6 +111,9 @@ def select(
     record: dict[str, tf.Tensor],
     key: tf.Tensor,
     batch_size: int | None,
+    estimator: str = constants.WEIGHTS,
+    num_outputs: int | None = None,
+    state: stream_budget.StreamState | None = None,
 ) -> Selection:
     """Selects about `rate` of a window.
 
@@ -121,6 +128,10 @@ def select(
       record: as for `score`; empty for a policy that needs no records.
       key: int64 scalar made from the seed and the epoch.
       batch_size: size of the batches in which the selection will leave, or None.
+      estimator: "weights", or "log_odds" for `log_inclusion` and weights of 1.
+      num_outputs: for "log_odds": outputs of a record, which its top-k form does not show; None
+        for one where there are no records.
+      state: what the window before left, for `budget="stream"`; None for "window".
 
     Returns:
       A `Selection`.
@@ -153,7 +164,13 @@ def select(
     num_scored = tf.cast(tf.size(ids), tf.float64)
     mix = getattr(policy, "uniform_mix", 0.0)
     left = budget(rate, missing, tf.cast(n, tf.float64), num_scored, mix)
-    probabilities, weights, strata = _decide(policy, window, left, task)
+    if state is not None:
+        state = stream_budget.remember(state, window.scores)
+        least = getattr(policy, "uniform_mix", 1.0) * rate
+        window = window._replace(line=stream_budget.line(state, left, num_scored, least))
+    probabilities, weights, strata, line = _decide(policy, window, left, task)
+    if state is not None:
+        state = stream_budget.settle(state, left, probabilities)
     if places is not None:
 
         def place(values: tf.Tensor, default: float) -> tf.Tensor:
@@ -173,8 +190,16 @@ def select(
             probabilities, designs.ascending_order(strata), hashing.uniform_start(key_of_window)
         )
         indices = tf.gather(ordered, designs.spread(tf.size(ordered), batch_size))
+    log_inclusion = None
+    if estimator == constants.LOG_ODDS:
+        log_inclusion = _log_inclusion(
+            policy, line, record, scored.usable, indices, task, num_outputs
+        )
+        weights = tf.ones(tf.shape(labels), tf.float32)
     weights = _weights(weights, rate, probabilities, indices)
-    return Selection(indices, weights, scored.usable, probabilities, example_ids)
+    return Selection(
+        indices, weights, scored.usable, probabilities, example_ids, log_inclusion, state
+    )
 
 
 def select_count(
@@ -184,6 +209,7 @@ def select_count(
     labels: tf.Tensor,
     record: dict[str, tf.Tensor],
     key: tf.Tensor,
+    estimator: str = constants.WEIGHTS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Selects exactly `count` of n examples by systematic sampling; shapes are static for XLA.
 
@@ -197,9 +223,11 @@ def select_count(
       labels: `[n]`.
       record: as for `score`.
       key: int64 scalar: the draw is a function of it.
+      estimator: "weights" or "log_odds".
 
     Returns:
       int32 `[count]` indices, and float32 `[count]` weights: (count / n) / p, or the policy's own.
+      With "log_odds", float32 `[count, k]` `log_inclusion` instead of weights.
     """
     n = tf.size(labels)
     budget_of_batch = tf.cast(count, tf.float64)
@@ -215,12 +243,17 @@ def select_count(
         key=key,
         rate=rate,
     )
-    probabilities, weights, strata = _decide(policy, window, budget_of_batch, task)
+    probabilities, weights, strata, line = _decide(policy, window, budget_of_batch, task)
     if policy.needs_records:
         strata = tf.where(scored.usable, strata, tf.constant(float("inf"), strata.dtype))
     probabilities = designs.capped_pps(probabilities, budget_of_batch)
     start = hashing.uniform_start(hashing.fold_in(key, tf.constant(Stream.STEP_START, tf.int64)))
     indices = designs.systematic(probabilities, designs.ascending_order(strata), start, count)
+    if estimator == constants.LOG_ODDS:
+        num_outputs = record[constants.LOGITS].shape[-1]
+        return indices, _log_inclusion(
+            policy, line, record, scored.usable, indices, task, num_outputs
+        )
     return indices, _weights(weights, rate, probabilities, indices)
 
 
@@ -267,7 +300,10 @@ def missing_probability(rate: float, missing: str) -> float:
 
 
 def _decide(policy: Policy, window: Window, budget: tf.Tensor, task: str) -> tuple:
-    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`."""
+    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`.
+
+    And `Inclusion.line`.
+    """
     inclusion = policy.inclusion(window, budget)
     if not isinstance(inclusion, Inclusion):
         raise TypeError(
@@ -283,7 +319,23 @@ def _decide(policy: Policy, window: Window, budget: tf.Tensor, task: str) -> tup
     else:
         # Without records the order is random, keyed by the ids: simple random sampling.
         strata = hashing.hash01(window.example_ids, window.key)
-    return probabilities, weights, strata
+    return probabilities, weights, strata, inclusion.line
+
+
+def _log_inclusion(
+    policy: Policy,
+    line: tf.Tensor,
+    record: dict[str, tf.Tensor],
+    usable: tf.Tensor,
+    indices: tf.Tensor,
+    task: str,
+    num_outputs: int | None,
+) -> tf.Tensor:
+    """`log_odds.log_inclusion` of the selected."""
+    if not policy.needs_records:  # it selects alike whatever the label
+        return tf.zeros([tf.size(indices), num_outputs or 1], tf.float32)
+    selected = {name: tf.gather(value, indices) for name, value in record.items()}
+    return log_odds.log_inclusion(line, selected, tf.gather(usable, indices), task, num_outputs)
 
 
 def _weights(

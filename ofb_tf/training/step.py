@@ -78,10 +78,7 @@ def read_outputs(loss: Any, task: str | None) -> OutputReading:
     Raises:
       ValueError: `task` is None and the loss is not known.
     """
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    name = name if name.islower() else _snake_case(name)
-    name = {"mse": "mean_squared_error", "mae": "mean_absolute_error"}.get(name, name)
-    known = _TASK_OF_LOSS.get(name)
+    known = _TASK_OF_LOSS.get(_name(loss))
     task = task or known
     if task is None:
         raise ValueError(
@@ -92,6 +89,33 @@ def read_outputs(loss: Any, task: str | None) -> OutputReading:
     if isinstance(loss, keras.losses.Loss):
         from_logits = loss.get_config().get("from_logits", from_logits)
     return OutputReading(task, bool(from_logits))
+
+
+def read_cross_entropy(loss: Any) -> OutputReading:
+    """What the compiled loss says of the outputs, where log-odds are corrected.
+
+    Args:
+      loss: as for `read_outputs`.
+
+    Raises:
+      ValueError: it is not a cross-entropy of hard labels.
+    """
+    smoothing = 0.0
+    if isinstance(loss, keras.losses.Loss):
+        smoothing = loss.get_config().get("label_smoothing", 0.0)
+    if not _name(loss).endswith("_crossentropy") or _name(loss) not in _TASK_OF_LOSS or smoothing:
+        raise ValueError(
+            "OFBModel: estimator='log_odds' needs the loss 'binary_crossentropy', "
+            "'categorical_crossentropy' or 'sparse_categorical_crossentropy', without label "
+            f"smoothing. Received: {loss!r}. Use estimator='weights' with other losses."
+        )
+    return read_outputs(loss, None)
+
+
+def _name(loss: Any) -> str:
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    name = name if name.islower() else _snake_case(name)
+    return {"mse": "mean_squared_error", "mae": "mean_absolute_error"}.get(name, name)
 
 
 def _snake_case(name: str) -> str:

@@ -144,16 +144,20 @@ class ElementSpec:
 def attach(
     stage: str, element: Any, extras: dict[str, tf.Tensor], drop: tuple[str, ...] = ()
 ) -> Any:
-    """An element with its importance weight, and record fields where they are kept.
+    """An element with its importance weight or log inclusion, and record fields if kept.
 
     A weight that the element has already, from a selection upstream or as a sample weight, is
-    multiplied: the product stays unbiased. Record fields join x, which must be a dict then; the
-    fields in `drop` are removed. `stage` names the transformation in errors.
+    multiplied: the product stays unbiased; a log inclusion is added to the earlier one. All but
+    weights join x, which must be a dict then; the fields in `drop` are removed. `stage` names the
+    transformation in errors.
     """
     extras = dict(extras)
-    weight = extras[constants.IMPORTANCE_WEIGHT]
+    weight = extras.get(constants.IMPORTANCE_WEIGHT)
+    fields = element if isinstance(element, dict) else element[0]
+    if constants.LOG_INCLUSION in extras and isinstance(fields, dict):
+        extras[constants.LOG_INCLUSION] += fields.get(constants.LOG_INCLUSION, 0.0)
     if isinstance(element, dict):
-        if constants.IMPORTANCE_WEIGHT in element:
+        if weight is not None and constants.IMPORTANCE_WEIGHT in element:
             earlier = element[constants.IMPORTANCE_WEIGHT]
             extras[constants.IMPORTANCE_WEIGHT] = times(weight, earlier)
         return {k: v for k, v in element.items() if k not in drop} | extras
@@ -162,15 +166,17 @@ def attach(
             f"{stage}: parse_fn or decode_fn must return a dict, (x, y) or "
             f"(x, y, sample_weight). Received: {element}"
         )
-    del extras[constants.IMPORTANCE_WEIGHT]
+    extras.pop(constants.IMPORTANCE_WEIGHT, None)
     features = element[0]
     if isinstance(features, dict):
         features = {k: v for k, v in features.items() if k not in drop} | extras
     elif extras:
         raise ValueError(
-            f"{stage}: keep_record=True needs x to be a dict that can hold {sorted(extras)}, "
-            f"got {features}. Make x a dict, or leave keep_record out."
+            f"{stage}: x must be a dict that can hold {sorted(extras)}, got {features}. Make x a "
+            "dict, or leave out keep_record, uniform_probe and estimator='log_odds'."
         )
+    if weight is None:
+        return (features, *element[1:])
     if len(element) == 3:
         weight = times(weight, element[2])
     return features, element[1], weight

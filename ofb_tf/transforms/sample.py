@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords, PartitionedRecords
-from ofb_tf.selection import Policy, get_policy, window
+from ofb_tf.selection import Policy, get_policy, stream_budget, window
+from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.transforms import statistics
 from ofb_tf.transforms.element_spec import ElementSpec, attach
 from ofb_tf.transforms.join import (
@@ -43,6 +45,8 @@ def ofb_sample(
     drop_remainder: bool = False,
     seed: int | None = None,
     missing: str = constants.MISSING_UNIFORM,
+    estimator: str = constants.WEIGHTS,
+    budget: str = constants.BUDGET_WINDOW,
     uniform_probe: float = 0.0,
     max_age: float | None = None,
     as_of: int | None = None,
@@ -100,6 +104,15 @@ def ofb_sample(
         weight 1. "keep": always selected, with weight `rate`; this uses up budget, but the other
         examples keep at least a fifth of their rate. "drop": left out; the estimate then covers
         only examples with a record. "error": raises.
+      estimator: how the selected stand for the stream. "weights": by importance weights, unbiased
+        for any loss. "log_odds": elements leave without weights, but with `log_inclusion`, which
+        `OFBModel` adds to its logits in the training loss: log of the probability of being
+        selected under each class, float32 `[num_classes]`, and for binary log(pi_1 / pi_0),
+        `[1]`; 0 where there was no usable record. For classification by cross-entropy with hard
+        labels that are right, and a policy that is `affine`; see docs/METHOD.md.
+      budget: "window": each window takes its share, exactly with the systematic design.
+        "stream": a window may take more or less than others, the rate is right over many; for
+        events that cluster in time. Windows are then selected from one after the other.
       uniform_probe: in [0, rate * uniform_mix]: the fraction of the stream that is flagged, in a
         bool field `uniform_probe`, as a uniform sample for unbiased monitoring. Each selected
         example is flagged with probability uniform_probe / p, so that selection, weights and
@@ -123,7 +136,9 @@ def ofb_sample(
       An `OFBSampler`: a function for `dataset.apply`, with the methods `update`, `statistics` and
       `partitions`. Dicts come
       out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`; a
-      sample weight or an importance weight that was there is multiplied.
+      sample weight or an importance weight that was there is multiplied. With "log_odds", dicts
+      and the x of tuples, which must be a dict, come out with `log_inclusion` instead; weights
+      that were there stay as they are.
 
     Raises:
       ValueError: an argument out of range, no record file matches, or, at application,
@@ -150,6 +165,8 @@ def ofb_sample(
         drop_remainder=drop_remainder,
         seed=secrets.randbits(62) if seed is None else seed,
         missing=missing,
+        estimator=estimator,
+        budget=budget,
         uniform_probe=uniform_probe,
         probe_field=probe_field,
         parse_fn=parse_fn,
@@ -179,6 +196,8 @@ class SamplingConfig:
     drop_remainder: bool
     seed: int
     missing: str
+    estimator: str
+    budget: str
     uniform_probe: float
     probe_field: str
     parse_fn: Callable | None
@@ -209,7 +228,17 @@ class SamplingConfig:
             raise ValueError(
                 f"missing must be one of {constants.MISSING}. Received: {self.missing!r}"
             )
+        check_choice("estimator", self.estimator, constants.ESTIMATORS)
+        check_choice("budget", self.budget, constants.BUDGETS)
         mix = getattr(self.policy, "uniform_mix", 1.0)
+        if self.estimator == constants.LOG_ODDS:
+            check_log_odds(self.policy, self.task)
+        if self.budget == constants.BUDGET_STREAM and not self.policy.affine:
+            raise ValueError(
+                "budget='stream' needs a policy whose probabilities are a function of the score "
+                f"(Policy.affine). Received: {type(self.policy).__name__}. Use Importance, or "
+                "budget='window'."
+            )
         if not 0.0 <= self.uniform_probe <= self.rate * mix:
             raise ValueError(
                 f"{self.probe_field} must be in [0, rate * uniform_mix], the least inclusion "
@@ -380,7 +409,13 @@ class OFBSampler:
           a non-finite logit, loss or score, or a label out of range); `coverage`, the fraction
           with a usable record; `realized_rate`; `mean_weight`, `max_weight` and
           `effective_sample_size` (sum(w)^2 / (selected * sum(w^2)), in (0, 1]) of the selected.
+          `confident_error`, the share of labels that contradict the served model in the quarter
+          of each window where it is most confident, and `expected_confident_error`, what the
+          model itself expects there; see `ofb_tf.selection.label_noise`.
           Ratios are not-a-number where nothing was counted.
+
+        Warns where the estimator is "log_odds" and `confident_error` is above 2% beyond doubt:
+        labels look noisy, and weights are the safer estimator.
 
         Raises:
           ValueError: the elements do not fit; see `ofb_sample`.
@@ -390,7 +425,16 @@ class OFBSampler:
         total = None
         for counts in select(examples, self._count).as_numpy_iterator():
             total = counts if total is None else statistics.add(total, counts)
-        return statistics.summarize(total)
+        figures = statistics.summarize(total)
+        if self._config.estimator == constants.LOG_ODDS and statistics.looks_noisy(total):
+            warnings.warn(
+                f"{STAGE}: labels look noisy: {figures[constants.CONFIDENT_ERROR]:.1%} of them "
+                "contradict the served model where it is most confident, and it expects "
+                f"{figures[constants.EXPECTED_CONFIDENT_ERROR]:.1%}. Use estimator='weights' "
+                "unless the served model is not trained yet.",
+                stacklevel=2,
+            )
+        return figures
 
     def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
         """Samples each window; `then` makes the elements of what is returned."""
@@ -428,6 +472,14 @@ class OFBSampler:
             # Ids alone would repeat the draws of a window, so its number enters them too.
             parts.append(tf.data.Dataset.counter(dtype=tf.int64))
         windows = tf.data.Dataset.zip(*parts)
+        config = self._config
+        if config.budget == constants.BUDGET_STREAM and config.policy.needs_records:
+
+            @tf.autograph.experimental.do_not_convert
+            def follow(state: stream_budget.StreamState, parts: tuple) -> tuple:
+                return select(*parts, state=state)
+
+            return windows.scan(stream_budget.initial_state(), follow)
         return windows.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -455,14 +507,18 @@ class OFBSampler:
     def _selector(
         self, spec: Any, lookup: RecordLookup | UpdatableRecords | None, then: Callable
     ) -> Callable:
-        """The function of one window, its epoch and number; raises if the elements do not fit."""
+        """The function of one window, its epoch and number; raises if the elements do not fit.
+
+        With the state of `budget="stream"`, it returns the state that follows as well.
+        """
         config = self._config
         elements, task = self._resolve(spec)
         leave_out = () if config.keep_record else (constants.MODEL_VERSION, constants.TIMESTAMP)
+        num_outputs = self._records.num_outputs if self._records else config.num_outputs
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
-        def select(batch: Any, epoch: tf.Tensor, *number: tf.Tensor) -> Any:
+        def select(batch: Any, epoch: tf.Tensor, *number: tf.Tensor, state: Any = None) -> Any:
             epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
             key = hashing.fold_in(np.int64(config.seed), epoch)
             for numbered in number:
@@ -478,6 +534,8 @@ class OFBSampler:
             labels = keys[elements.label_key]
             if labels.dtype.is_integer or labels.dtype == tf.bool:
                 labels = tf.cast(labels, tf.int64)
+            elif config.estimator == constants.LOG_ODDS and config.policy.needs_records:
+                labels = _hard(labels, elements.label_key)
             selection = window.select(
                 config.policy,
                 rate=config.rate,
@@ -488,8 +546,12 @@ class OFBSampler:
                 record=record,
                 key=key,
                 batch_size=config.batch_size,
+                estimator=config.estimator,
+                num_outputs=num_outputs,
+                state=state,
             )
-            return then(batch, record, selection, key)
+            selected = then(batch, labels, record, selection, key, task)
+            return selected if state is None else (selection.state, selected)
 
         return select
 
@@ -498,7 +560,15 @@ class OFBSampler:
         num_outputs = None if self._records is None else self._records.num_outputs
         return elements, _check_fields(elements, num_outputs, self._config)
 
-    def _gather(self, batch: Any, record: dict, selection: window.Selection, key: tf.Tensor) -> Any:
+    def _gather(
+        self,
+        batch: Any,
+        labels: tf.Tensor,
+        record: dict,
+        selection: window.Selection,
+        key: tf.Tensor,
+        task: str,
+    ) -> Any:
         """What was selected of a window with its weights (and flags and record fields).
 
         They are apart, `(batch, extras)`, where what was selected is still to be decoded.
@@ -507,7 +577,10 @@ class OFBSampler:
         if config.missing == constants.MISSING_ERROR:
             with tf.control_dependencies([assert_joined(selection.usable, selection.example_ids)]):
                 indices = tf.identity(indices)
-        extras = {constants.IMPORTANCE_WEIGHT: selection.weights}
+        if config.estimator == constants.LOG_ODDS:
+            extras = {constants.LOG_INCLUSION: selection.log_inclusion}
+        else:
+            extras = {constants.IMPORTANCE_WEIGHT: selection.weights}
         if config.uniform_probe:
             extras[config.probe_field] = window.uniform_probe(selection, config.uniform_probe, key)
         if config.keep_record:
@@ -519,9 +592,15 @@ class OFBSampler:
         return attach(STAGE, selected, extras, self._drop())
 
     def _count(
-        self, batch: Any, record: dict, selection: window.Selection, key: tf.Tensor
+        self,
+        batch: Any,
+        labels: tf.Tensor,
+        record: dict,
+        selection: window.Selection,
+        key: tf.Tensor,
+        task: str,
     ) -> dict[str, tf.Tensor]:
-        return statistics.count(record, selection)
+        return statistics.count(record, labels, selection, task)
 
     def _drop(self) -> tuple[str, ...]:
         # Fields that the join made are only in extras; those that came with the element go.
@@ -643,6 +722,8 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
 def _check_fields(elements: ElementSpec, num_outputs: int | None, config: SamplingConfig) -> str:
     """Checks id, label and record fields."""
     elements.check_label()
+    if config.estimator == constants.LOG_ODDS and not elements.serialized:
+        _check_holds_log_inclusion(elements)
     if num_outputs is not None or elements.has_id():
         elements.check_id()
     if not config.policy.needs_records:
@@ -682,7 +763,35 @@ def _check_fields(elements: ElementSpec, num_outputs: int | None, config: Sampli
             f"{STAGE}: {config.label_key!r} must be an integer class id for task='multiclass', "
             f"got {keys[config.label_key]}. Cast it, or set task."
         )
+    if config.estimator == constants.LOG_ODDS:
+        check_log_odds(config.policy, task)
+        if width is None or (num_outputs is None and constants.CLASS_IDS in keys):
+            raise ValueError(
+                f"{STAGE}: estimator='log_odds' needs the recorded logits of all classes, or "
+                f"records= in the top-k form, got {source}. Record logits, pass the records "
+                "instead of joining them first, or use estimator='weights'."
+            )
     return task
+
+
+def _check_holds_log_inclusion(elements: ElementSpec) -> None:
+    if not elements.fields(elements.spec):
+        raise ValueError(
+            f"{STAGE}: with estimator='log_odds' elements must be dicts, or tuples whose x is a "
+            f"dict that can hold {constants.LOG_INCLUSION!r}, got {elements.spec}. Make x a dict, "
+            "or use estimator='weights'."
+        )
+
+
+def _hard(labels: tf.Tensor, label_key: str) -> tf.Tensor:
+    """Labels, unless one is neither 0 nor 1 (nor missing): an error when run."""
+    is_soft = (labels > 0.0) & (labels < 1.0)
+    message = (
+        f"{STAGE}: {label_key!r} holds soft labels. estimator='log_odds' needs 0 or 1: use "
+        "estimator='weights'."
+    )
+    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(is_soft), [message])]):
+        return tf.identity(labels)
 
 
 def _logits_width(spec: tf.TensorSpec) -> int | None:

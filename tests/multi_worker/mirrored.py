@@ -7,6 +7,7 @@ per comparison.
 import json
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import ofb_tf
@@ -50,12 +51,20 @@ def main() -> dict:
                 found[name] = type(error).__name__
         return found
 
-    compared = {
-        name: {"history": fit(model), "weights": [w.tolist() for w in model.get_weights()]}
-        for name, model in (("one", build()), ("two", mirrored()))
-    }
+    def compared(elements=None):
+        found = {
+            name: {
+                "history": fit(model, elements),
+                "weights": [w.tolist() for w in model.get_weights()],
+            }
+            for name, model in (("one", build()), ("two", mirrored()))
+        }
+        return found | {"replicas": strategy.num_replicas_in_sync}
+
+    offsets = np.random.default_rng(1).normal(size=(models.N, models.NUM_CLASSES))
     return {
-        "compare": compared | {"replicas": strategy.num_replicas_in_sync},
+        "compare": compared(),
+        "log_odds": compared(models.make_data() | {"log_inclusion": offsets}),
         "backward_rate": {"history": fit(mirrored(backward_rate=0.25))},
         "steps_per_execution": outcomes(steps_per_execution=2),
         "jit_compile": outcomes(jit_compile=True),

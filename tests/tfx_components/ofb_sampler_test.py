@@ -40,6 +40,36 @@ def test_selection_and_weights_are_the_references(data, examples, records, sampl
     assert stats.variance_inverse == pytest.approx(((1 - p) / p).sum(), rel=1e-4)
 
 
+def test_log_odds_leaves_offsets_of_the_same_selection(data, examples, as_records, sample):
+    """log(pi_1 / pi_0) by the split's own constants, 0 without a usable record."""
+    data.logits[:30] = np.nan
+    records = as_records(data.ids[20:], data.logits[20:])
+    weighted = selected(sample(examples, records)[0])
+    sampled, statistics = sample(examples, records, name="offsets", estimator="log_odds")
+    found = {}
+    for example in read_split(sampled):
+        feature = example.features.feature
+        assert "importance_weight" not in feature
+        (found[feature["id"].int64_list.value[0]],) = feature["log_inclusion"].float_list.value
+    assert set(found) == set(weighted)
+    probability = 1.0 / (1.0 + np.exp(-data.logits.astype(np.float64)))
+    scored = np.isfinite(data.logits)
+    own = np.abs(probability - data.labels)[scored]
+    budget, n = 0.1 * scored.sum(), scored.sum()
+    pi = [budget * (0.8 * s / own.sum() + 0.2 / n) for s in (probability, 1.0 - probability)]
+    assert max(np.nanmax(pi[0]), np.nanmax(pi[1])) < 1.0  # nothing is capped
+    offsets = np.where(scored, np.log(pi[1] / pi[0]), 0.0)
+    for row in np.flatnonzero(np.isin(data.ids, list(found))):
+        assert found[data.ids[row]] == pytest.approx(offsets[row], abs=1e-4)
+    assert total(statistics).effective_sample_size < 1.0  # of the weights that there would be
+
+
+def test_log_odds_of_uniform_sampling_is_zero(examples, records, sample):
+    sampled, _ = sample(examples, records, policy="uniform", estimator="log_odds")
+    values = [e.features.feature["log_inclusion"].float_list.value for e in read_split(sampled)]
+    assert {tuple(value) for value in values} == {(0.0,)}
+
+
 @pytest.mark.parametrize("missing", ["uniform", "keep", "drop", "error"])
 def test_uniform_does_not_select_by_records(data, as_examples, as_records, sample, missing):
     """As `ofb_tf.Uniform`; the statistics still say how many examples have a usable record."""

@@ -53,6 +53,7 @@ def OFBSampler(
     uniform_mix: tfx.dsl.components.Parameter[float] = 0.2,
     score: tfx.dsl.components.Parameter[str] = GRADIENT_NORM_BOUND,
     missing: tfx.dsl.components.Parameter[str] = constants.MISSING_UNIFORM,
+    estimator: tfx.dsl.components.Parameter[str] = constants.WEIGHTS,
     max_age: tfx.dsl.components.Parameter[float] = 0.0,
     as_of: tfx.dsl.components.Parameter[int] = 0,
     num_outputs: tfx.dsl.components.Parameter[int] = 0,
@@ -84,6 +85,9 @@ def OFBSampler(
       score: "gradient_norm_bound" or "loss".
       missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
         `ofb_tf.ofb_sample`.
+      estimator: "weights"; or "log_odds", with which the selected get float features
+        `log_inclusion` instead of weights, one per class (binary: one), as `ofb_tf.ofb_sample`
+        has it. The statistics are still those of the importance weights.
       max_age: seconds after which a record counts as missing; 0 for no limit.
       as_of: microseconds since 1970: later records are left out, ages count from here; 0 for the
         newest record's timestamp.
@@ -105,6 +109,11 @@ def OFBSampler(
         manifest = Manifest.read(forward_records.uri)
         if policy == IMPORTANCE:
             _check_width(manifest.num_outputs, config)
+            if estimator == constants.LOG_ODDS and not manifest.num_outputs:
+                raise ValueError(
+                    "forward records must have logits for estimator='log_odds', got losses alone. "
+                    "Record logits, or use estimator='weights'."
+                )
         sampled_examples.split_names = examples.split_names
         samples, copies = {}, []
         for split in examples.splits:

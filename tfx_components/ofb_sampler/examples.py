@@ -65,9 +65,9 @@ def probe(
             f"id feature {id_feature!r} must be int64 or bytes. Received: float, which does not "
             "hold 64-bit ids."
         )
-    if constants.IMPORTANCE_WEIGHT in features:
+    for name in {constants.IMPORTANCE_WEIGHT, constants.LOG_INCLUSION} & set(features):
         raise ValueError(
-            f"the examples have {constants.IMPORTANCE_WEIGHT!r} already: they are a sample. Sample "
+            f"the examples have {name!r} already: they are a sample. Sample "
             "the Examples that ExampleGen made."
         )
     return KeySpec(id_feature, label_feature, tuple(slice_features), dtypes)
@@ -110,12 +110,12 @@ def read_keys(path: str, spec: KeySpec) -> Iterator[Columns]:
 
 
 def write_selected(
-    source: str, destination: str, positions: np.ndarray, weights: np.ndarray
+    source: str, destination: str, positions: np.ndarray, feature: str, values: np.ndarray
 ) -> None:
-    """Writes the examples of a file at ascending positions, int64 `[m]`, with their weights.
+    """Writes the examples of a file at ascending positions, int64 `[m]`, with one more feature.
 
-    They get the feature `importance_weight`, one float. The file gets its name when it is
-    complete, so a retry replaces it by the same bytes.
+    It has float values, `[m, k]`. The file gets its name when it is complete, so a retry replaces
+    it by the same bytes.
     """
     temporary = f"{os.path.dirname(destination)}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     with tf.io.TFRecordWriter(temporary, compression_of(source)) as writer:
@@ -123,9 +123,9 @@ def write_selected(
         for batch in read_tfrecords([source]).batch(_BATCH).as_numpy_iterator():
             rows = slice(*np.searchsorted(positions, [start, start + len(batch)]))
             chosen = batch[positions[rows] - start]
-            for serialized, weight in zip(chosen, weights[rows].tolist(), strict=True):
+            for serialized, of_example in zip(chosen, values[rows].tolist(), strict=True):
                 example = tf.train.Example.FromString(serialized)
-                example.features.feature[constants.IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
+                example.features.feature[feature].float_list.value[:] = of_example
                 writer.write(example.SerializeToString(deterministic=True))
             if rows.stop == len(positions):
                 break

@@ -15,12 +15,12 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
-from ofb_tf.records.checks import check_choice
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords
 from ofb_tf.records.partitioned import partition_path
-from ofb_tf.selection import Importance, Policy, Uniform, window
+from ofb_tf.selection import Importance, Policy, Uniform, log_odds, window
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
 from ofb_tf.transforms.join import lookup_in_memory
 from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats
@@ -33,7 +33,7 @@ IMPORTANCE, UNIFORM = "importance", "uniform"
 _SUMMARY, _STATISTICS = "summary", "statistics"
 # Columns of examples, besides the fields of `constants`.
 _FILE, _POSITION, _SLICES = "file", "position", "slices"
-_SCORE, _HAS_SCORE = "score", "has_score"
+_SCORE, _HAS_SCORE, _CLASS_SCORES = "score", "has_score", "class_scores"
 _RANGES: dict[str, tuple[float, float]] = {
     "uniform_mix": (0, 1),
     "max_age": (0, math.inf),
@@ -56,6 +56,7 @@ class SamplerConfig:
     uniform_mix: float = 0.2
     score: str = GRADIENT_NORM_BOUND
     missing: str = constants.MISSING_UNIFORM
+    estimator: str = constants.WEIGHTS
     max_age: float = 0.0
     as_of: int = 0
     num_outputs: int = 0
@@ -67,6 +68,9 @@ class SamplerConfig:
         check_choice("score", self.score, (GRADIENT_NORM_BOUND, LOSS))
         check_choice("task", self.task, constants.TASKS)
         check_choice("missing", self.missing, constants.MISSING)
+        check_choice("estimator", self.estimator, constants.ESTIMATORS)
+        if self.estimator == constants.LOG_ODDS:
+            log_odds.check_log_odds(self.make_policy(), self.task)
         check_ranges(_RANGES, vars(self))
         if not 0.0 < self.rate <= 1.0:
             raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
@@ -78,6 +82,11 @@ class SamplerConfig:
         if self.policy == UNIFORM:
             return Uniform(design=POISSON)
         return Importance(uniform_mix=self.uniform_mix, score=self.score, design=POISSON)
+
+    def feature(self) -> str:
+        """What the selected examples get."""
+        is_log_odds = self.estimator == constants.LOG_ODDS
+        return constants.LOG_INCLUSION if is_log_odds else constants.IMPORTANCE_WEIGHT
 
     def budget(self) -> dict[str, Any]:
         """The settings that `solve` takes."""
@@ -119,7 +128,7 @@ def SampleSplit(
     written = (
         {"paths": paths, "selected": selected["selected"]}
         | "ByFile" >> beam.CoGroupByKey()
-        | "WriteSelected" >> beam.Map(_write_file)
+        | "WriteSelected" >> beam.Map(_write_file, config.feature())
     )
     return (
         (joined[_STATISTICS], selected[_STATISTICS], written)
@@ -203,7 +212,16 @@ def _join(
             f"usable forward record, such as id {ids[~usable][0]}. Set missing='uniform', "
             "'keep' or 'drop', or widen max_age."
         )
-    yield rows | {_SCORE: scores, _HAS_SCORE: has_score}
+    columns = {_SCORE: scores, _HAS_SCORE: has_score}
+    if config.estimator == constants.LOG_ODDS:
+        is_soft = (labels > 0) & (labels < 1)
+        if is_soft.any():
+            raise ValueError(
+                f"label {labels[is_soft][0]} of id {ids[is_soft][0]} is neither 0 nor 1, as "
+                "estimator='log_odds' needs: use estimator='weights'."
+            )
+        columns[_CLASS_SCORES] = _class_scores(record, has_score, manifest.num_outputs, config)
+    yield rows | columns
     summary = ScoreSummary.of(scores[has_score], int((~has_score).sum()))
     yield beam.pvalue.TaggedOutput(_SUMMARY, summary)
     age = np.where(found, age, np.nan)
@@ -230,16 +248,30 @@ def _score(
     return np.where(usable, scores, np.float32(0.0)), usable.numpy()
 
 
+def _class_scores(
+    record: dict[str, tf.Tensor], has_score: np.ndarray, num_outputs: int, config: SamplerConfig
+) -> np.ndarray:
+    """The score under each label: float32 `[n, k]`, arbitrary where there is no score."""
+    if constants.LOGITS in record and config.policy == IMPORTANCE:
+        return log_odds.class_scores(record, config.task, num_outputs).numpy()
+    width = 2 if config.task == constants.BINARY else max(num_outputs, 1)
+    return np.zeros((len(has_score), width), np.float32)
+
+
 def _select(rows: Columns, inclusion: SplitInclusion, config: SamplerConfig) -> Iterator[Any]:
-    """Scored rows → (file index, (positions, weights)) of the selected, and statistics."""
+    """Scored rows → (file index, (positions, weights or offsets)) selected, and statistics."""
     key = hashing.fold_in(np.int64(config.seed), np.int64(config.epoch))
     p = inclusion.probabilities(rows[_SCORE], rows[_HAS_SCORE])
     weights = inclusion.weights(p)
     selected = hashing.hash01(rows[constants.EXAMPLE_ID], key) < p
-    files = rows[_FILE][selected]
+    files, feature = rows[_FILE][selected], weights[selected][:, None]
+    if config.estimator == constants.LOG_ODDS:
+        line = tf.constant([inclusion.slope, inclusion.offset], tf.float64)
+        by_class, usable = rows[_CLASS_SCORES][selected], rows[_HAS_SCORE][selected]
+        feature = log_odds.offsets_of(by_class, line, usable, config.task).numpy()
     for file in np.unique(files).tolist():
         mine = files == file
-        yield file, (rows[_POSITION][selected][mine], weights[selected][mine])
+        yield file, (rows[_POSITION][selected][mine], feature[mine])
     reachable = p > 0.0
     weight = np.where(selected, weights, np.nan).astype(np.float64)
     columns = {
@@ -268,13 +300,14 @@ def _statistics(
     return beam.pvalue.TaggedOutput(_STATISTICS, SplitStatistics(total, slices, versions or {}))
 
 
-def _write_file(element: tuple[int, dict[str, Iterable]]) -> SplitStatistics:
+def _write_file(element: tuple[int, dict[str, Iterable]], feature: str) -> SplitStatistics:
     _, group = element
     ((source, destination),) = group["paths"]
     parts = list(group["selected"])
+    width = parts[0][1].shape[1] if parts else 1
     positions = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
-    weights = np.concatenate([np.zeros(0, np.float32), *(part[1] for part in parts)])
+    values = np.concatenate([np.zeros((0, width), np.float32), *(part[1] for part in parts)])
     order = np.argsort(positions, kind="stable")
-    examples.write_selected(source, destination, positions[order], weights[order])
+    examples.write_selected(source, destination, positions[order], feature, values[order])
     read, written = (tf.io.gfile.stat(path).length for path in (source, destination))
     return SplitStatistics(WeightStats(bytes_read=read, bytes_written=written))

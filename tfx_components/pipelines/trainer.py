@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from ofb_tf.records.checks import check_choice
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.utils import io_utils
 
 import ofb_tf
 from ofb_tf import constants, serving
+from ofb_tf.checks import check_choice
 from tfx_components.component_utils import check_ranges
 from tfx_components.pipelines import features
 
@@ -66,6 +66,11 @@ class TrainingConfig:
         check_ranges(dict.fromkeys(counts, (1, math.inf)), vars(self))
         if not self.learning_rate > 0.0:
             raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the model, at least 1."""
+        return self.num_classes if self.task == constants.MULTICLASS else 1
 
     @classmethod
     def from_custom_config(cls, settings: dict[str, Any]) -> "TrainingConfig":
@@ -116,7 +121,8 @@ def train(
     Args:
       config: the settings.
       schema: of the examples, before sampling.
-      train_files: TFRecords; `importance_weight` is applied where the examples have it.
+      train_files: TFRecords; `importance_weight` or `log_inclusion` is applied where the examples
+        have it.
       base_model: directory of a served model that `export` wrote, to continue from.
       steps: at most so many batches; None for whole epochs.
       log_dir: for TensorBoard; None for none.
@@ -127,7 +133,14 @@ def train(
     """
     keras.utils.set_random_seed(config.seed)
     spec = tabular_spec(config, schema)
-    data = features.dataset(train_files, spec, config.label_feature, config.batch_size, config.seed)
+    data = features.dataset(
+        train_files,
+        spec,
+        config.label_feature,
+        config.batch_size,
+        config.seed,
+        num_outputs=0 if config.task == constants.REGRESSION else config.num_outputs,
+    )
     model = load_keras_model(base_model) if base_model else _build(config, spec, data)
     loss = {
         constants.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -221,8 +234,7 @@ def _build(
     x = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
     for units in config.hidden_units:
         x = keras.layers.Dense(units, activation="relu")(x)
-    num_outputs = config.num_classes if config.task == constants.MULTICLASS else 1
-    outputs = keras.layers.Dense(num_outputs, name=constants.LOGITS)(x)
+    outputs = keras.layers.Dense(config.num_outputs, name=constants.LOGITS)(x)
     return ofb_tf.OFBModel(inputs, outputs)
 
 

@@ -53,6 +53,26 @@ def test_a_weight_of_zero_is_an_example_left_out(tmp_path, schema):
     assert metrics["calibration"] < 0.2
 
 
+def test_offsets_are_in_the_training_loss_alone(tmp_path, schema):
+    """With offsets of 3 the model learns log-odds that are lower by 3, and that is served."""
+    rows = list(_rows(600))
+    files = _files(tmp_path / "plain", rows)
+    with_offsets = [row | {constants.LOG_INCLUSION: 3.0} for row in rows]
+    config = dataclasses.replace(_CONFIG, epochs=20, learning_rate=1e-2)
+    mean_logits = []
+    for name, train_files in (
+        ("plain", files),
+        ("corrected", _files(tmp_path / "offsets", with_offsets)),
+    ):
+        model = trainer.train(config, schema, train_files=train_files)
+        directory = str(tmp_path / f"model-{name}")
+        trainer.export(model, config, schema, directory)
+        served = tf.saved_model.load(directory).signatures["serving_default"]
+        serialized = tf.constant([serialized_example(**row) for row in rows])
+        mean_logits.append(float(tf.reduce_mean(served(serialized)["logits"])))
+    assert mean_logits[1] - mean_logits[0] == pytest.approx(-3.0, abs=0.75)
+
+
 def test_same_seed_same_model_other_seed_another(tmp_path, schema):
     files = _files(tmp_path / "data", _rows(200))
     weights = []
