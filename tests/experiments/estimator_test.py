@@ -38,16 +38,19 @@ def test_selection_in_memory_follows_the_stream():
     path = paths.InMemory(config, "importance", 0, workload)
     examples = workload.examples(0, 1280)
     path.serve(0, examples, np.ones(1280, bool))
-    rows, _, offsets = path._selected(0, examples)
+    path.refresh(0, examples)
+    rows, _, offsets = path._selected()
     assert len(set(np.bincount(rows // 256).tolist())) > 1
     np.testing.assert_array_equal(offsets, 0.0)
 
 
 def test_only_importance_has_these_settings():
     config = configs.SimulationConfig(estimator="log_odds", budget="stream")
+    defaults = {"estimator": "weights", "budget": "window"}
     for policy, differs in (("importance", True), ("uniform", False), ("everything", False)):
         settings = configs.Trial(config, policy, 0).settings
-        assert ("estimator" in settings and "budget" in settings) == differs
+        given = {name: settings[name] for name in defaults}
+        assert given == ({"estimator": "log_odds", "budget": "stream"} if differs else defaults)
     assert configs.Comparison("", config).title.endswith(
         "log-odds correction, budget of the stream"
     )
