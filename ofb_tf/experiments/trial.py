@@ -94,10 +94,10 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         examples = corruption.corrupt(workload.examples(start, count))
         if uses_records:
             kept = corruption.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
-            result.serving_seconds += timed(path.serve, interval, examples, kept)[0]
+            result.serving_seconds += float(timed(path.serve, interval, examples, kept)[0])
         refresh = timed(path.refresh, start // workload.num_examples, examples)
         if interval == 0:
-            result.warm_up_seconds = refresh[0] + timed(path.warm_up)[0]
+            result.warm_up_seconds = float(refresh[0] + timed(path.warm_up)[0])
             refresh = timed(path.refresh, 0, examples)
         spent += refresh + timed(path.train)
         result.train_seconds, result.cpu_seconds = map(float, spent)
