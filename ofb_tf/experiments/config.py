@@ -34,7 +34,6 @@ _DEEP_DEFAULTS = {
         "window_size": 2560,
         "refresh_interval": 10,
     },
-    "mnist": {"passes": 3, "seeds": 2},
 }
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
 
