@@ -15,8 +15,8 @@ from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords, PartitionedRecords
 from ofb_tf.selection import Policy, get_policy, stream_budget, window
 from ofb_tf.selection.log_odds import check_log_odds
-from ofb_tf.transforms import statistics
-from ofb_tf.transforms.element_spec import ElementSpec, attach
+from ofb_tf.transforms import dense, statistics
+from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec, attach
 from ofb_tf.transforms.join import (
     RecordLookup,
     UpdatableRecords,
@@ -438,12 +438,13 @@ class OFBSampler:
 
     def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
         """Samples each window; `then` makes the elements of what is returned."""
+        windows = self._windows(dataset, self._epochs())
         # One traced function for every dataset of these elements.
-        kind = (then.__name__, repr(dataset.element_spec))
+        kind = (then.__name__, repr(windows.element_spec))
         if kind not in self._functions:
             select = self._selector(dataset.element_spec, self._lookup, then)
-            self._functions[kind] = tf.function(select, autograph=False)
-        return self._map_windows(dataset, self._epochs(), self._functions[kind])
+            self._functions[kind] = self._mapping(select, windows.element_spec)
+        return self._functions[kind](windows)
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
         """The same, partition by partition, each with its records."""
@@ -457,42 +458,45 @@ class OFBSampler:
                 lookup = lookup_in_columns(columns, self._oldest)
                 select = self._selector(dataset.element_spec, lookup, then)
                 epochs = tf.data.Dataset.from_tensors(epoch).repeat()
-                return self._map_windows(dataset, epochs, select)
+                windows = self._windows(dataset, epochs)
+                return self._mapping(select, windows.element_spec)(windows)
 
             return records.dataset(partition).flat_map(with_records)
 
         partitions = tf.data.Dataset.range(records.num_partitions)
         return tf.data.Dataset.zip(partitions, self._epochs()).flat_map(in_partition)
 
-    def _map_windows(
-        self, dataset: tf.data.Dataset, epochs: tf.data.Dataset, select: Callable
-    ) -> tf.data.Dataset:
+    def _windows(self, dataset: tf.data.Dataset, epochs: tf.data.Dataset) -> tf.data.Dataset:
+        """Windows with their epoch and, where ids alone would repeat their draws, their number."""
         parts = [self._batch(dataset), epochs]
         if not self._resolve(dataset.element_spec)[0].has_id() or _repeats(dataset):
-            # Ids alone would repeat the draws of a window, so its number enters them too.
             parts.append(tf.data.Dataset.counter(dtype=tf.int64))
-        windows = tf.data.Dataset.zip(*parts)
+        return tf.data.Dataset.zip(*parts)
+
+    def _mapping(self, select: Callable, spec: Any) -> DatasetTransform:
+        """From windows of this spec to what `select` makes of each."""
         config = self._config
         if config.budget == constants.BUDGET_STREAM and config.policy.needs_records:
+            traced = tf.function(select, autograph=False)
 
             @tf.autograph.experimental.do_not_convert
             def follow(state: stream_budget.StreamState, parts: tuple) -> tuple:
-                return select(*parts, state=state)
+                return traced(*parts, state=state)
 
-            return windows.scan(stream_budget.initial_state(), follow)
-        return windows.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            return lambda windows: windows.scan(stream_budget.initial_state(), follow)
+        if dense.is_dense(spec):
+            return dense.Traced(select, spec).map
+        function = tf.function(select, autograph=False)
+        return lambda windows: windows.map(function, tf.data.AUTOTUNE, deterministic=True)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         size = self._config.window_size
         if self._config.batched_input:
-            return dataset.rebatch(size)
-        dense = all(
-            isinstance(part, tf.TensorSpec) for part in tf.nest.flatten(dataset.element_spec)
-        )
-        if not dense or size <= _BATCH_SIZE:
+            return dense.rebatch(dataset, size)
+        if size <= _BATCH_SIZE or not dense.is_dense(dataset.element_spec):
             return dataset.batch(size)
         # In two steps, single examples are copied while they are in the processor's cache.
-        return dataset.batch(_BATCH_SIZE).rebatch(size)
+        return dense.rebatch(dataset.batch(_BATCH_SIZE), size)
 
     def _epochs(self) -> tf.data.Dataset:
         """One int64 draw per pass, repeated without end.
@@ -660,7 +664,7 @@ def _leave(
     parallel = tf.data.AUTOTUNE
     rebatch = config.batch_size is not None and config.decode_fn is None
     if rebatch:
-        selected = selected.rebatch(config.batch_size, drop_remainder=config.drop_remainder)
+        selected = dense.rebatch(selected, config.batch_size, config.drop_remainder)
 
     @tf.autograph.experimental.do_not_convert
     def parse(batch: Any, extras: dict) -> Any:
