@@ -123,26 +123,44 @@ def valid_examples(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -
     Returns:
       bool `[n]`.
     """
+    valid = valid_labels(record, labels, task)
+    logits = record.get(constants.LOGITS)
+    if logits is None:
+        return valid
+    if task != constants.MULTICLASS:
+        return valid & tf.math.is_finite(_scalar_outputs(logits))
+    if constants.CLASS_IDS in record:
+        valid &= tf.math.is_finite(record[constants.LOGSUMEXP])
+        valid &= tf.math.is_finite(record[constants.SUM_SQUARED_PROBABILITIES])
+    return valid & tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+
+
+def valid_labels(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -> tf.Tensor:
+    """Where the label is in the task's range, whatever the record says.
+
+    Args:
+      record: as for `valid_examples`.
+      labels: `[n]`.
+      task: "multiclass", "binary" or "regression".
+
+    Returns:
+      bool `[n]`.
+    """
     if labels.dtype.is_floating:
         valid = tf.math.is_finite(labels)
     else:
         valid = tf.ones_like(labels, tf.bool)
     if task == constants.BINARY:
         labels = tf.cast(labels, tf.float32)
-        valid &= (labels >= 0.0) & (labels <= 1.0)
+        return valid & (labels >= 0.0) & (labels <= 1.0)
     logits = record.get(constants.LOGITS)
-    if logits is None:
+    if task == constants.REGRESSION or logits is None:
         return valid
-    if task != constants.MULTICLASS:
-        return valid & tf.math.is_finite(_scalar_outputs(logits))
     labels = tf.cast(labels, tf.int64)
     num_classes = tf.shape(logits, tf.int64)[-1]
     if constants.CLASS_IDS in record:
-        num_classes = tf.cast(record[constants.NUM_OUTPUTS], tf.int64)
-        valid &= tf.math.is_finite(record[constants.LOGSUMEXP])
-        valid &= tf.math.is_finite(record[constants.SUM_SQUARED_PROBABILITIES])
-    valid &= (labels >= 0) & (labels < num_classes)
-    return valid & tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+        num_classes = tf.cast(tf.reduce_max(record[constants.NUM_OUTPUTS]), tf.int64)
+    return valid & (labels >= 0) & (labels < num_classes)
 
 
 def stratification_key(

@@ -4,16 +4,17 @@ import dataclasses
 import operator
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords, PartitionedRecords
-from ofb_tf.selection import Policy, get_policy, window
+from ofb_tf.selection import Policy, get_policy, heads, scores, window
+from ofb_tf.selection.heads import Heads
 from ofb_tf.transforms import statistics
-from ofb_tf.transforms.element_spec import ElementSpec, attach
+from ofb_tf.transforms.element_spec import ElementSpec, LabelKey, attach, gather, scores_of
 from ofb_tf.transforms.join import (
     RecordLookup,
     assert_joined,
@@ -25,6 +26,7 @@ from ofb_tf.transforms.join import (
 
 STAGE = "ofb_sample"
 _BATCH_SIZE = 256
+_MAX_WRONG_LABELS = 0.05  # of a window, before a warning
 
 
 def ofb_sample(
@@ -32,10 +34,11 @@ def ofb_sample(
     records: ForwardRecords | PartitionedRecords | str | Sequence[str] | None = None,
     rate: float = 0.1,
     policy: str | Policy = "importance",
-    task: str | None = None,
+    task: str | Mapping[str, Any] | None = None,
+    loss_weights: Mapping[str, float] | None = None,
     num_outputs: int | None = None,
     id_key: str = constants.EXAMPLE_ID,
-    label_key: str = constants.LABEL,
+    label_key: LabelKey = constants.LABEL,
     window_size: int = 4096,
     batch_size: int | None = None,
     drop_remainder: bool = False,
@@ -82,11 +85,19 @@ def ofb_sample(
       rate: in (0, 1]: the fraction that goes on to training.
       policy: "importance", "uniform", or a `Policy` with settings of your own.
       task: "multiclass", "binary" or "regression"; None infers it from the logits' width and
-        the label's dtype where they leave no doubt.
+        the label's dtype where they leave no doubt. For several heads a dict: by the name of
+        each, one of these, or ("multiclass", number of classes). Records then hold the heads'
+        logits side by side, in the order of their names. "binary" with a vector of labels is a
+        head for each.
+      loss_weights: of the heads, as for `keras.Model.compile`; None for ones.
       num_outputs: how many logits a record must have; None accepts what the records have.
       id_key: field with the example's id: scalar int64, int32 or string. Needed with `records`.
-      label_key: field with the label, a number (class id, 0 / 1, or target); for `(x, y)`
-        elements y is the label.
+        Where x is no dict, the id goes next to the tuple: `(example_id, (x, y))`.
+      label_key: field with the label: a number (class id, 0 / 1, or target), `[1]`, or a one-hot
+        row with task="multiclass". For `(x, y)` elements y is the label, or a dict with this
+        field. For several heads, a field for each by its name, by default the names themselves; a
+        NaN, and for a classification a negative number, is a label that is not known. None where
+        records hold the loss, and y is anything.
       window_size: how many examples are decided on together, at least 1 / rate.
       batch_size: size of the batches that come out; None for single examples. With it, the
         selection is never unbatched, which is the fast path.
@@ -118,7 +129,8 @@ def ofb_sample(
     Returns:
       A function for `dataset.apply`, with the methods `statistics` and `partitions`. Dicts come
       out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`; a
-      sample weight or an importance weight that was there is multiplied.
+      sample weight or an importance weight that was there is multiplied. With several heads and
+      a y that is a dict, the weights are a dict too, 0 where a label is not known.
 
     Raises:
       ValueError: an argument out of range, no record file matches, or, at application,
@@ -133,6 +145,11 @@ def ofb_sample(
             DeprecationWarning,
             stacklevel=2,
         )
+    if isinstance(task, Mapping):
+        task = Heads.of(task, loss_weights)
+        label_key = _label_keys(task, label_key)
+    elif loss_weights is not None:
+        raise ValueError("loss_weights is for several heads: give task as a dict by their names.")
     config = SamplingConfig(
         rate=rate,
         policy=get_policy(policy),
@@ -166,10 +183,10 @@ class SamplingConfig:
 
     rate: float
     policy: Policy
-    task: str | None
+    task: str | Heads | None
     num_outputs: int | None
     id_key: str
-    label_key: str
+    label_key: LabelKey
     window_size: int
     batch_size: int | None
     drop_remainder: bool
@@ -195,7 +212,8 @@ class SamplingConfig:
                 "window_size * rate must be at least 1, or most windows select nothing. "
                 f"Received: window_size={self.window_size}, rate={self.rate}"
             )
-        if self.task is not None and self.task not in constants.TASKS:
+        is_one_task = not isinstance(self.task, Heads)
+        if is_one_task and self.task is not None and self.task not in constants.TASKS:
             raise ValueError(
                 f"task must be one of {constants.TASKS} or None. Received: {self.task!r}"
             )
@@ -212,6 +230,17 @@ class SamplingConfig:
         for name in ("parse_fn", "decode_fn"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function. Received: {getattr(self, name)!r}")
+
+
+def _label_keys(task: Heads, label_key: Any) -> dict[str, str]:
+    """The label's field of each head; by default it has the head's name."""
+    names = [head.name for head in task]
+    keys = dict(zip(names, names, strict=True)) if label_key == constants.LABEL else label_key
+    if not isinstance(keys, Mapping) or sorted(keys) != names:
+        raise ValueError(
+            f"label_key must name a field for each of the heads {names}. Received: {label_key!r}"
+        )
+    return dict(keys)
 
 
 def _integer(name: str, value: Any, least: int) -> int:
@@ -429,17 +458,23 @@ class OFBSampler:
                 record = lookup.fields(example_ids)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
-            labels = keys[elements.label_key]
-            if labels.dtype.is_integer or labels.dtype == tf.bool:
-                labels = tf.cast(labels, tf.int64)
+            labels, scored, one_task = elements.labels(keys, task), record, task
+            if config.label_key is None and config.policy.needs_records:
+                scored = _losses_alone(record)
+            elif isinstance(task, Heads):
+                scored, labels = heads.combine(task, record, labels, config.policy.score)
+                one_task = constants.MULTICLASS
+            elif config.policy.needs_records:
+                with tf.control_dependencies([_warn_of_labels(labels, record, task)]):
+                    labels = tf.identity(labels)
             selection = window.select(
                 config.policy,
                 rate=config.rate,
-                task=task,
+                task=one_task,
                 missing=config.missing,
                 example_ids=example_ids,
                 labels=labels,
-                record=record,
+                record=scored,
                 key=key,
                 batch_size=config.batch_size,
             )
@@ -447,7 +482,7 @@ class OFBSampler:
 
         return select
 
-    def _resolve(self, spec: Any) -> tuple[ElementSpec, str]:
+    def _resolve(self, spec: Any) -> tuple[ElementSpec, str | Heads]:
         elements = _element_spec(spec, self._config)
         num_outputs = None if self._records is None else self._records.num_outputs
         return elements, _check_fields(elements, num_outputs, self._config)
@@ -466,12 +501,18 @@ class OFBSampler:
         if config.keep_record:
             record = {constants.HAS_RECORD: selection.usable} | record
             extras |= {name: tf.gather(value, indices) for name, value in record.items()}
-        return tf.nest.map_structure(lambda part: tf.gather(part, indices), batch), extras
+        return gather(batch, indices), extras
 
     def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
-        elements, _ = self._resolve(dataset.element_spec)
+        spec = dataset.element_spec
+        elements, _ = self._resolve(spec)
         # Fields that the join made are only in extras; those that came with the element go.
-        drop = constants.RECORD_FIELDS if self._records is None and not elements.serialized else ()
+        drop: tuple[str, ...] = ()
+        if self._records is None:
+            parsed = self._config.feature_spec if self._config.keep_record else None
+            drop = scores_of((parsed if elements.serialized else elements.fields(spec)) or {})
+        if elements.paired:
+            selected = selected.map(lambda batch, extras: (batch[1], extras))
         return _leave(selected, self._config, drop)
 
 
@@ -519,13 +560,16 @@ def _leave(
     if rebatch:
         selected = selected.rebatch(config.batch_size, drop_remainder=config.drop_remainder)
 
+    def weighted(element: Any, extras: dict) -> Any:
+        return attach(STAGE, element, extras, drop, config.label_key, config.task)
+
     def decode_batch(batch: Any, extras: dict) -> Any:
         parsed = config.parse_fn(batch) if config.parse_fn else batch
-        return (parsed, extras) if config.decode_fn else attach(STAGE, parsed, extras, drop)
+        return (parsed, extras) if config.decode_fn else weighted(parsed, extras)
 
     def decode_one(element: Any, extras: dict) -> Any:
         decoded = config.decode_fn(element) if config.decode_fn else element
-        return attach(STAGE, decoded, extras, drop)
+        return weighted(decoded, extras)
 
     decoded = selected.map(decode_batch, num_parallel_calls=parallel, deterministic=True)
     if rebatch:
@@ -542,11 +586,12 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
     """Where id and label are in elements of this spec; raises ValueError where they do not fit."""
     feature_spec = config.feature_spec
     if feature_spec is None:
-        label_dtype = tf.float32 if config.task == constants.REGRESSION else tf.int64
-        feature_spec = {
-            config.id_key: tf.io.FixedLenFeature([], tf.int64),
-            config.label_key: tf.io.FixedLenFeature([], label_dtype),
-        }
+        feature_spec = {config.id_key: tf.io.FixedLenFeature([], tf.int64)}
+        if isinstance(config.label_key, Mapping):
+            for head in config.task:
+                feature_spec[config.label_key[head.name]] = _label_feature(head.task, -1)
+        elif config.label_key is not None:
+            feature_spec[config.label_key] = _label_feature(config.task, None)
     elements = ElementSpec(
         stage=STAGE,
         spec=spec,
@@ -573,9 +618,49 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
     return elements
 
 
-def _check_fields(elements: ElementSpec, num_outputs: int | None, config: SamplingConfig) -> str:
+def _label_feature(task: str | None, unknown: int | None) -> tf.io.FixedLenFeature:
+    """How a label is parsed; `unknown` stands for one that is not there, None where all are."""
+    if task == constants.REGRESSION:
+        default = None if unknown is None else float("nan")
+        return tf.io.FixedLenFeature([], tf.float32, default)
+    return tf.io.FixedLenFeature([], tf.int64, unknown)
+
+
+def _losses_alone(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """What of a record counts where no label is looked at."""
+    if constants.LOSS not in record:
+        raise ValueError(
+            f"{STAGE}: label_key=None needs records that hold the loss, these have "
+            f"{sorted(record)}. Set label_key, or write records with loss=."
+        )
+    return {name: record[name] for name in (constants.HAS_RECORD, constants.LOSS) if name in record}
+
+
+def _warn_of_labels(labels: tf.Tensor, record: dict, task: str) -> tf.Operation:
+    """Says on stderr that labels do not fit the task, once a window has more than a few of them."""
+    wrong = tf.boolean_mask(labels, ~scores.valid_labels(record, labels, task))
+    share = tf.size(wrong) / tf.maximum(tf.size(labels), 1)
+    return tf.cond(
+        share > _MAX_WRONG_LABELS,
+        lambda: tf.print(
+            f"WARNING: {STAGE}:",
+            tf.size(wrong),
+            "of",
+            tf.size(labels),
+            f"labels of this window are out of range for task={task!r}, among them",
+            wrong[:3],
+            "; these examples count as examples without a record. Check label_key and task, or "
+            "filter them out.",
+        ),
+        tf.no_op,
+    )
+
+
+def _check_fields(
+    elements: ElementSpec, num_outputs: int | None, config: SamplingConfig
+) -> str | Heads:
     """Checks id, label and record fields."""
-    elements.check_label()
+    label = elements.check_label(config.task)
     if num_outputs is not None or elements.has_id():
         elements.check_id()
     if not config.policy.needs_records:
@@ -603,17 +688,30 @@ def _check_fields(elements: ElementSpec, num_outputs: int | None, config: Sampli
             f"{STAGE}: {constants.LOGITS!r} must be [{config.num_outputs}], got [{width}] "
             f"({source}). Write records with the model that serves this stream."
         )
-    task = config.task or _infer_task(width, keys[config.label_key], source)
+    if config.label_key is None:
+        return constants.REGRESSION
+    task = config.task
+    if task == constants.BINARY and label.shape.rank == 1:
+        task = Heads.of({f"{i:06d}": task for i in range(label.shape[0])}, None)
+    if isinstance(task, Heads):
+        if width != task.num_outputs:
+            raise ValueError(
+                f"{STAGE}: {constants.LOGITS!r} must be [{task.num_outputs}] for the heads "
+                f"{[tuple(head[:3]) for head in task]}, got [{width}] ({source}). Write the "
+                "logits of all heads side by side, in the order of their names."
+            )
+        return task
+    task = task or _infer_task(width, label, source)
     if width is not None and (task == constants.MULTICLASS) != (width > 1):
         expected = "[num_classes], at least 2" if task == constants.MULTICLASS else "[1]"
         raise ValueError(
             f"{STAGE}: {constants.LOGITS!r} must be {expected} for task={task!r}, got [{width}] "
             f"({source}). Write records with the model that serves this stream, or set task."
         )
-    if task == constants.MULTICLASS and not keys[config.label_key].dtype.is_integer:
+    if task == constants.MULTICLASS and not label.dtype.is_integer:
         raise ValueError(
             f"{STAGE}: {config.label_key!r} must be an integer class id for task='multiclass', "
-            f"got {keys[config.label_key]}. Cast it, or set task."
+            f"got {label}. Cast it, or set task."
         )
     return task
 
