@@ -53,7 +53,9 @@ class Heads(tuple[Head, ...]):
         """
         weights = dict(loss_weights or {})
         if unknown := sorted(set(weights) - set(tasks)):
-            raise ValueError(f"loss_weights must name heads of {sorted(tasks)}. Received: {unknown}")
+            raise ValueError(
+                f"loss_weights must name heads of {sorted(tasks)}. Received: {unknown}"
+            )
         heads = []
         for name in sorted(tasks):
             task, width = tasks[name], 1
@@ -94,9 +96,9 @@ def present(labels: tf.Tensor, task: str | None) -> tf.Tensor:
     known = tf.ones_like(labels, tf.bool)
     if labels.dtype.is_floating:
         known = ~tf.math.is_nan(labels)
-    if task in (constants.BINARY, constants.MULTICLASS) and labels.dtype != tf.bool:
-        if not labels.dtype.is_unsigned:
-            known &= ~(labels < 0)
+    signed = labels.dtype != tf.bool and not labels.dtype.is_unsigned
+    if task in (constants.BINARY, constants.MULTICLASS) and signed:
+        known &= ~(labels < 0)
     return known
 
 

@@ -201,9 +201,7 @@ class ElementSpec:
             )
         if spec.dtype not in ID_DTYPES:
             allowed = ", ".join(dtype.name for dtype in ID_DTYPES)
-            raise ValueError(
-                f"{self.stage}: {self.id_key!r} must be one of {allowed}, got {spec}."
-            )
+            raise ValueError(f"{self.stage}: {self.id_key!r} must be one of {allowed}, got {spec}.")
 
     def check_label(self, task: str | Heads | None) -> Any:
         """The label's spec in the form that `labels` gives it.
@@ -231,7 +229,7 @@ class ElementSpec:
         if not isinstance(spec, tf.TensorSpec):
             raise ValueError(
                 f"{stage}: label {key!r} must be one scalar tensor, got {spec}. Set label_key to "
-                "the part of y that selection is to look at, or to None where records hold the loss."
+                "the part of y that selection looks at, or to None where records hold the loss."
             )
         if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype == tf.bool):
             raise ValueError(f"{stage}: {key!r} must be numeric, got {spec}.")
@@ -300,11 +298,13 @@ def num_examples(batch: Any) -> tf.Tensor:
 
 
 def gather(batch: Any, indices: tf.Tensor) -> Any:
-    """The examples of a batch at these places, in their order; of dense, ragged and sparse parts."""
+    """The examples of a batch at these places, of dense, ragged and sparse parts."""
     return tf.nest.map_structure(
-        lambda part: _gather_sparse(part, indices)
-        if isinstance(part, tf.SparseTensor)
-        else tf.gather(part, indices),
+        lambda part: (
+            _gather_sparse(part, indices)
+            if isinstance(part, tf.SparseTensor)
+            else tf.gather(part, indices)
+        ),
         batch,
     )
 
@@ -433,7 +433,9 @@ def times(weight: Any, sample_weight: Any) -> Any:
     for nested in (weight, sample_weight):
         if isinstance(nested, dict):
             return {
-                name: times(*(w[name] if isinstance(w, dict) else w for w in (weight, sample_weight)))
+                name: times(
+                    *(w[name] if isinstance(w, dict) else w for w in (weight, sample_weight))
+                )
                 for name in nested
             }
     sample_weight = tf.convert_to_tensor(sample_weight)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords, PartitionedRecords
+from ofb_tf.records.outputs import look_like_probabilities
 from ofb_tf.selection import Policy, get_policy, heads, scores, window
 from ofb_tf.selection.heads import Heads
 from ofb_tf.transforms import statistics
@@ -505,7 +506,9 @@ class OFBSampler:
 
     def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
         spec = dataset.element_spec
-        elements, _ = self._resolve(spec)
+        elements, task = self._resolve(spec)
+        if isinstance(self._records, ForwardRecords):
+            _warn_of_probabilities(self._records, task)
         # Fields that the join made are only in extras; those that came with the element go.
         drop: tuple[str, ...] = ()
         if self._records is None:
@@ -624,6 +627,19 @@ def _label_feature(task: str | None, unknown: int | None) -> tf.io.FixedLenFeatu
         default = None if unknown is None else float("nan")
         return tf.io.FixedLenFeature([], tf.float32, default)
     return tf.io.FixedLenFeature([], tf.int64, unknown)
+
+
+def _warn_of_probabilities(records: ForwardRecords, task: str | Heads) -> None:
+    columns = records.columns
+    if task not in (constants.BINARY, constants.MULTICLASS) or constants.CLASS_IDS in columns:
+        return
+    logits = columns.get(constants.LOGITS)
+    if logits is not None and look_like_probabilities(logits[:4096].numpy()):
+        warnings.warn(
+            f"{STAGE}: the recorded logits lie in [0, 1], as probabilities do; they make the "
+            "selection nearly uniform. Write them with probabilities=.",
+            stacklevel=4,
+        )
 
 
 def _losses_alone(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
