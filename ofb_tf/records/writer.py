@@ -458,8 +458,8 @@ def _warn_of_probabilities(logits: Any) -> None:
     # One output in [0, 1] may be a prediction: ofb_sample warns of it, which knows the task.
     if rows.ndim == 2 and rows.shape[1] > 1 and look_like_probabilities(rows):
         warnings.warn(
-            "write: logits lie in [0, 1] and sum to 1, as probabilities do. Recorded as logits they "
-            "make selection nearly uniform: pass them as probabilities=.",
+            "write: logits lie in [0, 1] and sum to 1, as probabilities do. Recorded as logits "
+            "they make selection nearly uniform: pass them as probabilities=.",
             stacklevel=3,
         )
 

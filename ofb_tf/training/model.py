@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ofb_tf import constants
+from ofb_tf import constants, hashing
 from ofb_tf.selection import Policy, get_policy, window
 from ofb_tf.selection.policy import SYSTEMATIC
 from ofb_tf.training import metrics, step
@@ -15,6 +15,7 @@ from ofb_tf.transforms.element_spec import scores_of, times, weigh
 
 # The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
 Functional: Any = type(keras.Model(_input := keras.Input((1,)), _input))
+_FLAGS = {constants.HAS_RECORD, constants.UNIFORM_PROBE, constants.UNIFORM_HOLDOUT}
 _NO_INPUT = (constants.EXAMPLE_ID, constants.UNIFORM_PROBE, constants.UNIFORM_HOLDOUT)
 # What a model does in training and evaluation, and another model's step would not call.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
@@ -346,6 +347,8 @@ class OFBModel(keras.Model):
         fields = fields if isinstance(fields, dict) else {}
         x, y, weight = self.unpack(data)
         seen = {name: fields[name] for name in no_input(fields)}
+        for name in _FLAGS & seen.keys():
+            seen[name] = tf.cast(seen[name], tf.bool)
         if self.backward_rate is not None:
             x, y, weight = self._select(self.backward_rate, x, y, weight, seen)
         counted = weight
@@ -526,6 +529,11 @@ class OFBModel(keras.Model):
         if not isinstance(x, dict):
             names = [tensor.name for tensor in self.inputs]
             x = dict(zip(names, keras.tree.flatten(x), strict=True))
+        # Keras adds batches up over replicas to build a model, which it can of numbers alone.
+        for name in _FLAGS & seen.keys():
+            seen[name] = tf.cast(seen[name], tf.uint8)
+        if constants.EXAMPLE_ID in seen:
+            seen[constants.EXAMPLE_ID] = hashing.to_int64(seen[constants.EXAMPLE_ID])
         return {**x, **seen}
 
     def _own_config(self) -> dict[str, Any]:
@@ -573,8 +581,9 @@ class WrappedOFBModel(OFBModel):
                 raise
             raise ValueError(
                 f"OFBModel: {type(self.model).__name__} fails on a dict of the fields "
-                f"{sorted(inputs)}: {error}. If it takes a tensor, map the dataset to "
-                "(x, y, weight): .map(lambda e: (e['x'], e['label'], e['importance_weight']))."
+                f"{sorted(inputs)}. If it takes a tensor, map the dataset to (x, y, weight): "
+                ".map(lambda e: (e['x'], e['label'], e['importance_weight'])). The error was: "
+                f"{error}"
             ) from error
 
     def to_keras(self) -> keras.Model:

@@ -34,9 +34,9 @@ def test_the_writer_takes_probabilities_and_warns_of_them_as_logits(tmp_path):
             writer.write(ids, SOFTMAX, probabilities=SOFTMAX)
     recorded = ofb_tf.ForwardRecords.load(tmp_path / "a").logits.numpy()
     np.testing.assert_allclose(recorded, np.log(SOFTMAX), rtol=1e-5)
-    with ofb_tf.ForwardRecordWriter(tmp_path / "b") as writer:
-        with pytest.warns(UserWarning, match="pass them as probabilities="):
-            writer.write(ids, SOFTMAX)
+    warns = pytest.warns(UserWarning, match="pass them as probabilities=")
+    with ofb_tf.ForwardRecordWriter(tmp_path / "b") as writer, warns:
+        writer.write(ids, SOFTMAX)
 
 
 def test_importers_take_probabilities(tmp_path):

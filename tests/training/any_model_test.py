@@ -62,7 +62,14 @@ def test_stock_keras_aligns_the_weights_that_ofb_sample_gives_to_tokens():
     ids, loss = np.arange(64), RNG.exponential(size=64).astype(np.float32)
     x, y = RNG.normal(size=(64, T, 3)).astype(np.float32), RNG.integers(0, V, (64, T))
     dataset = tf.data.Dataset.from_tensor_slices(({"x": x, "loss": loss, "example_id": ids}, y))
-    sampler = ofb_tf.ofb_sample(label_key=None, rate=0.25, window_size=64, batch_size=16, seed=1)
+    sampler = ofb_tf.ofb_sample(
+        label_key=None,
+        rate=0.25,
+        window_size=64,
+        batch_size=16,
+        seed=1,
+        redraw_each_iteration=False,
+    )
     dataset = dataset.apply(sampler).map(lambda x, y, w: (x["x"], y, w))
     token_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = model_of_tokens(keras.Model, token_loss)

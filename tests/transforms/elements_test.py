@@ -96,15 +96,14 @@ def test_ragged_and_sparse_features_keep_their_rows(reference, batch_size):
 
 def test_no_label_is_needed_where_records_hold_the_loss():
     losses = np.random.default_rng(0).exponential(size=N).astype(np.float32)
-    records = ForwardRecords.from_columns(IDS, loss=losses)
+    records = ForwardRecords.from_columns(IDS, losses=losses)
     tokens = np.tile(LABELS[:, None], [1, 6])
     dataset = slices(({"example_id": IDS}, {"tokens": tokens, "class": LABELS}))
     batch = next(iter(sample(dataset, records=records, label_key=None, batch_size=8)))
     weights = batch[2]
     assert weights["tokens"].shape == (8, 1)
     assert weights["class"].shape == (8,)
-    p = np.minimum(1, losses)  # larger losses never weigh more
-    order = np.argsort([p[PLACE[int(i)]] for i in batch[0]["example_id"]])
+    order = np.argsort([losses[PLACE[int(i)]] for i in batch[0]["example_id"]])
     assert (np.diff(weights["class"].numpy()[order]) <= 1e-6).all()
     with pytest.raises(ValueError, match="label_key=None needs records that hold the loss"):
         sample(with_logits(), label_key=None)
