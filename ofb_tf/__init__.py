@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         Uniform as Uniform,
         Window as Window,
     )
+    from ofb_tf.selection.scores import sequence_loss as sequence_loss
     from ofb_tf.training.callbacks import (
         BackupIterator as BackupIterator,
         OFBTensorBoard as OFBTensorBoard,
@@ -68,6 +69,7 @@ _MODULE_OF = {
     "Window": "selection",
     "example_id_of": "hashing",
     "join_forward_records": "transforms.join",
+    "sequence_loss": "selection.scores",
     "ofb_sample": "transforms.sample",
 }
 

@@ -137,8 +137,8 @@ def to_int64(example_ids: Any) -> Any:
 
     Args:
       example_ids: integers, strings, bytes, `uuid.UUID` or `datetime64`, of any shape: a tensor,
-        a numpy array, a Python value or a list. Lists of bytes keep trailing zero bytes, which numpy's fixed-width
-        strings have lost already.
+        a numpy array, a Python value or a list. Lists of bytes keep trailing zero bytes, which
+        numpy's fixed-width strings have lost already.
 
     Returns:
       int64 of the same shape: a tensor for a tensor, otherwise a numpy array.

@@ -246,7 +246,8 @@ def test_to_keras_loads_without_ofb_tf(tmp_path):
     np.save(tmp_path / "x.npy", data["x"])
     code = (
         "import keras, numpy as np, sys; m = keras.saving.load_model('m.keras');"
-        "np.save('p.npy', m.predict(np.load('x.npy'), verbose=0)); assert 'ofb_tf' not in sys.modules"
+        "np.save('p.npy', m.predict(np.load('x.npy'), verbose=0));"
+        "assert 'ofb_tf' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=tmp_path)
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), expected, atol=1e-6)
