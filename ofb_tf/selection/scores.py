@@ -78,7 +78,7 @@ def sequence_loss(token_losses: Any, mask: Any = None, *, reduction: str = "mean
     token_losses, mask = np.array([[1.0, 3.0, 9.0]]), np.array([[True, True, False]])
     with ofb_tf.ForwardRecordWriter("records") as writer:
         writer.write([7], loss=ofb_tf.sequence_loss(token_losses, mask).numpy())
-    assert ofb_tf.ForwardRecords.load("records").losses[0] == 2.0
+    assert ofb_tf.ForwardRecords.load("records").losses == [2.0]
     ```
 
     Args:
