@@ -128,8 +128,8 @@ class OFBModel(keras.Model):
         keys = label_key.values() if isinstance(label_key, Mapping) else [label_key]
         if not keys or not all(isinstance(key, str) and key for key in keys):
             raise ValueError(
-                "label_key must be a non-empty string, or a dict of them by the heads' names. "
-                f"Received: {label_key!r}"
+                f"label_key must be a non-empty string. Received: {label_key!r}. For several "
+                "heads give a dict, a field by the name of each."
             )
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
@@ -312,7 +312,7 @@ class OFBModel(keras.Model):
         if isinstance(self.input, dict):
             names = list(self.input)
         missing = [name for name in names if name not in fields]
-        if len(names) == 1 and missing and len(features) == 1:
+        if len(features) == 1 and missing == names and len(names) == 1 and _is_unnamed(names[0]):
             (fields,) = ({names[0]: value} for value in features.values())
         elif missing:
             raise ValueError(
@@ -600,6 +600,11 @@ class WrappedOFBModel(OFBModel):
         """The model that `get_config` describes."""
         model = keras.saving.deserialize_keras_object(config.pop("model"), custom_objects)
         return cls(model, **config)
+
+
+def _is_unnamed(name: str) -> bool:
+    """Whether Keras made up an input's name."""
+    return name.startswith(("keras_tensor", "input_layer"))
 
 
 def _plain(value: Any) -> Any:
