@@ -47,7 +47,7 @@ def build_model(positive_rate: float) -> keras.Model:
     offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]])
     rows = keras.layers.Embedding(sum(VOCABULARY_SIZES), 8)(categorical + offsets)
     hidden = keras.layers.Concatenate()([keras.layers.Flatten()(rows), keras.ops.log(dense)])
-    hidden = keras.layers.Dense(64, activation="relu")(hidden)
+    hidden = keras.layers.Dense(64, activation="relu", name="shared")(hidden)
     bias = keras.initializers.Constant(np.log(positive_rate / (1 - positive_rate)))
     outputs = {
         "click": keras.layers.Dense(1, bias_initializer=bias, name="click")(hidden),

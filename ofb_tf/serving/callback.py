@@ -66,8 +66,10 @@ class RecordPredictions(keras.callbacks.Callback):
         self._writer = writer
         self._model_version = model_version
         self._id_output = id_output
-        self._heads = sorted(logits_output) if not isinstance(logits_output, str) else None
-        self._logits_output = logits_output
+        self._has_heads = not isinstance(logits_output, str)
+        self._logits_outputs = sorted(
+            [logits_output] if isinstance(logits_output, str) else logits_output
+        )
         self._from_logits = from_logits
         self._position = 0
 
@@ -79,16 +81,16 @@ class RecordPredictions(keras.callbacks.Callback):
         """Writes the batch; a ValueError says that logits are missing or ids are too few."""
         logs = logs or {}
         # Keras merges a dict of outputs into the logs.
-        names = ["outputs"] if "outputs" in logs else self._heads or [self._logits_output]
+        names = ["outputs"] if "outputs" in logs else self._logits_outputs
         if not set(names) <= set(logs):
             raise ValueError(
-                f"RecordPredictions: the model's output must have {self._logits_output!r}. "
+                f"RecordPredictions: the model's output must have {', '.join(names)}. "
                 f"Received: {sorted(logs)}. Name it with logits_output, or the outputs of several "
                 "heads with a list."
             )
         parts = [self._logits_of(name, np.atleast_1d(np.asarray(logs[name]))) for name in names]
         logits = parts[0]
-        if self._heads:
+        if self._has_heads:
             logits = np.concatenate([np.reshape(part, [len(part), -1]) for part in parts], axis=1)
         if self._ids is not None:
             ids = self._ids[self._position : self._position + len(logits)]

@@ -144,6 +144,11 @@ class OFBModel(keras.Model):
                 f"task must be one of {constants.TASKS}, a dict of them by the heads' names, or "
                 f"None. Received: {task!r}"
             )
+        if backward_rate is not None and isinstance(label_key, Mapping):
+            raise ValueError(
+                "backward_rate selects by one output. Received: several heads, "
+                f"{sorted(label_key)}. Select with ofb_sample(task={{head: task}}) instead."
+            )
         policy = get_policy(selection_policy)
         if backward_rate is not None and policy.design != SYSTEMATIC:
             raise ValueError(
@@ -369,7 +374,8 @@ class OFBModel(keras.Model):
         self, rate: float, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]
     ) -> tuple:
         """One forward pass over all, and what of the batch goes on, with its weights."""
-        outputs_of = step.read_outputs(self.loss, self.task)
+        task = self.task if isinstance(self.task, str) else None
+        outputs_of = step.read_outputs(self.loss, task)
         if "training" in inspect.signature(self.call).parameters:
             outputs = self(x, training=False)
         else:

@@ -146,15 +146,18 @@ def ofb_sample(
             DeprecationWarning,
             stacklevel=2,
         )
+    heads_or_task: str | Heads | None
     if isinstance(task, Mapping):
-        task = Heads.of(task, loss_weights)
-        label_key = _label_keys(task, label_key)
+        heads_or_task = Heads.of(task, loss_weights)
+        label_key = _label_keys(heads_or_task, label_key)
     elif loss_weights is not None:
         raise ValueError("loss_weights is for several heads: give task as a dict by their names.")
+    else:
+        heads_or_task = task
     config = SamplingConfig(
         rate=rate,
         policy=get_policy(policy),
-        task=task,
+        task=heads_or_task,
         num_outputs=num_outputs,
         id_key=id_key,
         label_key=label_key,
@@ -459,12 +462,12 @@ class OFBSampler:
                 record = lookup.fields(example_ids)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
-            labels, scored, one_task = elements.labels(keys, task), record, task
+            labels, scored = elements.labels(keys, task), record
+            one_task = constants.MULTICLASS if isinstance(task, Heads) else task
             if config.label_key is None and config.policy.needs_records:
                 scored = _losses_alone(record)
             elif isinstance(task, Heads):
                 scored, labels = heads.combine(task, record, labels, config.policy.score)
-                one_task = constants.MULTICLASS
             elif config.policy.needs_records:
                 with tf.control_dependencies([_warn_of_labels(labels, record, task)]):
                     labels = tf.identity(labels)
@@ -590,11 +593,12 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
     feature_spec = config.feature_spec
     if feature_spec is None:
         feature_spec = {config.id_key: tf.io.FixedLenFeature([], tf.int64)}
-        if isinstance(config.label_key, Mapping):
+        if isinstance(config.task, Heads) and isinstance(config.label_key, Mapping):
             for head in config.task:
                 feature_spec[config.label_key[head.name]] = _label_feature(head.task, -1)
-        elif config.label_key is not None:
-            feature_spec[config.label_key] = _label_feature(config.task, None)
+        elif isinstance(config.label_key, str):
+            task = None if isinstance(config.task, Heads) else config.task
+            feature_spec[config.label_key] = _label_feature(task, None)
     elements = ElementSpec(
         stage=STAGE,
         spec=spec,

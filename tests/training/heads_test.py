@@ -129,9 +129,7 @@ def test_serialized_examples_may_lack_the_label_of_a_head(records):
     serialized = [
         serialized_example(example_id=IDS[i], x=X[i], click=CLICK[i])
         if CONVERSION[i] < 0
-        else serialized_example(
-            example_id=IDS[i], x=X[i], click=CLICK[i], conversion=CONVERSION[i]
-        )
+        else serialized_example(example_id=IDS[i], x=X[i], click=CLICK[i], conversion=CONVERSION[i])
         for i in range(N)
     ]
     spec = {
