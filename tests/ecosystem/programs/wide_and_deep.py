@@ -24,7 +24,8 @@ wide = keras.layers.Concatenate()([inputs["height"][:, None], one_hot(inputs["ar
 deep = keras.layers.Dense(16, activation="relu")(wide)
 merged = keras.layers.Concatenate()([wide, deep])
 model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(merged))
-model.compile("adam", "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
+adam = keras.optimizers.Adam(0.01)
+model.compile(adam, "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
 model.fit(train, verbose=0)
 
 keyed = train.map(lambda x, y: (ofb_tf.example_id_of(x["area"], x["height"]), (x, y)))  # ofb
