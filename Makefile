@@ -4,9 +4,11 @@ UV_VERSION := 0.13.9
 VENV := .venv
 VENV_TFX := .venv-tfx
 VENV_DOCS := .venv-docs
+VENV_FLINK := .venv-flink
 BIN := $(VENV)/bin
 BIN_TFX := $(VENV_TFX)/bin
 BIN_DOCS := $(VENV_DOCS)/bin
+BIN_FLINK := $(VENV_FLINK)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 TAXI_CSV ?= ../shared/data/chicago_taxi.csv
@@ -16,7 +18,8 @@ VERSION = $(shell sed -nE 's/^__version__ = "(.*)"$$/\1/p' ofb_tf/version.py)
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tfx lint types format test test-core test-slow test-core-tfx test-tfx \
 	demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
-	package release release-check lock lock-tfx lock-docs clean
+	setup-flink test-flink pyflink-up pyflink-down package release release-check lock lock-tfx \
+	lock-docs lock-flink clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +42,13 @@ $(VENV_TFX)/.ready: requirements/tfx.txt setup.py | $(VENV)/.ready
 	$(BIN)/uv venv --quiet --clear --seed --python $(abspath $(BIN)/python) $(VENV_TFX)
 	$(BIN)/uv pip install --quiet --python $(BIN_TFX)/python -r requirements/tfx.txt
 	$(BIN)/uv pip install --quiet --python $(BIN_TFX)/python --no-deps -e .
+	touch $@
+
+setup-flink: $(VENV_FLINK)/.ready  ## build .venv-flink (PyFlink) from requirements/flink.txt
+
+$(VENV_FLINK)/.ready: requirements/flink.txt setup.py | $(VENV)/.ready
+	$(BIN)/uv venv --quiet --clear --python $(abspath $(BIN)/python) $(VENV_FLINK)
+	$(BIN)/uv pip install --quiet --python $(BIN_FLINK)/python -r requirements/flink.txt
 	touch $@
 
 # Neither .venv nor TensorFlow: the API reference is read from the source.
@@ -75,6 +85,9 @@ test-core-tfx: setup-tfx  ## run the core tests on the TFX stack's TensorFlow
 test-tfx: setup-tfx  ## run the tests of the TFX components and pipelines
 	$(BIN_TFX)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder \
 		-W ignore::FutureWarning tests/e2e tests/tfx_components
+
+test-flink: setup-flink  ## run the streaming join on Flink and kill a task manager (Java 17)
+	PYTHONPATH=. $(BIN_FLINK)/python -m pytest tests/streaming/flink_test.py
 
 # Demo, benchmarks, documentation
 
@@ -116,6 +129,12 @@ flink-up:  ## start Flink (one job manager, two task managers) and Beam's job se
 flink-down:  ## stop what flink-up started
 	tests/runners/flink.sh down
 
+pyflink-up: setup-flink  ## start the Flink of PyFlink's wheel with two task managers on loopback
+	tests/runners/pyflink.sh up
+
+pyflink-down:  ## stop what pyflink-up started
+	tests/runners/pyflink.sh down
+
 # Package and release
 
 package: setup  ## build sdist and wheel in dist/, check them, install and run the wheel elsewhere
@@ -130,7 +149,7 @@ package: setup  ## build sdist and wheel in dist/, check them, install and run t
 		path = pathlib.Path(ofb_tf.__file__); print('imported', path); \
 		assert path.is_relative_to(sys.prefix) and (path.parent / 'py.typed').exists()"
 	cd out/package && venv/bin/ofb --help >/dev/null
-	# The default demo has 600,000 examples and three seeds; this takes the same path in seconds.
+	# The default demo has 400,000 examples and three seeds; this takes the same path in seconds.
 	cd out/package && venv/bin/ofb demo --num_examples=60000 --seeds=1 --noprogress --output_dir=demo
 	test -s out/package/demo/results.json && test -s out/package/demo/report.html
 
@@ -164,5 +183,9 @@ lock-docs: setup  ## re-lock requirements/docs.txt from docs.in
 	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/docs.in \
 		--no-header -o requirements/docs.txt
 
+lock-flink: setup  ## re-lock requirements/flink.txt from flink.in
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python requirements/flink.in \
+		--no-header -o requirements/flink.txt
+
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(VENV_TFX) $(VENV_DOCS) out build dist *.egg-info
+	rm -rf $(VENV) $(VENV_TFX) $(VENV_DOCS) $(VENV_FLINK) out build dist *.egg-info

@@ -42,6 +42,7 @@ setup(
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
         "tfx": ["tfx>=1.16"],
+        "flink": ["apache-flink>=2.3"],
         "test": [
             *SERVING,
             *NOTEBOOKS,

@@ -11,7 +11,9 @@ from benchmarks.child import parts_of
 from benchmarks.parts import Part, Settings
 from benchmarks.process import run_part
 
-MODULES = ("selection", "late_decode", "join", "growth", "records", "training")
+MODULES = (
+    "selection", "refresh", "late_decode", "join", "growth", "records", "training", "loop",
+)  # fmt: skip
 
 USAGE = """
 Compares ofb-tf with named peers. Every peer is set up in a separate process; the peers of a part

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import ofb_tf
 from benchmarks import inputs
-from benchmarks.parts import Part, Row, Run, Settings, of, ratio
+from benchmarks.parts import Medians, Part, Row, Run, Settings, of, ratio
 from ofb_tf import constants, hashing
 from ofb_tf.datasets.click_stream import CLICK_PROBABILITY
 from ofb_tf.selection import scores
@@ -36,6 +36,10 @@ def _draw(example: dict[str, tf.Tensor]) -> tf.Tensor:
 
 def _everything(examples: tf.data.Dataset) -> tf.data.Dataset:
     return examples.batch(inputs.BATCH)
+
+
+def _small_windows(examples: tf.data.Dataset) -> tf.data.Dataset:
+    return examples.apply(inputs.sample(window_size=320, batch_size=32))
 
 
 def _sampled(design: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
@@ -86,6 +90,10 @@ def _peer(
     return build
 
 
+def _added(peer: str) -> Callable[[dict[str, Medians]], float]:
+    return lambda medians: medians[peer]["cpu_us"] - medians["no sampling"]["cpu_us"]
+
+
 PARTS = (
     Part(
         name="selection",
@@ -95,6 +103,7 @@ PARTS = (
             "no sampling": _peer(_everything, 200_000, 5),
             "ofb_sample, systematic": _peer(_sampled("systematic"), 200_000, 5),
             "ofb_sample, Poisson": _peer(_sampled("poisson"), 200_000, 5),
+            "ofb_sample, window 320": _peer(_small_windows, 200_000, 5),
             "uniform Dataset.filter": _peer(_uniform_filter, 40_000),
             "map/filter/map importance": _peer(_map_filter_map, 20_000),
             "rejection_resample": _peer(_rejection_resample, 20_000),
@@ -119,6 +128,16 @@ PARTS = (
                 ratio("cpu_us", "uniform Dataset.filter", "ofb_sample, systematic"),
             ),
             Row("ofb_sample, CPU µs per input example", of("ofb_sample, systematic", "cpu_us")),
+            Row(
+                "CPU µs per example that selection at window 4096 adds to no sampling",
+                _added("ofb_sample, systematic"),
+                at_most=1.2,
+            ),
+            Row(
+                "CPU µs per example that selection at window 320 adds to no sampling",
+                _added("ofb_sample, window 320"),
+                at_most=2.5,
+            ),
         ),
     ),
 )

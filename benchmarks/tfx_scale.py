@@ -141,15 +141,16 @@ def _count_bytes(root: pathlib.Path) -> dict:
             "keys", stages._read_keys((number, (file, "")), spec, found.num_partitions)
         ):
             partitions.setdefault(partition, []).append(columns)
-    join, all_rows, summaries = stages._Join(config, records.uri, found), [], []
+    all_rows, summaries = [], []
     for item in partitions.items():
-        rows, summary, _ = join.process(item)
+        rows, summary, _ = stages._join(item, config, records.uri, found)
         all_rows += counted("rows", iter([rows]))
         summaries.append(summary.value)
     num_examples = sum(len(rows["example_id"]) for rows in all_rows)
-    inclusion = stages._solve(stages.ScoreSummary.merge(summaries), config)
+    merged = stages.ScoreSummary.merge(summaries)
+    inclusion = stages.solve(merged, **config.budget())
     for rows in all_rows:
-        *selected, _ = stages._Select(config).process(rows, inclusion)
+        *selected, _ = stages._select(rows, inclusion, config)
         for _ in counted("selected", iter(selected)):
             pass
     per_row = {name: total / num_examples for name, total in size.items()}

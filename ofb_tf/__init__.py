@@ -41,12 +41,14 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         RecordForwardPasses as RecordForwardPasses,
         SelectionGuard as SelectionGuard,
     )
+    from ofb_tf.training.log_odds import AddLogInclusion as AddLogInclusion
     from ofb_tf.training.model import OFBModel as OFBModel
     from ofb_tf.transforms.element_spec import DatasetTransform as DatasetTransform
     from ofb_tf.transforms.join import join_forward_records as join_forward_records
     from ofb_tf.transforms.sample import OFBSampler as OFBSampler, ofb_sample as ofb_sample
 
 _MODULE_OF = {
+    "AddLogInclusion": "training.log_odds",
     "BackupIterator": "training.callbacks",
     "BottomLoss": "selection",
     "DatasetTransform": "transforms.element_spec",

@@ -1,4 +1,4 @@
-"""`ofb`: records | demo | compare. Flags → configuration → one library call.
+"""`ofb`: records | demo | compare | break-even. Flags → configuration → one library call.
 
 Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
 """
@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from ofb_tf.tables import format_table
@@ -19,9 +20,10 @@ from ofb_tf.tables import format_table
 USAGE = """usage: ofb COMMAND [ARGUMENTS]
 
 commands:
-  compare   every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
-  demo      the main job on one dataset: serve, record, join, sample, train, measure
-  records   inspect and maintain files of forward records
+  break-even  whether selection pays: what a rate saves, and from which model size on
+  compare     every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
+  demo        the main job on one dataset: serve, record, join, sample, train, measure
+  records     inspect and maintain files of forward records
 
 `ofb COMMAND --help` says more. Example:
   ofb demo --dataset=click_stream --output_dir=out/demo
@@ -51,10 +53,10 @@ DEMO_USAGE = """usage: ofb demo [FLAGS]
 A model snapshot serves a stream and records every forward pass; labels arrive; the records are
 joined to the stream, part of it is selected, and an OFBModel is trained on that with its weights;
 the snapshot is refreshed, and so on. Prints a table of the policies and writes results.json and
-report.html.
+report.html. The default, a deep click model, takes about 3 minutes on two cores.
 
 examples:
-  ofb demo --output_dir=out/demo
+  ofb demo --output_dir=out/demo --picture=out/demo/picture.png
   ofb demo --dataset=mnist --data_dir=~/tensorflow_datasets --seeds=3 --output_dir=out/mnist
 """
 COMPARE_USAGE = """usage: ofb compare [FLAGS]
@@ -66,12 +68,23 @@ same command continues where it was stopped. Writes results.json, results.csv an
 examples:
   ofb compare --suite=quick --output_dir=out/quick
   ofb compare --suite=standard --seeds=5 --data_dir=~/tensorflow_datasets \\
-      --output_dir=out/standard --markdown=docs/RESULTS.md --picture=docs/results.png
+      --output_dir=out/standard --markdown=docs/RESULTS.md
   ofb compare --datasets=click_stream --policies=importance,top_loss --rates=0.02,0.1 \\
       --missing_records=0,0.2 --seeds=3 --output_dir=out/own
 
 Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
 Exit code 130: stopped with Ctrl-C; what is finished is kept.
+"""
+BREAK_EVEN_USAGE = """usage: ofb break-even [FLAGS]
+
+Compares training on a part of the stream with training on everything: the time of one pass and the
+time to the same quality, and from which step time and which distance of refreshes on it pays.
+Times that are not given are measured on this machine. docs/break-even.md explains the figures.
+
+examples:
+  ofb break-even --model=deep --records=records/
+  ofb break-even --model=model.keras --input_us=9 --key_us=6 --variance_ratio=0.2
+  ofb break-even --step_us=78 --input_us=10 --select_us=1.2 --refresh_seconds=0.05 --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
@@ -129,7 +142,7 @@ _RECORDS_FLAGS = {
     "id_output": ("prediction_log: tensor of ids; empty for fingerprints.", "example_id"),
     "logits_output": ("prediction_log: tensor with the logits.", "logits"),
     "id_field": ("jsonl, csv: field with the id.", "example_id"),
-    "id_type": ("csv: type of the ids; int by default.", (None, "int", "string")),
+    "id_type": ("csv: type of the ids.", ("int", "string")),
     "logits_fields": ("jsonl, csv: a field with a list of logits, or one per logit.", ["logits"]),
     "probabilities": ("The files hold probabilities instead of logits.", False),
     "loss_field": ("jsonl, csv: field with the loss.", str),
@@ -162,20 +175,25 @@ _DEMO_SETTINGS = {
     "label_noise": ("Fraction of the training labels to randomise.", float),
     "outliers": ("Fraction of the regression targets to turn into outliers.", float),
     "missing_records": ("Fraction of the serving records to lose.", float),
+    "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small")),
 }
 _DEMO_FLAGS = {
     "dataset": ("click_stream, or a supervised TFDS dataset.", "click_stream"),
     "output_dir": ("Directory for the results.", "out/demo"),
     **_SHARED_FLAGS,
     **_DEMO_SETTINGS,
+    "picture": ("PNG file to draw the metric over the seconds to.", str),
 }
 _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
     "rates": ("rates", "rate", _floats),
+    "models": ("models, small or deep", "model", _list),
     "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
     "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
     "outliers": ("outlier fractions", "outliers", _floats),
     "missing_records": ("fractions of the records to lose", "missing_records", _floats),
     "selective_betas": ("powers of selective_backprop", "selective_beta", _floats),
+    "estimators": ("estimators of importance: weights, log_odds", "estimator", _list),
+    "budgets": ("budgets of importance: window, stream", "budget", _list),
     "refresh_intervals": ("windows per snapshot (0: once a pass)", "refresh_interval", _integers),
 }
 _COMPARE_FLAGS = {
@@ -189,12 +207,25 @@ _COMPARE_FLAGS = {
     "output_dir": ("Directory for results and finished trials.", "out/compare"),
     "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
     "markdown": ("Markdown file to write the tables to.", str),
-    "picture": ("PNG file to draw README's picture of the standard suite to.", str),
     **_SHARED_FLAGS,
     **{
         name: (f"Comma-separated {text}; every combination is run.", kind)
         for name, (text, _, kind) in _AXES.items()
     },
+}
+_BREAK_EVEN_FLAGS = {
+    "rate": ("Fraction of the stream that goes through the backward pass.", 0.1),
+    "model": ("Model to measure: small or deep (click models), or a saved one.", "deep"),
+    "batch_size": ("Examples per measured step.", 256),
+    "step_us": ("Microseconds per example of a training step.", float),
+    "input_us": ("Microseconds to read and parse an example.", 10.0),
+    "key_us": ("The same of id and label alone, for late decode; by default input_us.", float),
+    "select_us": ("Microseconds per example of join and selection.", float),
+    "refresh_seconds": ("Seconds to load new records and give them to the pipeline.", float),
+    "refresh_examples": ("Examples of the stream between two refreshes.", 100_000),
+    "records": ("Record files to compute the next two from.", str),
+    "variance_ratio": ("As OFBModel.fit reports it with uniform_probe.", float),
+    "effective_sample_size": ("Of the weights, as OFBModel.fit reports it.", float),
 }
 
 
@@ -223,13 +254,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command.
+    """Runs a command with its arguments, by default those of the process.
 
-    Args:
-      argv: the command and its arguments; None takes the process's own.
-
-    Returns:
-      The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    The exit code is 0 if it is done, 1 if it failed, 2 for wrong usage, 130 if it was interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -297,25 +324,22 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
         "bytes per record": f"{found.bytes_per_instance:.2f}",
     }
     rows |= {f"model version {version}": n for version, n in found.model_versions.items()}
-    return _show(values, dataclasses.asdict(found), rows)
+    _show(values, dataclasses.asdict(found), rows.items())
+    return 0
 
 
 def _verify(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records import maintenance
 
     reports = maintenance.verify(patterns)
-    if values.json:
-        print(json.dumps([dataclasses.asdict(report) for report in reports]))
-    else:
-        rows = [("file", "blocks", "records", "state")]
-        for report in reports:
-            state = f"{len(report.damages)} damaged" if report.damages else "whole"
-            state += ", open" if report.is_open else ""
-            rows.append((report.path, f"{report.num_blocks:,}", f"{report.num_records:,}", state))
-        print(format_table(rows, header=False, numbers=False))
-        for damage in (damage for report in reports for damage in report.damages):
-            print(f"{damage.path} at byte {damage.offset}: {damage.reason}")
-    return 1 if any(report.damages for report in reports) else 0
+    rows: list[tuple] = [("file", "blocks", "records", "state")]
+    for report in reports:
+        state = f"{len(report.damages)} damaged" if report.damages else "whole"
+        state += ", open" if report.is_open else ""
+        rows.append((report.path, report.num_blocks, report.num_records, state))
+    damages = [dataclasses.astuple(damage) for report in reports for damage in report.damages]
+    _show(values, [dataclasses.asdict(report) for report in reports], rows, damages)
+    return 1 if damages else 0
 
 
 def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
@@ -346,7 +370,8 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
         "files removed": len(report.removed),
         "open files left alone": report.num_open_skipped,
     }
-    return _show(values, content, rows)
+    _show(values, content, rows.items())
+    return 0
 
 
 def _import(patterns: list[str], values: argparse.Namespace) -> int:
@@ -373,7 +398,7 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         secret_file=values.id_secret_file,
         compression=values.compression,
         from_logits=not values.probabilities,
-        **({} if values.id_type is None else {"id_type": values.id_type}),
+        id_type=values.id_type,
     )
     rows = {
         "files read": report.num_files,
@@ -383,9 +408,7 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         "not finite": report.num_nonfinite,
         "log sampling rate": f"{report.sampling_rate:g}",
     }
-    _show(values, dataclasses.asdict(report), rows)
-    for path, offset, reason in () if values.json else report.bad_rows:
-        print(f"{path} at byte {offset}: {reason}")
+    _show(values, dataclasses.asdict(report), rows.items(), report.bad_rows)
     return 0
 
 
@@ -399,11 +422,15 @@ ACTIONS = {  # with the flags that they cannot do without
 }
 
 
-def _show(values: argparse.Namespace, content: Any, rows: dict[str, Any]) -> int:
-    texts = [(name, r if isinstance(r, str) else f"{r:,}") for name, r in rows.items()]
-    table = format_table(texts, header=False, numbers=False)
-    print(json.dumps(content) if values.json else table)
-    return 0
+def _show(values: argparse.Namespace, content: Any, rows: Iterable, faults: Iterable = ()) -> None:
+    """Prints content as JSON, or else rows as a table, and faults of (path, offset, reason)."""
+    if values.json:
+        print(json.dumps(content))
+        return
+    texts = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
+    print(format_table(texts, header=False, numbers=False))
+    for path, offset, reason in faults:
+        print(f"{path} at byte {offset}: {reason}")
 
 
 def _time(microseconds: int | None) -> str:
@@ -430,9 +457,11 @@ def _demo(values: argparse.Namespace) -> int:
     settings = {"workers": values.workers, "show_progress": values.progress}
     results = run.run_experiment(config, command=values.command, **settings)
     print("\n" + format_table(report.table_rows(results)) + "\n")
-    print(report.column_notes() + "\n")
+    print(report.headline(results) + "\n\n" + report.column_notes() + "\n")
     print("Wrote", report.write(report.as_json(results), values.output_dir, "results.json"))
     print("Wrote", report.write(report.as_html(results), values.output_dir, "report.html"))
+    if values.picture:
+        print("Wrote", report.write_picture(results, values.picture))
     return 0
 
 
@@ -476,8 +505,6 @@ def _compare(values: argparse.Namespace) -> int:
             print("Wrote", report.write(report.as_html(content), output, "report.html"))
             if values.markdown:
                 print("Wrote", report.write(report.as_markdown(content), values.markdown))
-            if values.picture:
-                print("Wrote", report.write_picture(content, values.picture))
     except KeyboardInterrupt:
         print("\nofb compare: stopped. The same command continues from here.", file=sys.stderr)
         return 130
@@ -490,7 +517,28 @@ def _compare(values: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _break_even(values: argparse.Namespace) -> int:
+    from ofb_tf.experiments import break_even
+
+    costs = {
+        field.name: getattr(values, field.name) for field in dataclasses.fields(break_even.Costs)
+    }
+    others = {name: getattr(values, name) for name in _BREAK_EVEN_FLAGS if name not in costs}
+    content = break_even.analyze(costs, **others)
+    if values.json:
+        print(json.dumps(content))
+        return 0
+    print(*map(format_table, break_even.table_rows(content)), sep="\n\n")
+    print("\nMeasured here:", ", ".join(content["measured"]) or "nothing")
+    return 0
+
+
 COMMANDS = {
+    "break-even": (
+        BREAK_EVEN_USAGE,
+        _BREAK_EVEN_FLAGS | {"json": ("Print JSON.", False)},
+        _break_even,
+    ),
     "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
     "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
     "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),

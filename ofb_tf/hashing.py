@@ -7,6 +7,7 @@ arithmetic is modulo 2^64, so TensorFlow and numpy give the same bits.
 """
 
 import enum
+import functools
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from ofb_tf.checks import check_count
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -36,45 +39,30 @@ class Stream(enum.IntEnum):
 def mix64(values: Any) -> Any:
     """A bijection of 64-bit integers in which every input bit affects every output bit.
 
-    Args:
-      values: int64 or uint64, any shape; a tensor or a numpy array.
-
-    Returns:
-      uint64 of the same shape: a tensor for a tensor, otherwise a numpy array, of the same bits.
+    int64 or uint64 of any shape → uint64; a tensor for a tensor, otherwise a numpy array.
     """
     x = _view(values, np.uint64)
     with np.errstate(over="ignore"):
         x = x + _uint64(_GOLDEN, x)
-        x = _xor_shift(x, 30) * _uint64(_MIX_1, x)
-        x = _xor_shift(x, 27) * _uint64(_MIX_2, x)
-        return _xor_shift(x, 31)
+        x = (x ^ _shift(x, 30)) * _uint64(_MIX_1, x)
+        x = (x ^ _shift(x, 27)) * _uint64(_MIX_2, x)
+        return x ^ _shift(x, 31)
 
 
 def fold_in(key: Any, data: Any) -> Any:
-    """A new key from a key and integers.
+    """A new int64 key from an int64 key and int64 data, broadcast; a tensor if either is one."""
+    return _fold_mixed(_view(mix64(key), np.int64), data)
 
-    Args:
-      key: int64; a tensor, a numpy array or a number.
-      data: int64, broadcast against `key`.
 
-    Returns:
-      int64 of the broadcast shape: a tensor if either is one, otherwise a numpy array.
-    """
-    mixed = _view(mix64(key), np.int64)
-    is_tensor = tf.is_tensor(mixed) or tf.is_tensor(data)
-    mixed = tf.bitwise.bitwise_xor(mixed, data) if is_tensor else mixed ^ np.asarray(data)
-    return _view(mix64(mixed), np.int64)
+def _fold_mixed(mixed: Any, data: Any) -> Any:
+    data = data if tf.is_tensor(data) else np.asarray(data)
+    return _view(mix64(mixed ^ data), np.int64)
 
 
 def hash01(example_ids: Any, key: Any) -> Any:
-    """One uniform draw per example, keyed by its id.
+    """One uniform draw per int64 id `[n]`, under an int64 scalar from `fold_in`.
 
-    Args:
-      example_ids: int64 `[n]`, a tensor, or a numpy array for a Beam worker without a graph.
-      key: int64 scalar, made from the seed and the epoch by `fold_in`.
-
-    Returns:
-      float64 `[n]`, multiples of 2^-53 in [0, 1): a tensor or an array of the same numbers.
+    float64 `[n]`, multiples of 2^-53 in [0, 1): a tensor, or for arrays an array of the same bits.
     """
     bits = _view(_shift(_view(fold_in(key, example_ids), np.uint64), 11), np.int64)
     draws = tf.cast(bits, tf.float64) if tf.is_tensor(bits) else bits.astype(np.float64)
@@ -88,7 +76,15 @@ def _view(values: Any, dtype: type) -> Any:
 
 
 def _uint64(value: int, like: Any) -> Any:
-    return tf.constant(value, tf.uint64) if tf.is_tensor(like) else np.uint64(value)
+    return _constant(value) if tf.is_tensor(like) else np.uint64(value)
+
+
+@functools.cache
+def _constant(value: int) -> tf.Tensor:
+    # A graph that captures one tensor many times has one node for it: starting a dataset's
+    # iterator takes time per node.
+    with tf.init_scope(), tf.device("CPU:0"):
+        return tf.constant(value, tf.uint64)
 
 
 def _shift(x: Any, bits: int) -> Any:
@@ -96,14 +92,10 @@ def _shift(x: Any, bits: int) -> Any:
     return right_shift(x, _uint64(bits, x))
 
 
-def _xor_shift(x: Any, bits: int) -> Any:
-    shifted = _shift(x, bits)
-    return tf.bitwise.bitwise_xor(x, shifted) if tf.is_tensor(x) else x ^ shifted
-
-
 def window_key(example_ids: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """One key for a window, from the set of its ids and not from their order."""
-    return fold_in(key, tf.reduce_sum(fold_in(key, example_ids)))
+    mixed = _view(mix64(key), np.int64)
+    return _fold_mixed(mixed, tf.reduce_sum(_fold_mixed(mixed, example_ids)))
 
 
 def uniform_start(key: tf.Tensor) -> tf.Tensor:
@@ -112,19 +104,14 @@ def uniform_start(key: tf.Tensor) -> tf.Tensor:
     With 25 bits, the difference of an integer below 2^28 and a draw is exact in float64 and at
     least 2^-25 from every integer, which is what keeps the systematic design's count exact.
     """
-    bits = tf.bitwise.right_shift(mix64(key), tf.constant(40, tf.uint64))
+    bits = _shift(mix64(key), 40)
     return (tf.cast(tf.bitcast(bits, tf.int64), tf.float64) + 0.5) * 2.0**-24
 
 
 def fingerprint(values: tf.Tensor) -> tf.Tensor:
-    """int64 ids from string ids or serialized examples; the same in the graph, Python and Beam.
+    """int64 ids in [0, 2^63 - 1) from string ids or serialized examples, of any shape.
 
-    Args:
-      values: string, any shape.
-
-    Returns:
-      int64 in [0, 2^63 - 1) of the same shape (`tf.strings.to_hash_bucket_fast`: FarmHash64,
-      stable across platforms and releases).
+    `tf.strings.to_hash_bucket_fast` (FarmHash64) is stable across platforms and releases.
     """
     return tf.strings.to_hash_bucket_fast(values, _MAX_FINGERPRINT)
 
@@ -179,6 +166,14 @@ def to_int64(example_ids: Any) -> Any:
     if array.dtype == np.uint64 and array.max() >= 2**63:
         raise _no_ids(f"uint64 with {array.max()}")
     return array.astype(np.int64, copy=False)
+
+
+def id_vector(example_ids: Any) -> np.ndarray:
+    """int64 `[n]` from `n` ids as of `to_int64`; a ValueError for any other shape."""
+    ids = np.asarray(to_int64(example_ids))
+    if ids.ndim != 1:
+        raise ValueError(f"example_ids must have shape [n]. Received: {list(ids.shape)}")
+    return ids
 
 
 def example_id_of(*columns: Any) -> Any:
@@ -262,8 +257,7 @@ def partition_of(example_ids: Any, num_partitions: int) -> Any:
     Raises:
       ValueError: num_partitions is out of range.
     """
-    if num_partitions < 1:
-        raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
+    num_partitions = check_count("num_partitions", num_partitions)
     mixed = mix64(to_int64(example_ids))
     partition = mixed % _uint64(num_partitions, mixed)
     return tf.cast(partition, tf.int64) if tf.is_tensor(partition) else partition.astype(np.int64)
@@ -272,15 +266,7 @@ def partition_of(example_ids: Any, num_partitions: int) -> Any:
 def rows_by_partition(
     example_ids: np.ndarray, num_partitions: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows that belong to each partition.
-
-    Args:
-      example_ids: int64 `[n]`.
-      num_partitions: at least 1.
-
-    Yields:
-      A partition that has rows, and its rows, int64, ascending; partitions in their order.
-    """
+    """Each partition that has rows, in order, with its rows of int64 `[n]`, ascending."""
     partitions = partition_of(example_ids, num_partitions)
     order = np.argsort(partitions, kind="stable")
     bounds = np.searchsorted(partitions[order], np.arange(num_partitions + 1))

@@ -3,6 +3,8 @@
 import html
 from collections.abc import Sequence
 
+from ofb_tf.checks import check_choice
+
 TEXT, MARKDOWN, HTML = "text", "markdown", "html"
 
 
@@ -13,20 +15,12 @@ def format_table(
     header: bool = True,
     numbers: bool = True,
 ) -> str:
-    """A table of strings.
+    """The lines of a table of strings, its rows of equal length.
 
-    Args:
-      rows: rows of equal length.
-      style: "text", "markdown" or "html".
-      header: whether the first row holds the headings, and is set apart. Markdown always has one.
-      numbers: aligns all columns but the first to the right.
-
-    Returns:
-      Lines, without a newline at the end.
-
-    Raises:
-      ValueError: an unknown style.
+    `header` sets the first row apart (Markdown always has one); `numbers` aligns all columns but
+    the first to the right.
     """
+    check_choice("style", style, (TEXT, MARKDOWN, HTML))
     if style == MARKDOWN:
         head, *body = rows
         rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
@@ -39,8 +33,6 @@ def format_table(
         ]
         attribute = ' class="numbers"' if numbers else ""
         return "\n".join([f"<table{attribute}>", *lines, "</table>"])
-    if style != TEXT:
-        raise ValueError(f"style must be {TEXT!r}, {MARKDOWN!r} or {HTML!r}. Received: {style!r}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     if header:
         rows = [rows[0], ["-" * width for width in widths], *rows[1:]]

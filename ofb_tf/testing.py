@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from ofb_tf.checks import check_choice
 from ofb_tf.constants import EXAMPLE_ID, LABEL, LOGITS, LOSS, MULTICLASS, TASKS
 
 
@@ -30,8 +31,7 @@ def tiny_dataset(
     Raises:
       ValueError: an unknown task.
     """
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {TASKS}. Received: {task!r}")
+    check_choice("task", task, TASKS)
     rng = np.random.default_rng(seed)
     num_outputs = num_classes if task == MULTICLASS else 1
     logits = rng.normal(size=(num_examples, num_outputs)).astype(np.float32)
@@ -56,15 +56,10 @@ def tiny_dataset(
 
 
 def assert_same_elements(first: Iterable[Any], second: Iterable[Any], *, message: str = "") -> None:
-    """Asserts that two lists of elements are equal in structure and, bit for bit, in values.
+    """Asserts that two datasets or lists are equal in structure and, bit for bit, in values.
 
-    Args:
-      first: a list of elements (nested structures of arrays or tensors), or a dataset.
-      second: the same.
-      message: what to say before the difference.
-
-    Raises:
-      AssertionError: they differ; the message names element and component.
+    Their elements are nested structures of arrays or tensors. The AssertionError begins with
+    `message` and names element and component.
     """
     first, second = list(first), list(second)
     if len(first) != len(second):
@@ -74,11 +69,9 @@ def assert_same_elements(first: Iterable[Any], second: Iterable[Any], *, message
         pairs = zip(tf.nest.flatten(left), tf.nest.flatten(right), strict=True)
         for component, (a, b) in enumerate(pairs):
             a, b = np.asarray(a), np.asarray(b)
-            same = a.dtype == b.dtype and a.shape == b.shape
             # Strings are objects, whose bytes are addresses; of numbers, NaN must equal itself.
-            if same and a.dtype == object:
-                same = a.tolist() == b.tolist()
-            if not (same and (a.dtype == object or a.tobytes() == b.tobytes())):
+            ours, theirs = (x.tolist() if x.dtype == object else x.tobytes() for x in (a, b))
+            if (a.dtype, a.shape, ours) != (b.dtype, b.shape, theirs):
                 raise AssertionError(
                     f"{message}element {index}, component {component}: {a!r} differs from {b!r}"
                 )

@@ -10,10 +10,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A stage imports only from itself and from the lines above its own, so `selection`, for one,
 # imports constants and hashing alone. `import ofb_tf` is for the stages below training.
 ORDER = (
-    {"constants", "version", "tables"},
-    {"hashing"},
+    {"constants", "checks", "version"},
+    {"hashing", "tables"},
     {"records", "selection", "datasets", "testing"},
-    {"transforms", "serving"},
+    {"transforms", "serving", "streaming"},
     {"training"},
     {"ofb_tf"},
     {"experiments"},

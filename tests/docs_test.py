@@ -1,9 +1,14 @@
-"""README and documentation: their code runs, and what they name is in the repository."""
+"""README, documentation and docstrings: their code runs, and what they name is there.
+
+Ruff (rules D and DOC102) checks that docstrings are there and name a function's parameters.
+"""
 
 import ast
 import functools
+import importlib
 import pathlib
 import re
+import textwrap
 
 import keras
 import numpy as np
@@ -19,6 +24,7 @@ PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)(?:::(\w+))?`")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 # Fenced as `python`; code of other libraries is fenced as `py`, TFX code is only compared.
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"^ +```python\n(.*?)^ +```", re.DOTALL | re.MULTILINE)
 RUN = ("README.md", "docs/index.md", "docs/operations.md", "docs/migrating.md")
 
 
@@ -102,3 +108,29 @@ def test_messages_in_troubleshooting_are_in_the_source():
     assert len(messages) > 30
     source = "\n".join(strings)
     assert not [message for message in messages if message not in source]
+
+
+def examples():
+    for path in sorted((ROOT / "ofb_tf").rglob("*.py")):
+        for number, code in enumerate(INDENTED.findall(path.read_text(encoding="utf-8"))):
+            yield pytest.param(textwrap.dedent(code), id=f"{path.relative_to(ROOT)}-{number}")
+
+
+@pytest.mark.parametrize("code", examples())
+def test_example_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"dataset": tiny_dataset(2400)})  # noqa: S102 - a policy's example has a dataset
+
+
+@pytest.mark.parametrize(
+    "package", ["ofb_tf", "ofb_tf.datasets", "ofb_tf.serving", "ofb_tf.records"]
+)
+def test_reference_shows_the_public_names(package):
+    """Whoever removes a public name deprecates it first; whoever adds one documents it."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/api/*.md"))
+    shown = set(re.findall(rf"^::: {re.escape(package)}\.(\w+)$", pages, re.MULTILINE))
+    modules = {"hashing", "testing"}  # shown as a whole
+    public = set(importlib.import_module(package).__all__)
+    if package == "ofb_tf.records":
+        public -= set(ofb_tf.__all__)  # shown there
+    assert shown - modules == public

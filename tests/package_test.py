@@ -3,52 +3,43 @@
 import os
 import pathlib
 import subprocess
-import sys
 import tarfile
 import zipfile
 
 import pytest
 
+from ofb_tf import cli
+from tests.processes import python
+
 ROOT = pathlib.Path(__file__).parents[1]
-OPTIONAL = ("tfx", "apache_beam", "grpc", "matplotlib", "tensorflow_serving", "kfp")
+OPTIONAL = ("tfx", "apache_beam", "grpc", "matplotlib", "tensorflow_serving", "kfp", "pyflink")
 PACKAGES = ("ofb_tf/", "tfx_components/")
-
-
-def python(code, *arguments):
-    # Without the tests' own setting, which quiets TensorFlow.
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_import_loads_no_optional_part():
     # TensorFlow itself may import grpc; what counts is what ofb_tf adds to it.
-    run = python(
+    printed = python(
+        "-c",
         "import sys, tensorflow, keras; keras.Model; before = set(sys.modules); import ofb_tf; "
         "[getattr(ofb_tf, name) for name in ofb_tf.__all__]; "
         "import ofb_tf.records.importers, ofb_tf.serving.recorder; "
-        "print(' '.join(sorted(set(sys.modules) - before)))"
+        "print(' '.join(sorted(set(sys.modules) - before)))",
+        cwd=ROOT,
     )
-    assert run.returncode == 0, run.stderr
-    added = {name.split(".")[0] for name in run.stdout.split()}
+    added = {name.split(".")[0] for name in printed.split()}
     assert "ofb_tf" in added
     assert not added & set(OPTIONAL)
 
 
 def test_help_is_quiet_and_loads_no_tensorflow():
-    run = python(
-        "import sys, atexit\n"
+    printed = python(
+        "-c",
+        "import os, sys, atexit; os.dup2(1, 2)\n"
         "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "from ofb_tf import cli; sys.exit(cli.main(['--help']))"
+        "from ofb_tf import cli; sys.exit(cli.main(['--help']))",
+        cwd=ROOT,
     )
-    assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.startswith("usage: ofb ")
-    assert run.stdout.endswith("False\n")
+    assert printed == f"{cli.USAGE}False\n"
 
 
 @pytest.mark.skipif("DIST" not in os.environ, reason="`make package` builds and names them")

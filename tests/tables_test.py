@@ -34,5 +34,7 @@ def test_html_is_escaped():
 
 
 def test_unknown_style():
-    with pytest.raises(ValueError, match="style must be 'text', 'markdown' or 'html'. Received"):
+    with pytest.raises(
+        ValueError, match="style must be one of .'text', 'markdown', 'html'.. Received"
+    ):
         format_table(ROWS, "latex")

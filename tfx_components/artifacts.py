@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from tfx.types import artifact
 BLESSED = "blessed"
 MAX_SLICES = 10_000
 _MANIFEST, _STATISTICS = "manifest.json", "statistics.json"
+_DERIVED = ("coverage", "realized_rate", "mean_weight", "effective_sample_size")
 
 
 class ForwardRecords(artifact.Artifact):
@@ -48,28 +50,16 @@ class SamplingBlessing(artifact.Artifact):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Counts of an `ofb.ForwardRecords` artifact.
+    """Counts of an `ofb.ForwardRecords` artifact."""
 
-    Attributes:
-      num_partitions: files that ids are hashed to.
-      num_outputs: outputs of the model, 0 where records hold only losses.
-      num_read: records read from the sources.
-      num_duplicates: records among them that a newer one with the same id replaced.
-      num_records: records kept.
-      records_by_partition: records kept in each partition, a list of length `num_partitions`.
-      records_by_version: model version (as text) → records kept.
-      oldest_timestamp: microseconds since 1970, of the records kept.
-      newest_timestamp: microseconds since 1970.
-    """
-
-    num_partitions: int
-    num_outputs: int
-    num_read: int
-    num_duplicates: int
-    num_records: int
-    records_by_partition: list[int]
-    records_by_version: dict[str, int]
-    oldest_timestamp: int
+    num_partitions: int  # that ids are hashed to
+    num_outputs: int  # of the model, 0 where records hold only losses
+    num_read: int  # records read from the sources
+    num_duplicates: int  # of these, records that a newer one with the same id replaced
+    num_records: int  # kept
+    records_by_partition: list[int]  # kept, of length `num_partitions`
+    records_by_version: dict[str, int]  # kept, by model version
+    oldest_timestamp: int  # microseconds since 1970, of the records kept
     newest_timestamp: int
 
     def write(self, uri: str) -> None:
@@ -91,49 +81,27 @@ class WeightStats:
     """Coverage, selection and weights of a set of examples.
 
     Adding two merges them: fields are summed, `min_*` and `max_*` fields combined.
-
-    Attributes:
-      num_examples: all examples.
-      num_scored: examples with a usable record: the numerator of the coverage.
-      num_no_record: examples without a record.
-      num_stale: examples whose record is older than `max_age`.
-      num_unusable: examples whose logits, loss or label are not finite or out of range.
-      num_repeated_ids: examples whose id an earlier example of the split has.
-      num_selected: examples selected.
-      bytes_read: size of the input files; whole split only.
-      bytes_written: size of the output files; whole split only.
-      expected_selected: sum of p.
-      variance_selected: sum of p (1 - p).
-      variance_inverse: sum of (1 - p) / p over p > 0: the variance of the sum of 1 / p over the
-        selected.
-      unreachable: examples with p = 0 (`missing="drop"`).
-      sum_weights: sum of the selected examples' weights.
-      sum_squared_weights: sum of their squares.
-      min_weight: smallest weight.
-      max_weight: largest weight.
-      sum_age: seconds, over examples with a record.
-      max_age: seconds.
     """
 
     num_examples: int = 0
-    num_scored: int = 0
+    num_scored: int = 0  # with a usable record: the numerator of the coverage
     num_no_record: int = 0
-    num_stale: int = 0
-    num_unusable: int = 0
-    num_repeated_ids: int = 0
+    num_stale: int = 0  # with a record that is older than `max_age`
+    num_unusable: int = 0  # whose logits, loss or label are not finite or out of range
+    num_repeated_ids: int = 0  # whose id an earlier example of the split has
     num_selected: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    expected_selected: float = 0.0
-    variance_selected: float = 0.0
-    variance_inverse: float = 0.0
-    unreachable: int = 0
-    sum_weights: float = 0.0
+    bytes_read: int = 0  # size of the input files; whole split only
+    bytes_written: int = 0  # size of the output files; whole split only
+    expected_selected: float = 0.0  # sum of p
+    variance_selected: float = 0.0  # sum of p (1 - p)
+    variance_inverse: float = 0.0  # of the sum of 1 / p over the selected: sum of (1 - p) / p
+    unreachable: int = 0  # examples with p = 0 (`missing="drop"`)
+    sum_weights: float = 0.0  # of the selected, as the next three
     sum_squared_weights: float = 0.0
     min_weight: float = math.inf
     max_weight: float = 0.0
-    sum_age: float = 0.0
-    max_age: float = 0.0
+    sum_age: float = 0.0  # seconds, over examples with a record
+    max_age: float = 0.0  # seconds
 
     def __add__(self, other: "WeightStats") -> "WeightStats":
         merged = {
@@ -145,24 +113,22 @@ class WeightStats:
     @property
     def coverage(self) -> float:
         """Share of the examples with a usable record."""
-        return self.num_scored / self.num_examples if self.num_examples else 0.0
+        return _ratio(self.num_scored, self.num_examples)
 
     @property
     def realized_rate(self) -> float:
         """Share of the examples that were selected."""
-        return self.num_selected / self.num_examples if self.num_examples else 0.0
+        return _ratio(self.num_selected, self.num_examples)
 
     @property
     def mean_weight(self) -> float:
         """Mean weight of the selected examples."""
-        return self.sum_weights / self.num_selected if self.num_selected else 0.0
+        return _ratio(self.sum_weights, self.num_selected)
 
     @property
     def effective_sample_size(self) -> float:
         """(sum w)^2 / (m sum w^2) of the m selected, in (0, 1]; 0 where none is."""
-        if not self.num_selected:
-            return 0.0
-        return self.sum_weights**2 / (self.num_selected * self.sum_squared_weights)
+        return _ratio(self.sum_weights**2, self.num_selected * self.sum_squared_weights)
 
     @classmethod
     def by_group(
@@ -183,12 +149,13 @@ class WeightStats:
         return stats
 
 
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0
+
+
 def _ufunc(name: str) -> np.ufunc:
     """How a field of `WeightStats` is combined."""
     return {"min_": np.minimum, "max_": np.maximum}.get(name[:4], np.add)
-
-
-_DERIVED = ("coverage", "realized_rate", "mean_weight", "effective_sample_size")
 
 
 @dataclasses.dataclass
@@ -212,20 +179,18 @@ class SplitStatistics:
         Raises:
           ValueError: there are more than `MAX_SLICES` slice keys.
         """
-        total = WeightStats()
-        slices: dict[str, WeightStats] = collections.defaultdict(WeightStats)
-        versions: dict[str, int] = collections.Counter()
+        merged = cls(WeightStats(), collections.defaultdict(WeightStats), collections.Counter())
         for part in parts:
-            total += part.total
-            versions.update(part.examples_by_version)
+            merged.total += part.total
+            merged.examples_by_version.update(part.examples_by_version)
             for key, stats in part.slices.items():
-                slices[key] += stats
-            if len(slices) > MAX_SLICES:
+                merged.slices[key] += stats
+            if len(merged.slices) > MAX_SLICES:
                 raise ValueError(
                     f"slice_features have more than {MAX_SLICES} values, such as {key!r}. Slice "
                     "by features with fewer, or bucketise them."
                 )
-        return cls(total, dict(slices), dict(versions))
+        return cls(merged.total, dict(merged.slices), dict(merged.examples_by_version))
 
 
 def write_statistics(uri: str, config: dict, splits: dict[str, SplitStatistics]) -> None:
@@ -234,14 +199,12 @@ def write_statistics(uri: str, config: dict, splits: dict[str, SplitStatistics])
     def as_json(stats: WeightStats) -> dict:
         fields = vars(stats) | {name: getattr(stats, name) for name in _DERIVED}
         # Infinity, the least weight of nothing, is not JSON.
-        return fields if stats.num_selected else fields | {"min_weight": None}
+        return {name: None if value == math.inf else value for name, value in fields.items()}
 
     content = {
-        name: {
-            "total": as_json(split.total),
-            "slices": {key: as_json(split.slices[key]) for key in sorted(split.slices)},
-            "examples_by_version": split.examples_by_version,
-        }
+        name: vars(split)
+        | {"total": as_json(split.total)}
+        | {"slices": {key: as_json(stats) for key, stats in sorted(split.slices.items())}}
         for name, split in sorted(splits.items())
     }
     write_text(uri, _STATISTICS, json.dumps({"config": config, "splits": content}, indent=1))
@@ -255,19 +218,18 @@ def read_statistics(uri: str) -> tuple[dict, dict[str, SplitStatistics]]:
     """
 
     def stats(fields: dict) -> WeightStats:
-        if not fields["num_selected"]:
-            fields = fields | {"min_weight": math.inf}
-        return WeightStats(**{name: v for name, v in fields.items() if name not in _DERIVED})
+        given: dict[str, Any] = {
+            name: math.inf if value is None else value
+            for name, value in fields.items()
+            if name not in _DERIVED
+        }
+        return WeightStats(**given)
 
     content = _read_json(uri, _STATISTICS, SamplingStatistics, "OFBSampler")
-    splits = {
-        name: SplitStatistics(
-            total=stats(split["total"]),
-            slices={key: stats(fields) for key, fields in split["slices"].items()},
-            examples_by_version=split["examples_by_version"],
-        )
-        for name, split in content["splits"].items()
-    }
+    splits = {}
+    for name, split in content["splits"].items():
+        slices = {key: stats(fields) for key, fields in split["slices"].items()}
+        splits[name] = SplitStatistics(stats(split["total"]), slices, split["examples_by_version"])
     return content["config"], splits
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import hashing
+from ofb_tf.checks import check_count
 from ofb_tf.constants import EXAMPLE_ID, LABEL
 from ofb_tf.datasets import click_tfrecords
 from ofb_tf.datasets.click_function import (
@@ -60,8 +61,7 @@ class ClickStream:
     _intercept: float = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.num_examples >= 1:
-            raise ValueError(f"num_examples must be at least 1. Received: {self.num_examples}")
+        check_count("num_examples", self.num_examples)
         if not 0 < self.positive_rate < 1:
             raise ValueError(f"positive_rate must be in (0, 1). Received: {self.positive_rate}")
         if not 0 <= self.drift < math.inf:
@@ -92,7 +92,11 @@ class ClickStream:
         padded = {
             LABEL: label, DENSE: dense, CATEGORICAL: categorical, CLICK_PROBABILITY: probability,
         }  # fmt: skip
-        first = {name: _first(values, example_ids) for name, values in padded.items()}
+        rows = example_ids.shape[:1]
+        first = {
+            name: tf.ensure_shape(values[:count], rows.concatenate(values.shape[1:]))
+            for name, values in padded.items()
+        }
         return {EXAMPLE_ID: example_ids} | first
 
     def dataset(
@@ -125,8 +129,7 @@ class ClickStream:
                 f"count must be in [0, {self.num_examples - start}], as the stream has "
                 f"num_examples={self.num_examples} and start={start}. Received: {count}"
             )
-        if window_size < 1:
-            raise ValueError(f"window_size must be at least 1. Received: {window_size}")
+        check_count("window_size", window_size)
         stop = start + count
 
         def window(first: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -167,8 +170,7 @@ class ClickStream:
           ValueError: an argument is out of range.
           FileExistsError: the directory already holds shards of a click stream.
         """
-        if num_shards < 1:
-            raise ValueError(f"num_shards must be at least 1. Received: {num_shards}")
+        check_count("num_shards", num_shards)
         count = self.num_examples - start if count is None else count
         bounds = [start + count * shard // num_shards for shard in range(num_shards + 1)]
         shards = [
@@ -187,7 +189,10 @@ class ClickStream:
         key = hashing.fold_in(tf.constant(self.seed, tf.int64), ids)
         columns = tf.range(_HASH_COLUMNS, dtype=tf.int64)
         bits = tf.bitcast(hashing.fold_in(key[:, None], columns), tf.uint32)  # [n, columns, 2]
-        uniforms = _unit_interval(tf.reshape(bits, [-1, 2 * _HASH_COLUMNS]))
+        bits = tf.reshape(bits, [-1, 2 * _HASH_COLUMNS])
+        # The bits become a mantissa: multiples of 2^-23 in [0, 1).
+        mantissas = tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32))
+        uniforms = tf.bitcast(tf.bitwise.bitwise_or(mantissas, 0x3F800000), tf.float32) - 1.0
         radii = tf.sqrt(-2.0 * tf.math.log(1.0 - uniforms[:, :7]))
         angles = uniforms[:, 7:14] * (2 * math.pi)
         log_dense = tf.concat([radii * tf.cos(angles), radii * tf.sin(angles)], 1)[:, :NUM_DENSE]
@@ -207,15 +212,3 @@ class ClickStream:
             rate = np.mean(1 / (1 + np.exp(-(logits + middle))))
             low, high = (middle, high) if rate < self.positive_rate else (low, middle)
         return np.float32(middle)
-
-
-def _unit_interval(bits: tf.Tensor) -> tf.Tensor:
-    """float32 multiples of 2^-23 in [0, 1) from uint32: the bits become a mantissa."""
-    mantissa = tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32))
-    return tf.bitcast(tf.bitwise.bitwise_or(mantissa, 0x3F800000), tf.float32) - 1.0
-
-
-def _first(padded: tf.Tensor, example_ids: tf.Tensor) -> tf.Tensor:
-    """The rows that belong to an id, with the ids' static shape."""
-    rows = padded[: tf.size(example_ids)]
-    return tf.ensure_shape(rows, example_ids.shape[:1].concatenate(padded.shape[1:]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from ofb_tf.checks import check_choice
 from ofb_tf.constants import EXAMPLE_ID, LABEL
 from ofb_tf.datasets.click_function import NUM_CATEGORICAL, NUM_DENSE
 
@@ -46,8 +47,7 @@ def write_shards(
     A file appears under its name once it is complete. Shards that are there already are an error,
     because a pattern such as `DIR/*` would mix these with them.
     """
-    if compression not in (None, "GZIP"):
-        raise ValueError(f'compression must be None or "GZIP". Received: {compression!r}')
+    check_choice("compression", compression, (None, "GZIP"))
     directory = os.fspath(directory)
     tf.io.gfile.makedirs(directory)
     present = tf.io.gfile.glob(os.path.join(directory, f"{_FILE_PREFIX}-*.tfrecord"))

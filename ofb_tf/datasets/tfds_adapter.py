@@ -53,9 +53,6 @@ def describe_tfds(
       data_dir: directory of prepared datasets; by default that of TFDS.
       download: as of `load_tfds`.
 
-    Returns:
-      A `TfdsDescription`.
-
     Raises:
       ValueError: unknown name, or a dataset without supervised keys or with an integer target
         that is not a class.
@@ -117,7 +114,9 @@ def load_tfds(
     builder = _prepared_builder(name, data_dir, download)
     inputs, target = _supervised_names(builder)
     read_config = dataclasses.replace(read_config or tfds.ReadConfig(), add_tfds_id=True)
-    decoders = None if decode_images else _skip_images(builder.info.features)
+    features = builder.info.features
+    images = [name for name in features if isinstance(features[name], tfds.features.Image)]
+    decoders = None if decode_images else dict.fromkeys(images, tfds.decode.SkipDecoding())
     label_transform = _LABEL_TRANSFORMS.get(builder.name, tf.identity)
     try:
         examples = builder.as_dataset(
@@ -188,12 +187,3 @@ def _flatten(features: Mapping, dataset_name: str) -> dict:
             "rename them."
         )
     return dict(pairs)
-
-
-def _skip_images(features: tfds.features.FeaturesDict) -> dict[str, tfds.decode.Decoder]:
-    """Decoders that keep every top-level image as bytes."""
-    return {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in features.items()
-        if isinstance(feature, tfds.features.Image)
-    }

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ofb_tf import constants
 from ofb_tf.selection import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
 
 UNIFORM = "uniform"
@@ -16,20 +17,32 @@ SELECTIVE_BACKPROP = "selective_backprop"
 
 CLICK_STREAM = "click_stream"
 
+SMALL, DEEP = "small", "deep"
+"""Models: see `ofb_tf.experiments.models`."""
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
     CLICK_STREAM: {"window_size": 1280, "passes": 1, "num_examples": 600_000, "seeds": 3},
     "mnist": {"window_size": 640, "passes": 6, "seeds": 3},
     "diamonds": {"window_size": 640, "passes": 10, "seeds": 5},
 }
+# Over the others, with a deep model: fewer examples, in batches in which a step's fixed part, the
+# optimiser's, is small.
+_DEEP_DEFAULTS = {
+    CLICK_STREAM: {
+        "num_examples": 400_000,
+        "test_examples": 20_000,
+        "window_size": 2560,
+        "refresh_interval": 10,
+    },
+    "mnist": {"passes": 2, "seeds": 2},
+}
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 """To be raised whenever a change of selection, training or data changes what trials measure."""
 
 # What no trial depends on: the other policies, the repetitions, where the data happen to be.
 _NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
-# Settings that came later: left out at their defaults, so that older trials keep their names.
-_ADDED = ("steps_per_window", "uniform_mix", "selective_beta")
 
 ONCE_A_PASS = 0
 EVERY_POLICY = (*POLICIES, EVERYTHING)
@@ -51,6 +64,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "positive_rate": ("in (0, 1)", lambda value: 0 < value < 1),
     "uniform_mix": ("in [0, 1]", lambda value: 0 <= value <= 1),
     "selective_beta": ("finite and at least 0", lambda value: 0 <= value < float("inf")),
+    "estimator": (f"one of {constants.ESTIMATORS}", lambda value: value in constants.ESTIMATORS),
+    "budget": (f"one of {constants.BUDGETS}", lambda value: value in constants.BUDGETS),
 }
 
 
@@ -83,6 +98,9 @@ class SimulationConfig:
     steps_per_window: int = 1
     uniform_mix: float = Importance().uniform_mix
     selective_beta: float | None = None  # `beta` of `SelectiveBackprop`; None for its default
+    model: str = SMALL  # or DEEP
+    estimator: str = constants.WEIGHTS  # of "importance"; see `ofb_sample`
+    budget: str = constants.BUDGET_WINDOW  # likewise
 
     def __post_init__(self) -> None:
         if not self.dataset or not isinstance(self.dataset, str):
@@ -102,6 +120,8 @@ class SimulationConfig:
                 f"rate={self.rate}, window_size={self.window_size}, "
                 f"steps_per_window={self.steps_per_window}"
             )
+        if self.model not in (SMALL, DEEP):
+            raise ValueError(f"model must be {SMALL!r} or {DEEP!r}. Received: {self.model!r}")
         for policy in self.policies:
             if policy not in EVERY_POLICY:
                 known = list(EVERY_POLICY)
@@ -113,8 +133,10 @@ class SimulationConfig:
     @classmethod
     def for_dataset(cls, dataset: str, **settings: Any) -> "SimulationConfig":
         """The dataset's defaults, overridden by the settings that are not None."""
-        defaults = _DEFAULTS.get(dataset, _OTHER_DEFAULTS)
         given = {name: value for name, value in settings.items() if value is not None}
+        defaults = _DEFAULTS.get(dataset, _OTHER_DEFAULTS)
+        if given.get("model") == DEEP:
+            defaults = defaults | _DEEP_DEFAULTS.get(dataset, {})
         return cls(dataset=dataset, **{**defaults, **given})
 
     @property
@@ -158,7 +180,8 @@ class Trial:
             defaults |= {"rate": 1.0, "steps_per_window": 1}
             defaults["window_size"] = self.config.whole_batch_size
         if self.policy != IMPORTANCE:
-            defaults["uniform_mix"] = SimulationConfig.uniform_mix
+            for field in ("uniform_mix", "estimator", "budget"):
+                defaults[field] = getattr(SimulationConfig, field)
         if self.policy != SELECTIVE_BACKPROP:
             defaults["selective_beta"] = SimulationConfig.selective_beta
         if self.config.dataset != CLICK_STREAM:
@@ -170,12 +193,7 @@ class Trial:
         """What the trial depends on, as plain values."""
         config = dataclasses.asdict(self.config)
         settings = {name: value for name, value in config.items() if name not in _NOT_OF_A_TRIAL}
-        for name in _ADDED:
-            if settings[name] == getattr(SimulationConfig, name):
-                del settings[name]
-        # The last name is part of the hash of files that exist.
-        of_trial = {"policy": self.policy, "seed": self.seed, "cell_version": TRIAL_VERSION}
-        return settings | of_trial
+        return settings | {"policy": self.policy, "seed": self.seed, "version": TRIAL_VERSION}
 
     @property
     def file_name(self) -> str:
@@ -200,10 +218,16 @@ class Comparison:
         if name == CLICK_STREAM:
             name += f" ({config.positive_rate:.2g} positives)"
         parts = [name, f"rate {config.rate:g}"]
+        if config.model != SMALL:
+            parts.append(f"{config.model} model")
         if config.steps_per_window > 1:
             parts.append(f"window {config.window_size} in {config.steps_per_window} steps")
         if config.uniform_mix != SimulationConfig.uniform_mix:
             parts.append(f"uniform mix {config.uniform_mix:g}")
+        if config.estimator != SimulationConfig.estimator:
+            parts.append("log-odds correction")
+        if config.budget != SimulationConfig.budget:
+            parts.append("budget of the stream")
         if config.selective_beta is not None:
             parts.append(f"selective_backprop with beta {config.selective_beta:g}")
         if config.refresh_interval == ONCE_A_PASS:

@@ -22,16 +22,22 @@ from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload
 from ofb_tf.records import ForwardRecordWriter
-from ofb_tf.selection import scores, window
+from ofb_tf.selection import stream_budget, window
 from ofb_tf.training.model import OFBModel
-from ofb_tf.transforms.join import join_forward_records
-from ofb_tf.transforms.sample import ofb_sample
+from ofb_tf.transforms.sample import OFBSampler, ofb_sample
 
 _FORWARD_BATCH = 4096
 _REQUEST_SIZE = 1024
-# Seeds of selection: every trial's intervals have their own.
-_SEED_STRIDE = 1_000_003
-_SELECTION_FIELDS = ("rate", "window_size", "steps_per_window", "uniform_mix", "selective_beta")
+_SEED_STRIDE = 1_000_003  # of the seeds of selection: every pass of a trial has its own
+_SELECTION_FIELDS = (
+    "rate",
+    "window_size",
+    "steps_per_window",
+    "uniform_mix",
+    "selective_beta",
+    "estimator",
+    "budget",
+)
 
 Examples = dict[str, tf.Tensor]
 
@@ -39,7 +45,8 @@ Examples = dict[str, tf.Tensor]
 class RecordPath(abc.ABC):
     """Serves, selects and trains one policy with one seed, one interval after the other.
 
-    `model` is an `OFBModel`, at first untrained, with the initial weights of the seed.
+    An interval is what comes between two refreshes of the serving snapshot: `serve`, `refresh`,
+    `train`. `model` is an `OFBModel`, at first untrained.
     """
 
     clock: Callable[[], float]  # seconds, of which differences are reported
@@ -56,29 +63,36 @@ class RecordPath(abc.ABC):
         self.directory = directory  # for temporary files
         self.is_everything = policy == configs.EVERYTHING
         self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
-        self.compiled = compiled_model(config.dataset, workload)
-        self.compiled.reset(workload.initial_weights(seed), config.learning_rate)
+        self.compiled = compiled_model(config, workload)
         self.model = self.compiled.model
-        self._records: Any = None  # of the interval that was served last
+        # Once: drawing weights sets the global seed, at which TensorFlow forgets what it compiled.
+        self._initial_weights = workload.initial_weights(seed)
+        self.reset()
+        self.records: Any = None  # of the interval that was served last
+
+    def reset(self) -> None:
+        """Makes the model untrained, with the initial weights of the seed."""
+        self.compiled.reset(self._initial_weights, self.config.learning_rate)
 
     @abc.abstractmethod
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Has a snapshot, numbered `interval`, answer requests and record those that are `kept`."""
 
     @abc.abstractmethod
-    def train(self, interval: int, examples: Examples) -> float:
-        """Selects from the interval by the records of the last `serve`, and trains on the selected.
-
-        Returns the seconds spent on loading the records and building the pipeline.
-        """
+    def refresh(self, number: int, examples: Examples) -> None:
+        """Gives an interval and its records (of pass `number`) to selection."""
 
     @abc.abstractmethod
-    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Losses under the records, float32 `[n]`, NaN without one, and bool `[n]`: selected."""
+    def warm_up(self) -> None:
+        """Has everything traced that `train` needs; leaves the model untrained."""
 
-    def selection_seed(self, interval: int) -> int:
-        """The seed of `ofb_sample` in an interval."""
-        return _SEED_STRIDE * self.seed + interval
+    @abc.abstractmethod
+    def train(self) -> None:
+        """Selects from the interval of the last `refresh`, and trains on the selected."""
+
+    def selection_seed(self, number: int) -> int:
+        """The seed of `ofb_sample` in a pass, in which no id comes twice."""
+        return _SEED_STRIDE * self.seed + number
 
 
 class ThroughFiles(RecordPath):
@@ -91,17 +105,24 @@ class ThroughFiles(RecordPath):
 
     clock = staticmethod(time.perf_counter)
 
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._interval: dict[str, tf.Variable] = {}  # its examples, read by each iteration
+        self._sampler: OFBSampler | None = None
+        self._selected: tf.data.Dataset | None = None  # the same, after selection, in batches
+        self._number = -1  # of the pass that the sampler is for
+
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Leaves record files; see `RecordPath.serve`."""
-        if self._records:
-            shutil.rmtree(self._records)
+        if self.records:
+            shutil.rmtree(self.records)
         snapshot = os.path.join(self.directory, f"snapshot_{interval}")
-        self._records = os.path.join(self.directory, f"records_{interval}")
+        self.records = os.path.join(self.directory, f"records_{interval}")
         export_snapshot(self.model, snapshot)
         served = tf.saved_model.load(snapshot)
         ids = examples[constants.EXAMPLE_ID]
         names = list(served.serve.input_signature[0])
-        with ForwardRecordWriter(self._records, num_outputs=self.workload.num_outputs) as writer:
+        with ForwardRecordWriter(self.records, num_outputs=self.workload.num_outputs) as writer:
             for start in range(0, len(ids), _REQUEST_SIZE):
                 request = slice(start, start + _REQUEST_SIZE)
                 logits = served.serve({name: examples[name][request] for name in names})
@@ -109,46 +130,61 @@ class ThroughFiles(RecordPath):
                 writer.write(ids[request][written], logits[written], model_version=interval)
         shutil.rmtree(snapshot)
 
-    def train(self, interval: int, examples: Examples) -> float:
-        """Fits on the selected stream; see `RecordPath.train`."""
-        began = self.clock()
-        selected = self._selected(interval, examples).prefetch(tf.data.AUTOTUNE)
-        seconds = self.clock() - began
-        with warnings.catch_warnings():
-            # Keras warns because it cannot know how many batches a selection has.
-            warnings.filterwarnings("ignore", message="Your input ran out of data")
-            self.model.fit(selected, epochs=1, shuffle=False, verbose=0)
-        return seconds
-
-    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Joins the interval to its records; see `RecordPath.inspect`."""
-        ids = examples[constants.EXAMPLE_ID]
-        labelled = {name: examples[name] for name in (constants.EXAMPLE_ID, constants.LABEL)}
-        stream = tf.data.Dataset.from_tensor_slices(labelled)
-        fields = next(iter(stream.apply(join_forward_records(self._records)).batch(len(ids))))
-        losses = scores.example_loss(fields, fields[constants.LABEL], self.workload.task)
-        batches = self._selected(interval, examples)
-        selected = np.concatenate([batch[constants.EXAMPLE_ID] for batch in batches])
-        return losses.numpy(), np.isin(ids, selected)
-
-    @tf.autograph.experimental.do_not_convert  # no Python control flow: tracing takes half as long
-    def _selected(self, interval: int, examples: Examples) -> tf.data.Dataset:
-        """The interval's stream after selection, in batches."""
-        stream = tf.data.Dataset.from_tensor_slices(examples)
+    def refresh(self, number: int, examples: Examples) -> None:
+        """The pipeline is made once a pass and then updated; see `RecordPath.refresh`."""
+        for name, value in examples.items():
+            if name not in self._interval:
+                shape = [None, *value.shape[1:]]
+                self._interval[name] = tf.Variable(value, shape=shape, trainable=False)
+            self._interval[name].assign(value)
         if self.is_everything:
-            return stream.batch(self.batch_size)
-        return stream.apply(
-            ofb_sample(
-                records=self._records,
+            if self._selected is None:
+                self._selected = self._stream().batch(self.batch_size)
+        elif number != self._number:
+            self._number = number
+            self._sampler = ofb_sample(
+                records=self.records,
+                updatable=self.records is not None,
                 rate=self.config.rate,
                 policy=self.config.make_policy(self.policy),
                 task=self.workload.task,
                 window_size=self.config.window_size,
                 batch_size=self.batch_size,
-                seed=self.selection_seed(interval),
+                seed=self.selection_seed(number),
+                num_outputs=self.workload.num_outputs,
+                estimator=self.config.estimator,
+                budget=self.config.budget,
                 redraw_each_iteration=False,
             )
-        )
+            self._selected = self._stream().apply(self._sampler)
+        elif self._sampler is not None and self.records is not None:
+            self._sampler.update(self.records)
+
+    def warm_up(self) -> None:
+        """One step; see `RecordPath.warm_up`."""
+        assert self._selected is not None
+        self._fit(self._selected.take(1))
+        self.reset()
+
+    def train(self) -> None:
+        """Fits on the selected stream; see `RecordPath.train`."""
+        assert self._selected is not None
+        self._fit(self._selected)
+
+    def _stream(self) -> tf.data.Dataset:
+        """Single examples of the interval that is there when an iteration begins."""
+
+        def examples(_: tf.Tensor) -> tf.data.Dataset:
+            columns = {name: value.read_value() for name, value in self._interval.items()}
+            return tf.data.Dataset.from_tensor_slices(columns)
+
+        return tf.data.Dataset.from_tensors(0).flat_map(examples)
+
+    def _fit(self, selected: tf.data.Dataset) -> None:
+        with warnings.catch_warnings():
+            # Keras warns because it cannot know how many batches a selection has.
+            warnings.filterwarnings("ignore", message="Your input ran out of data")
+            self.model.fit(selected.prefetch(tf.data.AUTOTUNE), epochs=1, shuffle=False, verbose=0)
 
 
 class InMemory(RecordPath):
@@ -162,32 +198,35 @@ class InMemory(RecordPath):
 
     def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
         """Keeps logits, NaN where the record is lost; see `RecordPath.serve`."""
-        self._records = self.compiled.outputs(examples)
-        self._records[~kept] = np.nan
+        self.records = self.compiled.outputs(examples)
+        self.records[~kept] = np.nan
 
-    def train(self, interval: int, examples: Examples) -> float:
+    def refresh(self, number: int, examples: Examples) -> None:
+        """Keeps the examples; see `RecordPath.refresh`."""
+        self._examples, self._number = examples, number
+
+    def warm_up(self) -> None:
+        """Selection; the training step was traced when it was made."""
+        self._selected()
+
+    def train(self) -> None:
         """Trains on the selected rows; see `RecordPath.train`."""
-        rows, weights = self._selected(interval, examples)
+        rows, weights, offsets = self._selected()
         self.model.importance_weight_statistics.reset_state()  # as `fit` does
-        self.compiled.train(examples, rows, weights, self.batch_size)
-        return 0.0
+        self.compiled.train(self._examples, rows, weights, offsets, self.batch_size)
 
-    def inspect(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """See `RecordPath.inspect`."""
-        losses = scores.example_loss(
-            {constants.LOGITS: self._records}, examples[constants.LABEL], self.workload.task
-        )
-        is_selected = np.zeros(len(losses), bool)
-        is_selected[self._selected(interval, examples)[0]] = True
-        return losses.numpy(), is_selected
+    def _selected(self) -> tuple[np.ndarray, ...]:
+        """Rows in the order of training, int32 `[m]`, their weights, float32 `[m]`, and offsets.
 
-    def _selected(self, interval: int, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in the order of training, int32 `[m]`, and their weights, float32 `[m]`."""
+        Offsets are float32 `[m, num_outputs]`, 0 with the estimator "weights".
+        """
+        examples = self._examples
         ids, labels = examples[constants.EXAMPLE_ID].numpy(), examples[constants.LABEL].numpy()
-        if self.is_everything:
-            return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32)
         num_outputs, size = self.workload.num_outputs, self.config.window_size
-        logits = self._records
+        if self.is_everything:
+            offsets = np.zeros([len(ids), num_outputs], np.float32)
+            return np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.float32), offsets
+        logits = self.records
         if logits is None:
             logits = np.zeros([len(ids), num_outputs], np.float32)
         config = configs.SimulationConfig(**{n: getattr(self.config, n) for n in _SELECTION_FIELDS})
@@ -196,25 +235,36 @@ class InMemory(RecordPath):
         )
         arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
         # The key of `ofb_sample(seed=..., redraw_each_iteration=False)`: with epoch 0 folded in.
-        key = hashing.fold_in(np.int64(self.selection_seed(interval)), np.int64(0))
-        rows, weights = [], []
+        key = hashing.fold_in(np.int64(self.selection_seed(self._number)), np.int64(0))
+        state = stream_budget.initial_state()
+        parts = []
         for start in range(0, len(ids), size):
-            indices, importance = select(*(a[start : start + size] for a in arrays), key)
-            rows.append(indices.numpy() + np.int32(start))
-            weights.append(importance.numpy())
-        return np.concatenate(rows), np.concatenate(weights)
+            window_arrays = (a[start : start + size] for a in arrays)
+            indices, importance, offsets, state = select(*window_arrays, key, state)
+            rows = indices.numpy() + np.int32(start)
+            parts.append((rows, importance.numpy(), offsets.numpy()))
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 @functools.cache
 def _traced_selection(
     config: configs.SimulationConfig, policy: str, task: str, num_outputs: int, label_dtype: str
 ) -> Callable:
-    """The selection from one window as a function, traced once: indices and weights."""
+    """The selection from one window as a function, traced once.
+
+    Returns indices, weights, offsets and the state of `budget="stream"`.
+    """
     chosen = config.make_policy(policy)
+    follows = config.budget == constants.BUDGET_STREAM and chosen.needs_records
 
     def select(
-        ids: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, has_record: tf.Tensor, key: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        ids: tf.Tensor,
+        labels: tf.Tensor,
+        logits: tf.Tensor,
+        has_record: tf.Tensor,
+        key: tf.Tensor,
+        state: stream_budget.StreamState,
+    ) -> tuple:
         record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
         sample = window.select(
             chosen,
@@ -226,14 +276,22 @@ def _traced_selection(
             record=record if chosen.needs_records else {},
             key=key,
             batch_size=config.batch_size,
+            estimator=config.estimator,
+            num_outputs=num_outputs,
+            state=state if follows else None,
         )
-        return sample.indices, sample.weights
+        offsets = sample.log_inclusion
+        if offsets is None:
+            offsets = tf.zeros([tf.size(sample.indices), num_outputs])
+        return sample.indices, sample.weights, offsets, sample.state if follows else state
 
     shapes: Any = ([None], [None], [None, num_outputs], [None], [])
     dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
-    traced = tf.function(select, list(map(tf.TensorSpec, shapes, dtypes)), autograph=False)
-    traced.get_concrete_function()  # traces now, so that no trial's time includes it
-    return traced
+    state = tf.nest.map_structure(
+        lambda part: tf.TensorSpec(part.shape, part.dtype), stream_budget.initial_state()
+    )
+    specs = [*map(tf.TensorSpec, shapes, dtypes), state]
+    return tf.function(select, specs, autograph=False)
 
 
 def export_snapshot(model: keras.Model, directory: str) -> None:
@@ -260,13 +318,15 @@ class CompiledModel:
         self.model = OFBModel(*workload.build())
         self.model.compile(keras.optimizers.Adam(), workload.loss, jit_compile=False)
         self._inputs = _input_specs(self.model)
+        self._is_classifier = workload.task != constants.REGRESSION
         label = tf.TensorSpec([None], workload.test[constants.LABEL].dtype)
         fields = self._inputs | {constants.LABEL: label}
         self._forward = tf.function(
             lambda inputs: self.model(inputs, training=False), [self._inputs], autograph=False
         )
         rows, weights = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32)
-        specs = [fields, rows, weights, tf.TensorSpec([], tf.int32)]
+        offsets = tf.TensorSpec([None, workload.num_outputs], tf.float32)
+        specs = [fields, rows, weights, offsets, tf.TensorSpec([], tf.int32)]
         self._train = tf.function(self._train_in_batches, specs, autograph=False)
         one = {name: tf.ones([1, *s.shape[1:]], s.dtype) for name, s in fields.items()}
         # Keras makes its variables in this step, which it may not do inside a loop.
@@ -292,19 +352,35 @@ class CompiledModel:
         return np.concatenate([part.numpy() for part in parts])
 
     def train(
-        self, fields: Examples, rows: np.ndarray, weights: np.ndarray, batch_size: int
+        self,
+        fields: Examples,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        offsets: np.ndarray,
+        batch_size: int,
     ) -> None:
-        """A step for each batch of rows (int32 `[m]`, weights float32 `[m]`); the last is short."""
+        """A step for each batch of rows (int32 `[m]`); the last is short.
+
+        Weights are float32 `[m]`, offsets float32 `[m, num_outputs]`.
+        """
         used = {name: fields[name] for name in (*self._inputs, constants.LABEL)}
-        self._train(used, tf.constant(rows), tf.constant(weights), tf.constant(batch_size))
+        arrays = (rows, weights, offsets, batch_size)
+        self._train(used, *map(tf.constant, arrays))
 
     def _train_in_batches(
-        self, fields: Examples, rows: tf.Tensor, weights: tf.Tensor, batch_size: tf.Tensor
+        self,
+        fields: Examples,
+        rows: tf.Tensor,
+        weights: tf.Tensor,
+        offsets: tf.Tensor,
+        batch_size: tf.Tensor,
     ) -> None:
         def step(start: tf.Tensor) -> list[tf.Tensor]:
             batch = rows[start : start + batch_size]
             gathered = {name: tf.gather(values, batch) for name, values in fields.items()}
             gathered[constants.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
+            if self._is_classifier:
+                gathered[constants.LOG_INCLUSION] = offsets[start : start + batch_size]
             self.model.train_step(gathered)
             return [start + batch_size]
 
@@ -314,10 +390,16 @@ class CompiledModel:
 _models: dict[tuple, CompiledModel] = {}
 
 
-def compiled_model(dataset: str, workload: Workload) -> CompiledModel:
-    """The process's model for workloads of this dataset, task and shape."""
+def compiled_model(config: configs.SimulationConfig, workload: Workload) -> CompiledModel:
+    """The process's model for workloads of this dataset, model, task and shape."""
     shapes = {name: tuple(values.shape[1:]) for name, values in workload.test.items()}
-    key = (dataset, workload.task, workload.num_outputs, *sorted(shapes.items()))
+    key = (
+        config.dataset,
+        config.model,
+        workload.task,
+        workload.num_outputs,
+        *sorted(shapes.items()),
+    )
     if key not in _models:
         _models[key] = CompiledModel(workload)
     return _models[key]

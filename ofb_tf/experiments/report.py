@@ -1,6 +1,5 @@
 """Results for people: tables, `results.csv`, Markdown, and `report.html` with charts."""
 
-import collections
 import csv
 import html
 import io
@@ -21,31 +20,44 @@ from ofb_tf.experiments import summary
 # Columns of results.csv: settings of a comparison, then what was measured of a policy.
 _SETTINGS = (
     "dataset", "positive_rate", "rate", "window_size", "refresh_interval", "passes", "label_noise",
-    "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta",
+    "outliers", "missing_records", "steps_per_window", "uniform_mix", "selective_beta", "model",
+    "estimator", "budget",
 )  # fmt: skip
 _MEASURED = (
     "mean", "standard_error", "gap_closure", "gap_closure_standard_error", "calibration",
     "realized_rate", "mean_weight", "max_weight", "effective_sample_size", "backward_examples",
-    "wall_seconds", "serving_seconds",
+    "wall_seconds", "serving_seconds", "cpu_seconds", "seconds_to_full_quality",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     ("policy", "{policy}"),
     ("{metric}", "{mean:.5g} ± {standard_error}"),
+    ("train s", "{wall_seconds:.1f}"),
+    ("CPU s", "{cpu_seconds:.1f}"),
+    ("full quality s", "{seconds_to_full_quality}"),
+    ("backward", "{backward_examples:,.0f}"),
     ("gap closure", "{gap_closure}"),
     ("calibration", "{calibration:.3f}"),
     ("rate", "{realized_rate:.4f}"),
     ("mean w", "{mean_weight:.3f}"),
     ("max w", "{max_weight:.2f}"),
     ("ESS", "{effective_sample_size:.2f}"),
-    ("backward", "{backward_examples:,.0f}"),
     ("stream to uniform", "{stream_to_uniform}"),
-    ("train s", "{wall_seconds:.1f}"),
+    ("refresh s", "{refresh_seconds:.1f}"),
+    ("warm-up s", "{warm_up_seconds:.1f}"),
     ("serving s", "{serving_seconds:.1f}"),
 )
+_MAYBE_NEVER = {"stream_to_uniform": "{:.2f}", "seconds_to_full_quality": "{:.1f}"}
 _ENDS = (configs.UNIFORM, configs.EVERYTHING)
 _NONE = "–"
 
 COLUMNS = (
+    ("Train s", "what training cost: reading, refreshes, selection, forward and backward passes.\n"
+     "  Wall-clock in `ofb demo`, which goes through files; processor time of one core in\n"
+     "  `ofb compare`, all in memory. Not in it: evaluation, warm-up and serving, and no waiting:\n"
+     "  the stream is there before it is needed, as when a model catches up."),
+    ("Full quality s", "train seconds until the metric was what `everything` ended with: first\n"
+     "  crossing of the mean curve over seeds, straight between evaluations."),
+    ("Backward", "examples that went through forward and backward pass."),
     ("Gap closure", "0 is uniform sampling at the same rate, 1 is training on everything;\n"
      "  its error is the jackknife over seeds."),
     ("Calibration", "mean prediction over mean outcome (classes: confidence over accuracy)."),
@@ -54,9 +66,10 @@ COLUMNS = (
     ("ESS", "effective sample size of the weights, as a fraction of the selected."),
     ("Stream to uniform", "part of the stream after which the policy was as good as uniform\n"
      "  sampling at its end."),
-    ("Seconds", "of `ofb compare` are processor time of one core, all in memory; of `ofb demo`\n"
-     "  wall-clock, through files. Train: selection and training. Serving: forward passes, which\n"
-     "  production pays for anyway. Models are small: read the cost from the backward column."),
+    ("Refresh s", "part of train s: loading new records and giving them to the pipeline."),
+    ("Warm-up s", "tracing selection and training step, once per process."),
+    ("Serving s", "exporting snapshots, their forward passes and writing the records. Production\n"
+     "  makes the forward passes anyway; where it does not, add them to train s."),
 )  # fmt: skip
 """Names of the columns that need an explanation, and the explanation."""
 _EXPLANATION = """\
@@ -80,12 +93,15 @@ def table_rows(content: dict[str, Any]) -> list[list[str]]:
     """The table of one comparison: a row of headings, then a row per policy."""
     rows = [[heading.format(**content) for heading, _ in _TABLE_COLUMNS]]
     for policy, shown in content["policies"].items():
-        error, until = shown["standard_error"], shown["stream_to_uniform"]
+        error = shown["standard_error"]
         texts = shown | {
             "policy": policy,
             "standard_error": _NONE if error is None else f"{error:.2g}",
             "gap_closure": _closure(shown, with_error=policy not in _ENDS),
-            "stream_to_uniform": _NONE if until is None else f"{until:.2f}",
+            **{
+                name: _NONE if shown[name] is None else form.format(shown[name])
+                for name, form in _MAYBE_NEVER.items()
+            },
         }
         rows.append([text.format(**texts) for _, text in _TABLE_COLUMNS])
     return rows
@@ -169,8 +185,7 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
     Kinds: "p", "h2", "h3", "code" (text), "list" (pairs), "table" (rows), "chart" (for `_svg`).
     """
-    single = {"title": f"{results.get('dataset')}, rate {results.get('rate')}", "group": "Policies"}
-    comparisons = results.get("comparisons", [results | single])
+    comparisons = results.get("comparisons", [results])
     seeds = sorted({comparison["seeds"] for comparison in comparisons})
     versions = {"ofb-tf": results["version"], **results.get("versions", {})}
     about = [results["date"]] if "date" in results else []
@@ -179,8 +194,13 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "p", "Written by `ofb`, never by hand. To repeat:"
     yield "code", results["command"]
     yield "p", "; ".join(about) + "."
+    if comparisons == [results]:
+        yield "p", headline(results)
+        yield from _of_one(results, f"{results['dataset']}, rate {results['rate']:g}")
     yield "p", _EXPLANATION
     yield "list", COLUMNS
+    if comparisons == [results]:
+        return
     if not comparisons:
         yield "p", "No comparison is finished."
         return
@@ -200,14 +220,37 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         for field, label, limits in _POINTS:
             yield "chart", (_draw_points, f"{label}: {group}", contents, field, label, limits)
         for content in contents:
-            title = content["title"]
-            yield "h3", title
-            yield "p", _settings(content)
-            yield "table", table_rows(content)
-            for against, label in _CURVES.items():
-                yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
-            if content["histograms"]:
-                yield "chart", (_draw_histograms, f"{title}: losses by selection", content)
+            yield from _of_one(content, content["title"])
+
+
+def _of_one(content: dict[str, Any], title: str) -> Iterator[tuple[str, Any]]:
+    """The part of `_outline` about one comparison, quality over seconds first."""
+    yield "h3", title
+    for against, label in _CURVES.items():
+        yield "chart", (_draw_curves, f"{title}: metric by {label}", content, against)
+    yield "table", table_rows(content)
+    yield "p", _settings(content)
+
+
+def headline(content: dict[str, Any]) -> str:
+    """What each policy between the ends costs and gives, in fractions of everything's."""
+    fields = {
+        "wall_seconds": "train seconds",
+        "cpu_seconds": "CPU seconds",
+        "seconds_to_full_quality": "seconds to full quality",
+    }
+    whole, sentences = content["policies"][configs.EVERYTHING], []
+    for policy, shown in content["policies"].items():
+        if policy not in _ENDS:
+            parts = [
+                f"{shown[field] / whole[field]:.2f} of its {name}"
+                if shown[field] and whole[field]
+                else f"{name}: {_NONE}"
+                for field, name in fields.items()
+            ]
+            sentence = f"{policy} against everything: {', '.join(parts)}"
+            sentences.append(f"{sentence}; gap closure {_closure(shown)}.")
+    return "\n".join(sentences)
 
 
 _PAGE = """<!doctype html>
@@ -237,8 +280,8 @@ _POINTS = (  # field, axis label, limits
     ("calibration", "calibration: 1 is right", (0.5, 1.5)),
 )
 _CURVES = {
-    "backward_examples": "examples in the backward pass",
     "train_seconds": "seconds of training",
+    "backward_examples": "examples in the backward pass",
 }
 
 
@@ -271,17 +314,15 @@ _STYLE: Any = {
 _COLOURS = {policy: f"C{number}" for number, policy in enumerate(configs.EVERY_POLICY)}
 
 
-def _draw_curves(
-    axis: Any, content: dict[str, Any], against: str, policies: Sequence[str] | None = None
-) -> None:
+def _draw_curves(axis: Any, content: dict[str, Any], against: str) -> None:
     """Mean metric of policies over their seeds, with a band of one standard error.
 
     The untrained model is left out, and the frame ends above the curves of uniform, importance and
     everything; a policy that is worse leaves it at the top.
     """
     metric, ceilings = content["metric"], []
-    for policy in policies or content["policies"]:
-        curves = [curve[1:] or curve for curve in content["policies"][policy]["curves"]]
+    for policy, shown in content["policies"].items():
+        curves = [curve[1:] or curve for curve in shown["curves"]]
         x, _ = summary.mean_curve(curves, against)
         mean, error = summary.mean_curve(curves, metric)
         axis.plot(x, mean, color=_COLOURS.get(policy), marker=".", label=policy)
@@ -289,9 +330,14 @@ def _draw_curves(
             axis.fill_between(x, mean - error, mean + error, color=_COLOURS.get(policy), alpha=0.2)
         if policy in (configs.IMPORTANCE, *_ENDS):
             ceilings.append(mean[len(mean) // 5 :].max())
+    whole = content["policies"][configs.EVERYTHING]["mean"]
+    axis.axhline(whole, color="#888888", linestyle=":", linewidth=1, label="full quality")
     if np.isfinite(ceilings).all():
         axis.set_ylim(None, 1.1 * max(ceilings))
-    axis.set_xscale("log" if against == "backward_examples" else "linear")
+    if against == "backward_examples":
+        axis.set_xscale("log")
+    else:
+        axis.set_xlim(0, None)
     axis.xaxis.set_minor_formatter("")  # its labels would overlap
     axis.set_xlabel(_CURVES[against])
     axis.set_ylabel(f"{metric} (less is better)")
@@ -325,80 +371,21 @@ def _values(contents: Sequence[dict[str, Any]], policy: str, field: str) -> tupl
     return values, [s.get(f"{field}_standard_error") or 0.0 for s in shown]
 
 
-def _draw_histograms(axis: Any, content: dict[str, Any]) -> None:
-    """Recorded losses of the last interval: a solid line of the selected, a dotted of the rest."""
-    for policy, groups in content["histograms"].items():
-        both = np.concatenate([groups["selected"], groups["not_selected"]])
-        both = both[both > 0]
-        if not len(both):
-            continue
-        edges = np.geomspace(both.min(), max(both.max(), 1.001 * both.min()), 36)
-        for group, line in (("selected", "-"), ("not_selected", ":")):
-            share = np.histogram(groups[group], edges)[0] / max(len(groups[group]), 1)
-            name = f"{policy}, {group.replace('_', ' ')}"
-            axis.stairs(share, edges, color=_COLOURS.get(policy), linestyle=line, label=name)
-    label = "loss recorded for the last interval, first seed"
-    axis.set(xscale="log", xlabel=label, ylabel="share")
-
-
-_SHOWN = {"dataset": configs.CLICK_STREAM, "positive_rate": 0.01, "rate": 0.1}
-
-
 def write_picture(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Draws README's picture of the standard suite; ValueError if the results do not have it.
+    """Draws a demo's metric over the seconds of training and by examples in the backward pass."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    Left: the metric on the click stream against the examples in the backward pass. Right: the gap
-    closure of importance sampling at every rate that a task was run at.
-    """
-    figure = draw_picture(results["comparisons"])
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
+        for axis, against in zip(figure.subplots(1, 2, sharey=True), _CURVES, strict=True):
+            _draw_curves(axis, results, against)
+            axis.set_ylim(0, None)
+        axis.legend(frameon=False)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
-
-
-def draw_picture(comparisons: Sequence[dict[str, Any]]) -> Any:
-    """The matplotlib figure of `write_picture`, which says more."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    groups = collections.defaultdict(list)  # by all settings but the rate
-    for comparison in comparisons:
-        settings = {**comparison["config"], "rate": None, "policies": None}
-        groups[json.dumps(settings, sort_keys=True)].append(comparison)
-    lines = [sorted(m, key=lambda c: c["rate"]) for m in groups.values()]
-    lines = [members for members in lines if len({c["rate"] for c in members}) > 1]
-    shown = [c for c in comparisons if all(c["config"].get(k) == v for k, v in _SHOWN.items())]
-    if not shown or not lines:
-        raise ValueError(
-            f"results must have a comparison with {_SHOWN} and one task at several rates, as those "
-            f"of ofb compare --suite=standard. Received: {[c['title'] for c in comparisons]}"
-        )
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
-        left, right = figure.subplots(1, 2)
-        _draw_curves(left, shown[0], "backward_examples", (configs.IMPORTANCE, *_ENDS))
-        left.set_ylim(0, None)
-        left.set_title(shown[0]["title"])
-        left.legend(frameon=False)
-        for number, members in enumerate(lines):
-            # Lines are moved apart, or error bars would hide one another.
-            x = [c["rate"] * 1.03 ** (number - len(lines) / 2) for c in members]
-            y, error = _values(members, configs.IMPORTANCE, "gap_closure")
-            title, marker = members[0]["title"].rsplit(", rate", 1)[0], "os^vDP"[number % 6]
-            right.errorbar(x, y, yerr=error, label=title, marker=marker)
-        rates = sorted({c["rate"] for members in lines for c in members})
-        right.set_xscale("log")
-        right.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        right.minorticks_off()
-        right.set(
-            ylim=(-0.3, 1.3),
-            xlabel="rate: part of the stream in the backward pass (logarithmic)",
-            ylabel="gap closure (0 uniform, 1 everything)",
-            title="importance at every rate",
-        )
-        right.legend(edgecolor="none", loc="lower right")
-    return figure
 
 
 def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:

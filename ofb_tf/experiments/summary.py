@@ -20,7 +20,9 @@ _AVERAGED = {  # in results.json: in TrialResult
     "effective_sample_size": "effective_sample_size",
     "backward_examples": "backward_examples",
     "wall_seconds": "train_seconds",
-    "build_seconds": "build_seconds",
+    "cpu_seconds": "cpu_seconds",
+    "refresh_seconds": "refresh_seconds",
+    "warm_up_seconds": "warm_up_seconds",
     "serving_seconds": "serving_seconds",
 }
 
@@ -104,7 +106,7 @@ def summarize(
             "realized_rate": float(np.mean(rates)),
             **{n: float(np.mean([getattr(r, f) for r in group])) for n, f in _AVERAGED.items()},
             "metrics": metrics,
-            **_until_uniform(of[configs.UNIFORM], group, metric),
+            **_until(of, group, metric),
             "curves": [r.curve for r in group],
         }
     for policy, shown in policies.items():
@@ -117,32 +119,46 @@ def summarize(
         "version": __version__,
         "stream_examples": results[0].stream_examples,
         "policies": policies,
-        "histograms": {p: g[0].histogram for p, g in of.items() if g[0].histogram is not None},
     }
 
 
-def _until_uniform(
-    uniform: Sequence[TrialResult], group: Sequence[TrialResult], metric: str
+def _until(
+    of: dict[str, list[TrialResult]], group: Sequence[TrialResult], metric: str
 ) -> dict[str, float | None]:
-    """What it took to reach uniform sampling's final metric, as a fraction of uniform's total.
+    """What it took to reach the final metrics of uniform sampling and of everything.
 
-    Read off the mean curve, with straight lines between its points; None if the policy never gets
-    there. `time_to_uniform` is of `train_seconds`, `stream_to_uniform` of examples.
+    `time_to_uniform` and `stream_to_uniform` are fractions of uniform's total `train_seconds` and
+    examples, `seconds_to_full_quality` are `train_seconds` until the metric was that of everything
+    at its end. None if the policy never gets there.
     """
-    names = {"time_to_uniform": "train_seconds", "stream_to_uniform": "stream_examples"}
-    curves = [r.curve for r in group]
-    goal = np.mean([r.metrics[metric] for r in uniform])
+    goals = {
+        policy: float(np.mean([r.metrics[metric] for r in of[policy]]))
+        for policy in (configs.UNIFORM, configs.EVERYTHING)
+    }
+    curves, whole = [r.curve for r in group], [r.curve for r in of[configs.UNIFORM]]
+    found: dict[str, float | None] = {}
+    for name, field in (("time", "train_seconds"), ("stream", "stream_examples")):
+        reached = first_reached(curves, metric, goals[configs.UNIFORM], field)
+        total = max(mean_curve(whole, field)[0][-1], 1e-9)
+        found[f"{name}_to_uniform"] = None if reached is None else reached / total
+    full = first_reached(curves, metric, goals[configs.EVERYTHING], "train_seconds")
+    return found | {"seconds_to_full_quality": full}
+
+
+def first_reached(
+    curves: Sequence[Sequence[dict]], metric: str, goal: float, field: str
+) -> float | None:
+    """A field of the mean curve where its metric first is `goal` or less; None if it never is.
+
+    The curve goes straight from one evaluation to the next.
+    """
     values, _ = mean_curve(curves, metric)
+    x, _ = mean_curve(curves, field)
     reached = np.flatnonzero(values <= goal)
     if not len(reached):
-        return dict.fromkeys(names)
+        return None
     points = slice(max(reached[0] - 1, 0), reached[0] + 1)  # falling, as np.interp wants it rising
-    found: dict[str, float | None] = {}
-    for name, field in names.items():
-        x, _ = mean_curve(curves, field)
-        when = np.interp(-goal, -values[points], x[points])
-        found[name] = float(when / max(mean_curve([r.curve for r in uniform], field)[0][-1], 1e-9))
-    return found
+    return float(np.interp(-goal, -values[points], x[points]))
 
 
 def best(content: dict[str, Any]) -> str:

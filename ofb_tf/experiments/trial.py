@@ -2,6 +2,9 @@
 
 import dataclasses
 import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +16,6 @@ from ofb_tf.experiments.workloads import Workload, get_workload
 from ofb_tf.transforms import statistics
 
 _CURVE_POINTS = 10
-_HISTOGRAM_POINTS = 500
-_HISTOGRAM_SEED = 0
 
 
 @dataclasses.dataclass
@@ -32,18 +33,19 @@ class TrialResult:
     mean_weight: float = 0.0
     max_weight: float = 0.0
     effective_sample_size: float = 0.0  # (Σw)² / (n Σw²), in (0, 1]
-    train_seconds: float = 0.0  # input pipeline, join, selection and training, with build_seconds
-    # Loading records and building the pipeline in every interval: grows with the number of
-    # refreshes and not with the length of the stream. 0 in memory.
-    build_seconds: float = 0.0
+    # Refreshes, input pipeline, join, selection, forward and backward passes: what training costs.
+    # Generating the stream, serving it, evaluating the model and `warm_up_seconds` are not in it.
+    train_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # processor time of the same
+    # Part of `train_seconds`: loading records and giving them to the pipeline. It grows with the
+    # number of refreshes and not with the length of the stream.
+    refresh_seconds: float = 0.0
+    warm_up_seconds: float = 0.0  # tracing selection and training step, once
     # Export, load, forward passes and writing records; 0 for policies that use no records. A
     # production system pays for the forward passes anyway.
     serving_seconds: float = 0.0
     # Examples, seconds and the metric, before training and about ten times during it.
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    # Of the last interval's losses under their records: see `_histogram`. None for policies
-    # without records and for seeds after the first.
-    histogram: dict[str, int | list[float]] | None = None
 
 
 def run(
@@ -69,6 +71,13 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     corruption = Corruption(config, seed, workload)
     result = TrialResult(policy, seed, workload.metric, workload.metric_text)
     sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
+    spent = np.zeros(2)  # on training, as by `timed`
+
+    def timed(function: Callable[..., None], *arguments: Any) -> np.ndarray:
+        """Seconds of the path's clock and of the processor."""
+        began = path.clock(), time.process_time()
+        function(*arguments)
+        return np.subtract((path.clock(), time.process_time()), began)
 
     def measure() -> None:
         result.metrics = workload.evaluate(path.compiled.outputs(workload.test))
@@ -85,12 +94,14 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         examples = corruption.corrupt(workload.examples(start, count))
         if uses_records:
             kept = corruption.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
-            began = path.clock()
-            path.serve(interval, examples, kept)
-            result.serving_seconds += path.clock() - began
-        began = path.clock()
-        result.build_seconds += path.train(interval, examples)
-        result.train_seconds += path.clock() - began
+            result.serving_seconds += timed(path.serve, interval, examples, kept)[0]
+        refresh = timed(path.refresh, start // workload.num_examples, examples)
+        if interval == 0:
+            result.warm_up_seconds = refresh[0] + timed(path.warm_up)[0]
+            refresh = timed(path.refresh, 0, examples)
+        spent += refresh + timed(path.train)
+        result.train_seconds, result.cpu_seconds = map(float, spent)
+        result.refresh_seconds += float(refresh[0])
         *of_interval, largest = path.model.importance_weight_statistics.totals()
         sums, max_weight = sums + of_interval, max(max_weight, float(largest))
         result.stream_examples += count
@@ -98,22 +109,8 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         due = _CURVE_POINTS * np.array([interval, interval + 1]) // len(starts)
         if due[0] < due[1]:
             measure()
-    if uses_records and seed == _HISTOGRAM_SEED:
-        result.histogram = _histogram(*path.inspect(interval, examples))
     selected, sum_weights, _ = sums
     result.mean_weight = statistics.ratio(sum_weights, selected)
     result.effective_sample_size = statistics.effective_sample_size(*sums)
     result.max_weight = max_weight if selected else float("nan")
     return result
-
-
-def _histogram(losses: np.ndarray, is_selected: np.ndarray) -> dict[str, int | list[float]]:
-    """Up to 500 quantiles and the number of selected and other losses that have a record."""
-    known = np.isfinite(losses)
-    selected, others = losses[is_selected & known], losses[~is_selected & known]
-    groups = {"selected": selected, "not_selected": others}
-    quantiles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
-    histogram: dict[str, int | list[float]] = {f"num_{n}": len(v) for n, v in groups.items()}
-    for name, values in groups.items():
-        histogram[name] = np.quantile(values, quantiles).tolist() if len(values) else []
-    return histogram

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream, describe_tfds, load_tfds
-from ofb_tf.datasets.click_stream import CATEGORICAL, CLICK_PROBABILITY, DENSE
+from ofb_tf.datasets import ClickStream, describe_tfds, load_tfds
+from ofb_tf.datasets.click_stream import CLICK_PROBABILITY
 from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import models
 
 FEATURES = "features"
 TEST_FRACTION = 0.1
@@ -21,9 +22,9 @@ TEST_FRACTION = 0.1
 _MAX_CATEGORIES = 100
 _HOLDOUT_KEY = 7  # of the draw that holds out TEST_FRACTION
 _GENERATED_AT_ONCE = 25_600  # examples of the click stream
-# The settings that the data depend on.
+# The settings that the data and the model depend on.
 _DATA_FIELDS = (
-    "dataset", "data_dir", "passes", "num_examples", "test_examples", "positive_rate",
+    "dataset", "data_dir", "passes", "num_examples", "test_examples", "positive_rate", "model",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class ClickWorkload(Workload):
         length = self.num_examples * config.passes
         total, rate = length + config.test_examples, config.positive_rate
         self._positive_rate = rate
+        self._model = models.CLICK[config.model]
         stream = ClickStream(num_examples=total, positive_rate=rate, seed=seed)
         ids = tf.TensorSpec([None], tf.int64)
         self._generate = tf.function(stream.generate, [ids], autograph=False)
@@ -103,21 +105,12 @@ class ClickWorkload(Workload):
         return (draws < self._positive_rate).astype(np.int64)
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
-        """Embeddings of the categorical fields and logarithms of the dense ones, into an MLP."""
-        dense = keras.Input((13,), name=DENSE)
-        categorical = keras.Input((26,), name=CATEGORICAL, dtype="int64")
-        offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]])
-        rows = categorical + offsets.astype(np.int64)
-        embedded = keras.layers.Embedding(sum(VOCABULARY_SIZES), 8)(rows)
-        parts = [keras.layers.Flatten()(embedded), keras.ops.log(dense)]
-        hidden = keras.layers.Concatenate()(parts)
-        for number, units in enumerate((64, 32), 1):
-            name = f"hidden_{number}"  # Keras's own name would be that of the field
-            hidden = keras.layers.Dense(units, activation="relu", name=name)(hidden)
+        """The small or the deep click model; it starts from the share of positives."""
+        inputs = models.click_inputs()
+        hidden = self._model(inputs)
         base_rate = math.log(self._positive_rate / (1 - self._positive_rate))
         bias = keras.initializers.Constant(base_rate)
-        logits = keras.layers.Dense(1, bias_initializer=bias, name="logit")(hidden)
-        return {DENSE: dense, CATEGORICAL: categorical}, logits
+        return inputs, keras.layers.Dense(1, bias_initializer=bias, name="logit")(hidden)
 
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
         """Excess KL, and mean prediction over mean click probability."""
@@ -132,10 +125,11 @@ class ClickWorkload(Workload):
 
 
 class ArrayWorkload(Workload):
-    """Examples in memory, shuffled in every pass by the seed; a small MLP on flat features.
+    """Examples in memory, shuffled in every pass by the seed; an MLP on flat features.
 
     `train` and `test`: `example_id` int64 `[n]`, `features` `[n, d]`, `label` int64 or float32
     `[n]`. `num_classes` is None for regression; the model multiplies features by `feature_scale`.
+    A deep model of images, whose features are flat too, has convolutions over `image_shape`.
     """
 
     def __init__(
@@ -146,7 +140,9 @@ class ArrayWorkload(Workload):
         num_classes: int | None,
         seed: int,
         feature_scale: float = 1.0,
-        hidden_units: int = 128,
+        hidden_units: tuple[int, ...] = (128, 128),
+        image_shape: tuple[int, ...] | None = None,
+        is_deep: bool = False,
     ):
         self._train = train
         self.test = {name: tf.constant(values) for name, values in test.items()}
@@ -165,6 +161,8 @@ class ArrayWorkload(Workload):
         self._seed = seed
         self._scale = feature_scale
         self._hidden_units = hidden_units
+        self._image_shape = image_shape
+        self._is_deep = is_deep
 
     def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
         """A part of the concatenated passes."""
@@ -182,12 +180,16 @@ class ArrayWorkload(Workload):
         return self._train[constants.LABEL][(draws * self.num_examples).astype(np.int64)]
 
     def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
-        """Two hidden layers; a regression starts from the mean label."""
+        """The small or the deep model; a regression starts from the mean label."""
         features = self._train[FEATURES]
         inputs = keras.Input(features.shape[1:], name=FEATURES, dtype=features.dtype.name)
         hidden = keras.layers.Rescaling(self._scale)(inputs)
-        for _ in range(2):
-            hidden = keras.layers.Dense(self._hidden_units, activation="relu")(hidden)
+        if not self._is_deep:
+            hidden = models.mlp(hidden, self._hidden_units)
+        elif self._image_shape:
+            hidden = models.convolutions(keras.layers.Reshape(self._image_shape)(hidden))
+        else:
+            hidden = models.mlp(hidden)
         mean = float(self._train[constants.LABEL].mean()) if self._is_regression else 0.0
         bias = keras.initializers.Constant(mean)
         outputs = keras.layers.Dense(self.num_outputs, bias_initializer=bias)(hidden)
@@ -228,7 +230,7 @@ def _workload(data: configs.SimulationConfig, seed: int, in_memory: bool) -> Wor
     if data.dataset == configs.CLICK_STREAM:
         return ClickWorkload(data, seed, in_memory=in_memory)
     arrays = _load_arrays(data.dataset, data.data_dir, data.num_examples, data.test_examples)
-    return ArrayWorkload(**arrays, seed=seed)
+    return ArrayWorkload(**arrays, seed=seed, is_deep=data.model == configs.DEEP)
 
 
 @functools.lru_cache(maxsize=2)
@@ -274,6 +276,7 @@ def _load_arrays(
         "test": test,
         "num_classes": description.num_classes or None,
         "feature_scale": 1 / 255 if is_image else 1.0,
+        "image_shape": first.shape[1:] if is_image else None,
     }
 
 

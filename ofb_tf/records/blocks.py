@@ -6,6 +6,7 @@ little-endian bytes, plus `format_version`, `num_outputs` and `top_k`. The last 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,12 +118,8 @@ def _get(feature: Any, name: str, kind: str) -> Any:
     return values[0]
 
 
-def _get_int(feature: Any, name: str) -> int:
-    return _get(feature, name, "int64_list")
-
-
-def _get_bytes(feature: Any, name: str) -> bytes:
-    return _get(feature, name, "bytes_list")
+_get_int = functools.partial(_get, kind="int64_list")
+_get_bytes = functools.partial(_get, kind="bytes_list")
 
 
 def _encode_runs(feature: Any, name: str, runs: Runs) -> None:

@@ -109,16 +109,9 @@ def expand(pattern: str) -> list[str]:
 
 def _match_one(pattern: str) -> list[str]:
     if tf.io.gfile.isdir(pattern):
-        names = tf.io.gfile.listdir(pattern)
-        files = [os.path.join(pattern, name) for name in names if is_record_file(name)]
-        if not files:
-            raise FileNotFoundError(
-                f"The directory {pattern!r} holds no record files ({SUFFIX}, {OPEN_SUFFIX}) among "
-                f"its {len(names)} entries. Write some with ofb_tf.ForwardRecordWriter"
-                f"({pattern!r}), or name the directory that a writer was given."
-            )
-        return files
-    matched = expand(pattern)
+        matched = [os.path.join(pattern, name) for name in tf.io.gfile.listdir(pattern)]
+    else:
+        matched = expand(pattern)
     if matched == [pattern]:
         return matched  # a file named in full may have any name
     files = [file for file in matched if is_record_file(file)]
@@ -148,7 +141,7 @@ def scan(path: str, limit: int | None = None) -> Scan:
     num_whole = end = 0
     problem, is_partial = "", True
     with _open(path) as file:
-        stream = _Inflated(file) if compression else _Plain(file, size_of(path))
+        stream = _Stream(path, file, compression)
         try:
             while num_whole != limit:
                 header = stream.read(_HEADER_BYTES)
@@ -230,49 +223,36 @@ def compression_of(path: str) -> str:
     return "" if any(header[4:8]) else compression
 
 
-class _Plain:
-    """The bytes of an uncompressed file."""
+class _Stream:
+    """The bytes of a file, which a compressed one gives a decompressed chunk at a time."""
 
-    def __init__(self, file: Any, size: int):
+    def __init__(self, path: str, file: Any, compression: str):
         self._file = file
-        self._size = size
-        self._position = 0
-
-    def read(self, count: int) -> bytes:
-        self._file.seek(self._position)
-        data = self._file.read(count)
-        self._position += len(data)
-        return data
-
-    def skip(self, count: int) -> bool:
-        self._position += count
-        return self._position <= self._size
-
-    def is_complete(self) -> bool:
-        return True
-
-
-class _Inflated:
-    """The decompressed bytes of a GZIP or ZLIB file, a chunk at a time."""
-
-    def __init__(self, file: Any):
-        self._file = file
-        self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._size = 0 if compression else size_of(path)
+        self._inflate: Any = zlib.decompressobj(_GZIP_OR_ZLIB) if compression else None
         self._buffer = b""
 
     def read(self, count: int) -> bytes:
+        if self._inflate is None:
+            return self._file.read(count)
         while len(self._buffer) < count and (chunk := self._next()):
             self._buffer += chunk
         data, self._buffer = self._buffer[:count], self._buffer[count:]
         return data
 
     def skip(self, count: int) -> bool:
+        """Whether there were so many bytes."""
+        if self._inflate is None:
+            end = self._file.tell() + count
+            if end <= self._size:
+                self._file.seek(end)
+            return end <= self._size
         while count and (data := self.read(min(count, _CHUNK_BYTES))):
             count -= len(data)
         return not count
 
     def is_complete(self) -> bool:
-        return self._inflate.eof
+        return self._inflate is None or self._inflate.eof
 
     def _next(self) -> bytes:
         while not self._inflate.eof:

@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import files
-from ofb_tf.records.checks import check_choice
 from ofb_tf.records.writer import ForwardRecordWriter
 
 EXAMPLES = "examples"
@@ -55,29 +55,19 @@ class ImportReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictBatch:
-    """What one Predict call leaves behind."""
-
-    example_ids: np.ndarray  # integers or bytes `[n]`, for `hashing.to_int64`
-    logits: np.ndarray  # float32 `[n, k]`
-    model_version: int  # 0 where the response does not say
-
-
-@dataclasses.dataclass(frozen=True)
 class PredictFields:
-    """Where a Predict call holds ids and logits.
+    """Where a Predict call holds ids and logits."""
 
-    Attributes:
-      id_output: output, or else input, with the ids: integers or strings, one per example. None:
-        the fingerprints of the serialized examples in the input "examples".
-      logits_output: output with the logits `[n, k]`, or `[n]` for one output.
-    """
-
+    # Output, or else input, with the ids: integers or strings, one per example. None: the
+    # fingerprints of the serialized examples in the input "examples".
     id_output: str | None = constants.EXAMPLE_ID
-    logits_output: str = constants.LOGITS
+    logits_output: str = constants.LOGITS  # of the logits `[n, k]`, or `[n]` for one output
 
-    def extract(self, request: Any, response: Any) -> PredictBatch:
-        """Ids and logits of a `PredictRequest` and its `PredictResponse`, or UnusableError."""
+    def extract(self, request: Any, response: Any) -> dict[str, Any]:
+        """The columns of a `PredictRequest` and its `PredictResponse`, or UnusableError.
+
+        Ids as of `ids`, logits as of `logits`, and the model version, 0 where there is none.
+        """
         logits = self.logits(response)
         ids = self.ids(request, response)
         if not len(ids) or len(ids) != len(logits):
@@ -85,7 +75,11 @@ class PredictFields:
                 f"ids and logits must be of one batch. Received: {len(ids)} ids, logits "
                 f"{list(logits.shape)}"
             )
-        return PredictBatch(ids, logits, int(response.model_spec.version.value))
+        return {
+            constants.EXAMPLE_ID: ids,
+            constants.LOGITS: logits,
+            constants.MODEL_VERSION: response.model_spec.version.value,
+        }
 
     def logits(self, response: Any) -> np.ndarray:
         """float32 `[n, k]` of a `PredictResponse` alone, or UnusableError."""
@@ -113,24 +107,16 @@ class PredictFields:
 
 @dataclasses.dataclass(frozen=True)
 class RowFields:
-    """Which field of a row holds what.
-
-    Attributes:
-      example_id: field with the id.
-      logits: field with a number or a list of them (in CSV separated by spaces or semicolons, or
-        a JSON list), or several fields of one number each; empty where there are none.
-      loss: field with the loss, or None.
-      model_version: field with an integer; a row without it has version 0.
-      timestamp: field with a time since 1970; a row without it gets the time of the import.
-      timestamp_unit: "s", "ms" or "us".
-    """
+    """Which field of a row holds what."""
 
     example_id: str = constants.EXAMPLE_ID
+    # A field with a number or a list of them (in CSV separated by spaces or semicolons, or a JSON
+    # list), or several fields of one number each; empty where there are none.
     logits: tuple[str, ...] = (constants.LOGITS,)
     loss: str | None = None
-    model_version: str | None = constants.MODEL_VERSION
-    timestamp: str | None = constants.TIMESTAMP
-    timestamp_unit: str = "us"
+    model_version: str | None = constants.MODEL_VERSION  # an integer, by default 0
+    timestamp: str | None = constants.TIMESTAMP  # since 1970, by default the time of the import
+    timestamp_unit: str = "us"  # or "ms" or "s"
 
     def __post_init__(self) -> None:
         check_choice("timestamp_unit", self.timestamp_unit, tuple(_UNITS))
@@ -231,13 +217,15 @@ def import_records(
                 if not from_logits and constants.LOGITS in batch.columns:
                     batch.columns["probabilities"] = batch.columns.pop(constants.LOGITS)
                 error = _write(writer, batch, secret)
-                if error and bad_rows == "error":
+                if not error:
+                    continue
+                if bad_rows == "error":
                     raise ImportRowError(
                         f"{path!r} at byte {batch.offsets[0]}: {error}. --bad_rows=list or count "
                         "continues after it."
                     )
-                report.num_bad_rows += len(batch.offsets) if error else 0
-                if error and bad_rows == "list":
+                report.num_bad_rows += len(batch.offsets)
+                if bad_rows == "list":
                     report.bad_rows += [(path, offset, error) for offset in batch.offsets]
     report.num_records = writer.counts.num_written
     report.num_nonfinite = writer.counts.num_nonfinite
@@ -317,17 +305,12 @@ def read_prediction_log(path: str, fields: PredictFields) -> Iterator[_Batch]:
         rate = log.log_metadata.sampling_config.sampling_rate
         rate = rate if 0.0 < rate <= 1.0 else 1.0
         try:
-            batch = fields.extract(log.predict_log.request, log.predict_log.response)
+            columns = fields.extract(log.predict_log.request, log.predict_log.response)
         except UnusableError as error:
             yield _Batch([offset], str(error), sampling_rate=rate)
-            continue
-        columns = {
-            constants.EXAMPLE_ID: batch.example_ids,
-            constants.LOGITS: batch.logits,
-            constants.MODEL_VERSION: batch.model_version,
-            constants.TIMESTAMP: timestamp_of(log),
-        }
-        yield _Batch([offset], columns=columns, sampling_rate=rate)
+        else:
+            columns[constants.TIMESTAMP] = timestamp_of(log)
+            yield _Batch([offset], columns=columns, sampling_rate=rate)
 
 
 def timestamp_of(log: Any) -> int | None:

@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_compression, check_count, check_positive
 from ofb_tf.records import files, reader
 from ofb_tf.records.blocks import Block
-from ofb_tf.records.checks import check_compression, check_count
 from ofb_tf.records.partitioned import UNFINISHED_PREFIX, partition_path
 from ofb_tf.records.reader import Columns, ForwardRecords, ReadCounts
 from ofb_tf.records.schema import Schema, expand
@@ -74,10 +74,9 @@ class MaintenanceReport:
 
 
 def inspect(pattern: files.Pattern) -> RecordSummary:
-    """Reads everything under a pattern and summarises it; damage is counted, not raised.
+    """Reads what a file, a glob, a directory or a list of them names, and summarises it.
 
-    Args:
-      pattern: a file, a glob, a directory, or a list of them.
+    Damage is counted, not raised.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.
@@ -111,13 +110,9 @@ def inspect(pattern: files.Pattern) -> RecordSummary:
 
 
 def verify(pattern: files.Pattern) -> list[FileReport]:
-    """Checks every checksum and every block of the files under a pattern.
+    """Checks every checksum and block of what a file, glob, directory or list of them names.
 
-    Args:
-      pattern: a file, a glob, a directory, or a list of them.
-
-    Returns:
-      A report per file, in the order of their names.
+    The reports, one per file, are in the order of their names.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.
@@ -163,9 +158,9 @@ def compact(
     """
     records_per_file = check_count("records_per_file", records_per_file)
     check_compression(compression)
-    inputs, num_skipped = _inputs(pattern, open_file_max_age)
+    inputs, report = _inputs(pattern, open_file_max_age)
     records = ForwardRecords.load(inputs, on_corrupt=on_corrupt)
-    report = MaintenanceReport(records.counts, len(records), num_open_skipped=num_skipped)
+    report.read, report.num_written = records.counts, len(records)
     output_directory = os.fspath(output_directory)
     tf.io.gfile.makedirs(output_directory)
     num_files = max(1, -(-len(records) // records_per_file))
@@ -224,8 +219,7 @@ def partition(
             f"The output directory {output_directory!r} holds record files already. Name an empty "
             "one."
         )
-    inputs, num_skipped = _inputs(pattern, open_file_max_age)
-    report = MaintenanceReport(ReadCounts(), num_open_skipped=num_skipped)
+    inputs, report = _inputs(pattern, open_file_max_age)
     schema = reader.read_schema(inputs, on_corrupt=on_corrupt)
     spool_directory = os.path.join(output_directory, f"{UNFINISHED_PREFIX}{uuid.uuid4().hex[:16]}")
     tf.io.gfile.makedirs(spool_directory)
@@ -273,12 +267,10 @@ def expire(
       CorruptRecordsError: a file is damaged; it and the files after it are left as they are.
       FileNotFoundError: the pattern names no file that may be read.
     """
-    if not (max_age > 0 and math.isfinite(max_age)):
-        raise ValueError(f"max_age must be positive and finite seconds. Received: {max_age}")
+    check_positive("max_age", max_age, finite=True)
     now = time.time() if now is None else now
     cutoff = int((now - max_age) * constants.MICROSECONDS)
-    inputs, num_skipped = _inputs(pattern, open_file_max_age)
-    report = MaintenanceReport(ReadCounts(), num_open_skipped=num_skipped)
+    inputs, report = _inputs(pattern, open_file_max_age)
     for path in inputs:
         kept = total = 0
         for block in reader.read_blocks(path, counts=report.read):
@@ -348,8 +340,10 @@ class _Spool:
         return columns
 
 
-def _inputs(pattern: files.Pattern, open_file_max_age: float) -> tuple[list[str], int]:
-    """The files that may be read, and the number of open files that must be left alone."""
+def _inputs(
+    pattern: files.Pattern, open_file_max_age: float
+) -> tuple[list[str], MaintenanceReport]:
+    """The files that may be read, and a report of the open files that must be left alone."""
     if not open_file_max_age >= 0:
         raise ValueError(f"open_file_max_age must be at least 0. Received: {open_file_max_age}")
     matched = files.match_files(pattern)
@@ -361,7 +355,7 @@ def _inputs(pattern: files.Pattern, open_file_max_age: float) -> tuple[list[str]
             f"were modified less than {open_file_max_age:g} seconds ago. Wait until their writers "
             "close them."
         )
-    return inputs, len(matched) - len(inputs)
+    return inputs, MaintenanceReport(ReadCounts(), num_open_skipped=len(matched) - len(inputs))
 
 
 def _modified(path: str) -> float:

@@ -66,13 +66,9 @@ class PartitionedRecords:
         self._compressions = [compressions.get(path, "") for path in self._files]
 
     def dataset(self, partition: tf.Tensor) -> tf.data.Dataset:
-        """One partition's columns, sorted by id, as one element. See `sorted_file_dataset`.
+        """The columns of a partition, int64 scalar in `[0, num_partitions)`, sorted by id.
 
-        Args:
-          partition: int64 scalar in `[0, num_partitions)`.
-
-        Returns:
-          A dataset of one dict of columns, which are empty where the partition has no file.
+        They are one element, as of `sorted_file_dataset`, and empty where it has no file.
         """
         return sorted_file_dataset(
             tf.gather(tf.constant(self._files), partition),

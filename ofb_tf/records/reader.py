@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import blocks, files
-from ofb_tf.records.checks import check_choice
 from ofb_tf.records.files import CorruptBlock, CorruptRecordsError
 from ofb_tf.records.schema import Runs, Schema, expand
 
@@ -88,12 +88,8 @@ class ForwardRecords:
     """Forward records in memory: one dict of columns, sorted by id, ids unique.
 
     Attributes:
-      columns: by the names of `ofb_tf.constants`: `example_id` int64 `[n]`, ascending;
-        `timestamp` int64 `[n]`, microseconds since 1970; `model_version` uint8, uint16 or int32
-        `[n]`, indices into `version_table`; and where they were recorded `logits` float32 or
-        float16 `[n, k]`, `loss` float32 `[n]`, and in the top-k form `class_ids` int32 `[n, k]`,
-        the classes of `logits`, with `logsumexp` and `sum_squared_probabilities` float32 `[n]`
-        over all classes.
+      columns: those that were recorded, by the names of `ofb_tf.constants`; each is an attribute
+        below, too.
       version_table: int64 `[v]`, the model versions, ascending.
       num_outputs: outputs of the model, 0 where only losses were recorded; k is `num_outputs`,
         or in the top-k form the number of logits kept.
@@ -158,19 +154,13 @@ class ForwardRecords:
           logits: float32 or float16 `[n, k]`, or `[n]` for one output.
           losses: float32 `[n]`; at least one of logits and losses.
           model_versions: int64, one or `[n]`.
-          timestamps: int64 microseconds, one or `[n]`; decide between records of one id.
-
-        Returns:
-          The records, the newest of each id.
+          timestamps: int64 microseconds, one or `[n]`; the newest record of each id is kept.
 
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
-        ids = np.asarray(hashing.to_int64(example_ids))
-        if ids.ndim != 1:
-            raise ValueError(f"example_ids must have shape [n]. Received: {list(ids.shape)}")
-        n = len(ids)
-        arrays = {constants.EXAMPLE_ID: ids}
+        arrays = {constants.EXAMPLE_ID: hashing.id_vector(example_ids)}
+        n = len(arrays[constants.EXAMPLE_ID])
         if logits is not None:
             logits = np.asarray(logits)
             logits = logits[:, None] if logits.ndim == 1 else logits
@@ -179,11 +169,10 @@ class ForwardRecords:
             narrow = logits.dtype == np.float16
             arrays[constants.LOGITS] = logits.astype(np.float16 if narrow else np.float32)
         if losses is not None:
-            arrays[constants.LOSS] = np.asarray(losses, np.float32)
-            if arrays[constants.LOSS].shape != (n,):
-                raise ValueError(
-                    f"losses must be [{n}]. Received: {list(arrays[constants.LOSS].shape)}"
-                )
+            losses = np.asarray(losses, np.float32)
+            if losses.shape != (n,):
+                raise ValueError(f"losses must be [{n}]. Received: {list(losses.shape)}")
+            arrays[constants.LOSS] = losses
         if len(arrays) == 1:
             raise ValueError("logits or losses must be given. Received: neither")
         arrays[constants.MODEL_VERSION] = np.broadcast_to(np.asarray(model_versions, np.int64), n)
@@ -225,13 +214,15 @@ class ForwardRecords:
 
     example_ids = _column(constants.EXAMPLE_ID, "int64 `[n]`, ascending.")
     timestamps = _column(constants.TIMESTAMP, "int64 `[n]`, microseconds since 1970.")
-    version_indices = _column(constants.MODEL_VERSION, "`[n]`, into `version_table`.")
+    version_indices = _column(
+        constants.MODEL_VERSION, "uint8, uint16 or int32 `[n]`, into the table."
+    )
     logits = _column(constants.LOGITS, "float32 or float16 `[n, k]`, or None.")
     losses = _column(constants.LOSS, "float32 `[n]`, or None.")
-    class_ids = _column(constants.CLASS_IDS, "int32 `[n, k]` in the top-k form, or None.")
-    logsumexp = _column(constants.LOGSUMEXP, "float32 `[n]` in the top-k form, or None.")
+    class_ids = _column(constants.CLASS_IDS, "int32 `[n, k]`, of top-k `logits`, or None.")
+    logsumexp = _column(constants.LOGSUMEXP, "float32 `[n]`, over all classes (top-k), or None.")
     sum_squared_probabilities = _column(
-        constants.SUM_SQUARED_PROBABILITIES, "float32 `[n]` in the top-k form, or None."
+        constants.SUM_SQUARED_PROBABILITIES, "float32 `[n]`, over all classes (top-k), or None."
     )
 
     @property
@@ -317,9 +308,6 @@ def read_schema(pattern: files.Pattern, *, on_corrupt: str = "error") -> Schema:
     Args:
       pattern: a file, a glob, a directory, or a list of them.
       on_corrupt: "error", or "skip" to pass over files with a damaged first block.
-
-    Returns:
-      A `Schema`: names of the columns, number of outputs, logits kept per record.
 
     Raises:
       FileNotFoundError: the pattern matches nothing.

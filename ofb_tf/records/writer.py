@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice, check_compression, check_count, check_positive
 from ofb_tf.records import blocks, files, reader
-from ofb_tf.records.checks import check_choice, check_compression, check_count
 from ofb_tf.records.outputs import logits_of, look_like_probabilities
 from ofb_tf.records.reader import Columns, ForwardRecords
 from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
@@ -76,6 +76,7 @@ class ForwardRecordWriter:
     """
 
     _now: int  # the latest timestamp, in microseconds
+    _flusher: threading.Thread | None
 
     def __init__(
         self,
@@ -117,29 +118,23 @@ class ForwardRecordWriter:
           TypeError: an integer argument is not one.
         """
         self._top_k = 0 if top_k is None else check_count("top_k", top_k)
-        self._num_outputs = num_outputs
-        if num_outputs is not None:
-            self._num_outputs = check_count("num_outputs", num_outputs)
+        self._num_outputs = None if num_outputs is None else check_count("num_outputs", num_outputs)
         if self._num_outputs and self._top_k >= self._num_outputs:
             raise ValueError(
                 f"top_k must be less than num_outputs={num_outputs}; leave it out to keep all "
                 f"logits. Received: {top_k}"
             )
-        for name, seconds in (
-            ("flush_seconds", 1.0 if flush_seconds is None else flush_seconds),
-            ("max_file_seconds", max_file_seconds),
-        ):
-            if not seconds > 0:
-                raise ValueError(f"{name} must be positive. Received: {seconds}")
         self._block_records = check_count("block_records", block_records, MAX_BLOCK_RECORDS)
         self.directory = os.fspath(directory)
         self.last_error: Exception | None = None
         self._logits_dtype = check_choice("logits_dtype", logits_dtype, ("float32", "float16"))
         self._compression = check_compression(compression)
-        self._flush_seconds = flush_seconds
+        self._flush_seconds = (
+            None if flush_seconds is None else check_positive("flush_seconds", flush_seconds)
+        )
         self._max_file_records = check_count("max_file_records", max_file_records)
         self._max_file_bytes = check_count("max_file_bytes", max_file_bytes)
-        self._max_file_seconds = max_file_seconds
+        self._max_file_seconds = check_positive("max_file_seconds", max_file_seconds)
         self._on_error = check_choice("on_error", on_error, ("raise", "drop"))
         self._closed = False
         self._schema: Schema | None = None
@@ -175,9 +170,7 @@ class ForwardRecordWriter:
           RuntimeError: the writer is closed.
           OSError, tf.errors.OpError: the block could not be written (`on_error="raise"`).
         """
-        ids = np.asarray(hashing.to_int64(example_ids))
-        if ids.ndim != 1:
-            raise ValueError(f"write: example_ids must have shape [n]. Received: {list(ids.shape)}")
+        ids = hashing.id_vector(example_ids)
         columns: dict[str, Any] = {constants.EXAMPLE_ID: ids}
         if probabilities is not None:
             if logits is not None:
@@ -212,8 +205,14 @@ class ForwardRecordWriter:
             columns[constants.MODEL_VERSION] = model_version
             columns[constants.TIMESTAMP] = timestamp
             self._append(columns)
-        if self._flush_seconds is not None and self._flusher is None:
-            self._start_flusher()
+            if self._flush_seconds is not None and self._flusher is None:
+                self._flusher = threading.Thread(
+                    target=_flush_regularly,
+                    args=(weakref.ref(self), self._stop, self._flush_seconds),
+                    name="ofb-record-flush",
+                    daemon=True,
+                )
+                self._flusher.start()
 
     def flush(self) -> None:
         """Writes out what is buffered; it survives a kill of the process from here on.
@@ -252,7 +251,7 @@ class ForwardRecordWriter:
         self.counts = WriterCounts()
         self._lock = threading.RLock()
         self._stop = threading.Event()
-        self._flusher: threading.Thread | None = None
+        self._flusher = None
         self._file: _OutputFile | None = None
         self._buffered = 0
         self._now = 0
@@ -336,11 +335,10 @@ class ForwardRecordWriter:
         self._close_full_or_old_file()
 
     def _close_full_or_old_file(self) -> None:
-        file = self._file
-        if file is not None and (
-            file.num_records >= self._max_file_records
-            or file.num_bytes >= self._max_file_bytes
-            or time.monotonic() - file.begun >= self._max_file_seconds
+        if self._file is not None and (
+            self._file.num_records >= self._max_file_records
+            or self._file.num_bytes >= self._max_file_bytes
+            or time.monotonic() - self._file.begun >= self._max_file_seconds
         ):
             self._close_file()
 
@@ -354,17 +352,6 @@ class ForwardRecordWriter:
             self.last_error = error
             if self._on_error == "raise":
                 raise
-
-    def _start_flusher(self) -> None:
-        with self._lock:
-            if self._flusher is None and not self._closed:
-                self._flusher = threading.Thread(
-                    target=_flush_regularly,
-                    args=(weakref.ref(self), self._stop, self._flush_seconds),
-                    name="ofb-record-flush",
-                    daemon=True,
-                )
-                self._flusher.start()
 
 
 def write_record_file(

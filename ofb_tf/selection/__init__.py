@@ -1,6 +1,7 @@
 """Selection policies: which examples of a window go on to training, and with what weight."""
 
 from ofb_tf.selection.extreme_loss import BottomLoss, TopLoss
+from ofb_tf.selection.fixed_scale import FixedScale
 from ofb_tf.selection.importance import Importance
 from ofb_tf.selection.info_batch import InfoBatch
 from ofb_tf.selection.loss_matching import LossMatching
@@ -48,6 +49,7 @@ def get_policy(policy: str | Policy) -> Policy:
 __all__ = [
     "POLICIES",
     "BottomLoss",
+    "FixedScale",
     "Importance",
     "Inclusion",
     "InfoBatch",

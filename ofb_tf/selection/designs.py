@@ -11,10 +11,11 @@ _GOLDEN_RATIO = 0.6180339887498949
 def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     """Inclusion probabilities proportional to size, none above 1, with a fixed sum.
 
-    Solves sum(min(1, c * sizes)) = budget for c exactly: whatever c carries over 1 is capped and
-    c is computed again for the rest, until nothing more is carried over. Each round caps at
-    least one size, so it ends; few rounds are usual, none where scores are similar. Where the
-    remaining sizes sum to zero they share evenly, so all sizes zero means uniform.
+    Solves sum(min(1, c * sizes)) = budget for c exactly. With the k largest sizes capped, c is
+    what is left of the budget over the sum of the rest; the k sought is the first where c times
+    the next size is not above 1. At most the budget can be capped, so that many of the largest
+    sizes are sorted. Where the remaining sizes sum to zero they share evenly, so all sizes zero
+    means uniform.
 
     Args:
       sizes: float64 `[n]`, finite, at least 0.
@@ -29,23 +30,19 @@ def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
     n = tf.cast(tf.size(sizes), tf.float64)
     budget = tf.minimum(tf.convert_to_tensor(budget, tf.float64), n)
 
-    def carried_over(capped: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_any((sizes * factor > 1.0) & ~capped)
-
-    def cap(capped: tf.Tensor, factor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        capped |= sizes * factor > 1.0
-        left = budget - tf.cast(tf.math.count_nonzero(capped), tf.float64)
-        rest = tf.reduce_sum(tf.where(capped, tf.zeros_like(sizes), sizes))
-        return capped, tf.math.divide_no_nan(left, rest)
-
-    capped, factor = tf.while_loop(
-        carried_over,
-        cap,
-        (tf.zeros_like(sizes, tf.bool), tf.math.divide_no_nan(budget, tf.reduce_sum(sizes))),
-    )
+    count = tf.cast(tf.minimum(tf.floor(budget) + 1.0, n), tf.int32)
+    largest = tf.math.top_k(sizes, count).values
+    others = tf.maximum(tf.reduce_sum(sizes) - tf.reduce_sum(largest), 0.0)
+    rest = tf.cumsum(largest, reverse=True) + others
+    left = budget - tf.range(tf.cast(count, tf.float64), dtype=tf.float64)
+    # Sizes that are equal are capped together: the condition cannot separate them.
+    capped = sizes > tf.reduce_max(tf.where(largest * left > rest, tf.zeros_like(largest), largest))
     num_capped = tf.cast(tf.math.count_nonzero(capped), tf.float64)
+    left_to_share = budget - num_capped
+    uncapped = tf.where(capped, tf.zeros_like(sizes), sizes)
+    factor = tf.math.divide_no_nan(left_to_share, tf.reduce_sum(uncapped))
     # A factor of 0 means that only zeros are left.
-    even_share = tf.math.divide_no_nan(budget - num_capped, n - num_capped)
+    even_share = tf.math.divide_no_nan(left_to_share, n - num_capped)
     shares = tf.where(factor > 0.0, sizes * factor, even_share)
     return tf.where(capped, tf.ones_like(sizes), shares)
 
@@ -81,17 +78,25 @@ def systematic(
     if count is not None:
         cumulative *= tf.cast(count, tf.float64) / cumulative[-1]
         steps = tf.cast(tf.range(1, count + 1), tf.float64)
-        positions = tf.searchsorted(cumulative, steps - start)
+        positions = _lower_bound(cumulative, steps - start)
         return tf.gather(order, tf.minimum(positions, tf.size(order) - 1))
-    total = tf.concat([tf.zeros([1], tf.float64), cumulative], axis=0)[-1]
+    # The last sum is the greatest one; 0 where there is none.
+    total = tf.maximum(tf.reduce_max(cumulative), 0.0)
     # A sum that is an integer but for rounding is that integer: the count is then exact.
     nearest = tf.round(total)
     exact = tf.abs(total - nearest) < 1e-9 * tf.maximum(total, 1.0)
     scale = tf.where(exact, tf.math.divide_no_nan(nearest, total), 1.0)
-    count = tf.cast(tf.floor(tf.where(exact, nearest, total) + start), tf.int32)
-    steps = tf.range(1, count + 1, dtype=tf.int32)
-    positions = tf.searchsorted(cumulative * scale, tf.cast(steps, tf.float64) - start)
-    return tf.gather(order, positions)
+    count = tf.floor(tf.where(exact, nearest, total) + start)
+    steps = tf.range(1.0, count + 1.0, dtype=tf.float64)
+    return tf.gather(order, _lower_bound(cumulative * scale, steps - start))
+
+
+def _lower_bound(ascending: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """`tf.searchsorted` of vectors, which takes 20 more operations to take any shape."""
+    positions = tf.raw_ops.LowerBound(
+        sorted_inputs=tf.expand_dims(ascending, 0), values=tf.expand_dims(values, 0)
+    )
+    return tf.squeeze(positions, 0)
 
 
 def poisson(probabilities: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -123,15 +128,17 @@ def spread(count: tf.Tensor, batch_size: int | None) -> tf.Tensor:
     Returns:
       int32 `[count]`, a permutation.
     """
+    places = tf.range(tf.cast(count, tf.float64), dtype=tf.float64)
+    one, golden_ratio = tf.constant(1.0, tf.float64), tf.constant(_GOLDEN_RATIO, tf.float64)
+    step, turn = golden_ratio, one
+    if batch_size is not None:
+        whole = tf.equal(count % batch_size, 0)
+        step = tf.where(whole, one, golden_ratio)
+        turn = tf.where(whole, tf.cast(count // batch_size, tf.float64), one)
+    # Dealt: by the remainder of the place; the sort is stable.
+    return ascending_order(tf.math.floormod(places * step, turn))
 
-    def golden_ratio() -> tf.Tensor:
-        return tf.argsort(tf.math.floormod(tf.range(count, dtype=tf.float64) * _GOLDEN_RATIO, 1.0))
 
-    if batch_size is None:
-        return golden_ratio()
-
-    def dealt() -> tf.Tensor:
-        by_round = tf.reshape(tf.range(count, dtype=tf.int32), [batch_size, count // batch_size])
-        return tf.reshape(tf.transpose(by_round), [-1])
-
-    return tf.cond((count % batch_size == 0) & (count > 0), dealt, golden_ratio)
+def ascending_order(values: tf.Tensor) -> tf.Tensor:
+    """`tf.argsort(values, stable=True)` of floats `[n]`, in two operations instead of nine."""
+    return tf.math.top_k(-values, tf.size(values)).indices

@@ -46,6 +46,8 @@ class Importance(Policy):
     al., ICLR 2024.
     """
 
+    affine = True
+
     def __init__(
         self,
         *,
@@ -62,13 +64,28 @@ class Importance(Policy):
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """Capped probabilities proportional to the mixed score."""
         scores = tf.cast(window.scores, tf.float64)
+        if window.line is not None:
+            probabilities = tf.minimum(window.line[0] * scores + window.line[1], 1.0)
+            return Inclusion(probabilities, line=window.line)
         n = tf.maximum(tf.cast(tf.size(scores), tf.float64), 1.0)
         # A budget below rate * n, as under missing="keep", must not push p below rate * mix.
         mix = self.uniform_mix * _one_or_more(window.rate, n, budget)
         # All scores zero: the shares are zero too, and capped_pps makes equal sizes uniform.
-        shares = tf.math.divide_no_nan(scores, tf.reduce_sum(scores))
-        sizes = (1.0 - mix) * shares + mix / n
-        return Inclusion(designs.capped_pps(sizes, budget))
+        total = tf.reduce_sum(scores)
+        sizes = (1.0 - mix) * tf.math.divide_no_nan(scores, total) + mix / n
+        probabilities = designs.capped_pps(sizes, budget)
+        slope = tf.math.divide_no_nan(1.0 - mix, total)
+        line = _scale(sizes, probabilities) * tf.stack([slope, mix / n])
+        return Inclusion(probabilities, line=line)
+
+
+def _scale(sizes: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """The c of probabilities min(1, c * size); a very large one where all are 1."""
+    below = probabilities < 1.0
+    zero = tf.zeros_like(sizes)
+    rest = tf.reduce_sum(tf.where(below, sizes, zero))
+    scale = tf.reduce_sum(tf.where(below, probabilities, zero)) / rest
+    return tf.where(rest > 0.0, scale, tf.constant(1e100, tf.float64))
 
 
 def _one_or_more(rate: float | tf.Tensor | None, n: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:

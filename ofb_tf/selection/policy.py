@@ -25,6 +25,8 @@ class Window(NamedTuple):
         it for every random draw (`ofb_tf.hashing`).
       rate: float or float64 scalar: what weights are relative to, rate / p. The budget is
         rate * n, or less under `missing="keep"`. None while scores are computed.
+      line: float64 `[2]`, slope and intercept that `budget="stream"` carries from window to
+        window, for a policy that is `affine`. None where the budget is the window's own.
     """
 
     example_ids: tf.Tensor
@@ -34,6 +36,7 @@ class Window(NamedTuple):
     scores: tf.Tensor
     key: tf.Tensor
     rate: float | tf.Tensor | None = None
+    line: tf.Tensor | None = None
 
 
 class Inclusion(NamedTuple):
@@ -43,10 +46,13 @@ class Inclusion(NamedTuple):
       probabilities: float64 `[n]` in [0, 1]: the probability that each example is selected.
       weights: float32 `[n]`, or None for importance weights rate / probability, which keep the
         estimate unbiased.
+      line: float64 `[2]`, slope and intercept, for a policy that is `affine`: the probability of
+        an example is min(1, slope * score + intercept). None for other policies.
     """
 
     probabilities: tf.Tensor
     weights: tf.Tensor | None = None
+    line: tf.Tensor | None = None
 
 
 class Policy(abc.ABC):
@@ -77,11 +83,15 @@ class Policy(abc.ABC):
       score: what `Window.scores` holds: "gradient_norm_bound" (the loss where records carry no
         logits), "loss", or a function of a `Window` whose scores are the losses, to floats `[n]`.
       needs_records: False for a policy that looks at neither losses nor scores.
+      affine: whether probabilities are a capped line of the score, `Inclusion.line`, and taken
+        from `Window.line` where there is one: what `estimator="log_odds"` and `budget="stream"`
+        need.
     """
 
     design: str = SYSTEMATIC
     score: str | Callable[[Window], tf.Tensor] = GRADIENT_NORM_BOUND
     needs_records: bool = True
+    affine: bool = False
 
     @abc.abstractmethod
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:

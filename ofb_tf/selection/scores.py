@@ -163,7 +163,11 @@ def valid_examples(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -
     Returns:
       bool `[n]`.
     """
-    valid = valid_labels(record, labels, task)
+    return with_finite_outputs(record, valid_labels(record, labels, task), task)
+
+
+def with_finite_outputs(record: dict[str, tf.Tensor], valid: tf.Tensor, task: str) -> tf.Tensor:
+    """`valid_examples` from `valid_labels`."""
     logits = record.get(constants.LOGITS)
     if logits is None:
         return valid
@@ -186,13 +190,13 @@ def valid_labels(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -> 
     Returns:
       bool `[n]`.
     """
+    if task == constants.BINARY:
+        labels = tf.cast(labels, tf.float32)
+        return (labels >= 0.0) & (labels <= 1.0)
     if labels.dtype.is_floating:
         valid = tf.math.is_finite(labels)
     else:
         valid = tf.ones_like(labels, tf.bool)
-    if task == constants.BINARY:
-        labels = tf.cast(labels, tf.float32)
-        return valid & (labels >= 0.0) & (labels <= 1.0)
     logits = record.get(constants.LOGITS)
     if task == constants.REGRESSION or logits is None:
         return valid

@@ -16,6 +16,7 @@ class Uniform(Policy):
     """
 
     needs_records = False
+    affine = True
 
     def __init__(self, *, design: str = SYSTEMATIC) -> None:
         self.design = check_design(design)
@@ -23,5 +24,5 @@ class Uniform(Policy):
     def inclusion(self, window: Window, budget: tf.Tensor) -> Inclusion:
         """The budget's share for every example."""
         n = tf.size(window.example_ids)
-        share = tf.math.divide_no_nan(budget, tf.cast(n, tf.float64))
-        return Inclusion(tf.fill([n], tf.minimum(share, 1.0)))
+        share = tf.minimum(tf.math.divide_no_nan(budget, tf.cast(n, tf.float64)), 1.0)
+        return Inclusion(tf.fill([n], share), line=tf.stack([tf.zeros_like(share), share]))

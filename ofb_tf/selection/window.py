@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.hashing import Stream
-from ofb_tf.selection import designs, scores
+from ofb_tf.selection import designs, log_odds, scores, stream_budget
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, POISSON, Inclusion, Policy, Window
 
 # Where kept examples without a record use up the budget, the others keep this share of the rate.
@@ -26,11 +26,13 @@ class Scored(NamedTuple):
       scores: float32 `[n]`: what `Policy.score` asks for.
       usable: bool `[n]`: where the record is there and not too old, the label is valid for the
         task, and logits, loss and score are finite and the score is at least 0.
+      valid_labels: bool `[n]`: where the label is valid for the task, whatever the record says.
     """
 
     losses: tf.Tensor
     scores: tf.Tensor
     usable: tf.Tensor
+    valid_labels: tf.Tensor
 
 
 class Selection(NamedTuple):
@@ -40,15 +42,21 @@ class Selection(NamedTuple):
       indices: int32 `[m]`, in the order in which they leave.
       weights: float32 `[m]`, finite.
       usable: bool `[n]`: which examples had a usable record.
+      valid_labels: bool `[n]`: as `Scored.valid_labels`.
       probabilities: float64 `[n]`: inclusion probabilities.
       example_ids: int64 `[n]`: as given, or made from content and place.
+      log_inclusion: float32 `[m, k]` of the selected, see `log_odds`; None with weights.
+      state: what the next window needs under `budget="stream"`; None under "window".
     """
 
     indices: tf.Tensor
     weights: tf.Tensor
     usable: tf.Tensor
+    valid_labels: tf.Tensor
     probabilities: tf.Tensor
     example_ids: tf.Tensor
+    log_inclusion: tf.Tensor | None = None
+    state: stream_budget.StreamState | None = None
 
 
 def score(
@@ -75,8 +83,10 @@ def score(
     """
     if not policy.needs_records:
         zeros = tf.zeros(tf.shape(labels), tf.float32)
-        return Scored(zeros, zeros, tf.ones(tf.shape(labels), tf.bool))
-    usable = scores.valid_examples(record, labels, task)
+        valid = tf.ones(tf.shape(labels), tf.bool)
+        return Scored(zeros, zeros, valid, valid)
+    valid = scores.valid_labels(record, labels, task)
+    usable = scores.with_finite_outputs(record, valid, task)
     if constants.HAS_RECORD in record:
         usable &= record[constants.HAS_RECORD]
     losses = record.get(constants.LOSS)
@@ -93,7 +103,7 @@ def score(
         values = scores.gradient_norm_bound(record, labels, task)
     # Task losses are at least 0; a recorded loss of the user's own may not be.
     usable &= tf.math.is_finite(losses) & tf.math.is_finite(values) & (values >= 0.0)
-    return Scored(losses, values, usable)
+    return Scored(losses, values, usable, valid)
 
 
 def select(
@@ -107,6 +117,9 @@ def select(
     record: dict[str, tf.Tensor],
     key: tf.Tensor,
     batch_size: int | None,
+    estimator: str = constants.WEIGHTS,
+    num_outputs: int | None = None,
+    state: stream_budget.StreamState | None = None,
 ) -> Selection:
     """Selects about `rate` of a window.
 
@@ -121,6 +134,10 @@ def select(
       record: as for `score`; empty for a policy that needs no records.
       key: int64 scalar made from the seed and the epoch.
       batch_size: size of the batches in which the selection will leave, or None.
+      estimator: "weights", or "log_odds" for `log_inclusion` and weights of 1.
+      num_outputs: for "log_odds": outputs of a record, which its top-k form does not show; None
+        for one where there are no records.
+      state: what the window before left, for `budget="stream"`; None for "window".
 
     Returns:
       A `Selection`.
@@ -132,58 +149,70 @@ def select(
         example_ids = hashing.fold_in(bits, tf.range(tf.cast(n, tf.int64)))
     key_of_window = hashing.window_key(example_ids, key)
 
-    def decide(places: tf.Tensor | None) -> tuple:
-        """Probabilities, weights and sort keys of the examples at these places, or of all."""
+    # The policy sees the examples with a usable record; the others get what `missing` says.
+    places = tf.where(scored.usable) if policy.needs_records else None
 
-        def take(values: tf.Tensor | None) -> tf.Tensor | None:
-            return values if values is None or places is None else tf.gather(values, places)
+    def take(values: tf.Tensor | None) -> tf.Tensor | None:
+        if values is None or places is None:
+            return values
+        return tf.gather(values, tf.squeeze(places, 1))
 
-        ids = take(example_ids)
-        num_scored = tf.cast(tf.size(ids), tf.float64)
-        window = Window(
-            example_ids=ids,
-            labels=take(labels),
-            logits=take(record.get(constants.LOGITS)),
-            losses=take(scored.losses),
-            scores=take(scored.scores),
-            key=hashing.fold_in(key_of_window, tf.constant(Stream.POLICY, tf.int64)),
-            rate=rate,
-        )
-        total = tf.cast(n, tf.float64)
-        left = budget(rate, missing, total, num_scored, getattr(policy, "uniform_mix", 0.0))
-        return _decide(policy, window, left, task)
+    ids = take(example_ids)
+    window = Window(
+        example_ids=ids,
+        labels=take(labels),
+        logits=take(record.get(constants.LOGITS)),
+        losses=take(scored.losses),
+        scores=take(scored.scores),
+        key=hashing.fold_in(key_of_window, tf.constant(Stream.POLICY, tf.int64)),
+        rate=rate,
+    )
+    num_scored = tf.cast(tf.size(ids), tf.float64)
+    mix = getattr(policy, "uniform_mix", 0.0)
+    left = budget(rate, missing, tf.cast(n, tf.float64), num_scored, mix)
+    if state is not None:
+        state = stream_budget.remember(state, window.scores)
+        least = getattr(policy, "uniform_mix", 1.0) * rate
+        window = window._replace(line=stream_budget.line(state, left, num_scored, least))
+    probabilities, weights, strata, line = _decide(policy, window, left, task)
+    if state is not None:
+        state = stream_budget.settle(state, left, probabilities)
+    if places is not None:
 
-    def decide_scored() -> tuple:
-        """The same where some examples have no score: those get what `missing` says."""
-        places = tf.where(scored.usable)[:, 0]
-        # Weights of a policy's own: here too, what is always kept stands for itself alone.
-        weight = rate if missing == constants.MISSING_KEEP else 1.0
-        defaults = (missing_probability(rate, missing), weight, float("inf"))
-        return tuple(
-            value
-            if value is None
-            else tf.tensor_scatter_nd_update(
-                tf.fill(tf.shape(labels), tf.constant(default, value.dtype)), places[:, None], value
-            )
-            for value, default in zip(decide(places), defaults, strict=True)
-        )
+        def place(values: tf.Tensor, default: float) -> tf.Tensor:
+            filled = tf.fill(tf.shape(labels), tf.constant(default, values.dtype))
+            return tf.tensor_scatter_nd_update(filled, places, values)
 
-    if policy.needs_records:
-        probabilities, weights, strata = tf.cond(
-            tf.reduce_all(scored.usable), lambda: decide(None), decide_scored
-        )
-    else:
-        probabilities, weights, strata = decide(None)
+        probabilities = place(probabilities, missing_probability(rate, missing))
+        strata = place(strata, float("inf"))
+        if weights is not None:
+            # Here too, what is always kept stands for itself alone.
+            weights = place(weights, rate if missing == constants.MISSING_KEEP else 1.0)
 
     if policy.design == POISSON:
         indices = designs.poisson(probabilities, hashing.hash01(example_ids, key))
     else:
         ordered = designs.systematic(
-            probabilities, tf.argsort(strata, stable=True), hashing.uniform_start(key_of_window)
+            probabilities, designs.ascending_order(strata), hashing.uniform_start(key_of_window)
         )
         indices = tf.gather(ordered, designs.spread(tf.size(ordered), batch_size))
+    log_inclusion = None
+    if estimator == constants.LOG_ODDS:
+        log_inclusion = _log_inclusion(
+            policy, line, record, scored.usable, indices, task, num_outputs
+        )
+        weights = tf.ones(tf.shape(labels), tf.float32)
     weights = _weights(weights, rate, probabilities, indices)
-    return Selection(indices, weights, scored.usable, probabilities, example_ids)
+    return Selection(
+        indices=indices,
+        weights=weights,
+        usable=scored.usable,
+        valid_labels=scored.valid_labels,
+        probabilities=probabilities,
+        example_ids=example_ids,
+        log_inclusion=log_inclusion,
+        state=state,
+    )
 
 
 def select_count(
@@ -193,6 +222,7 @@ def select_count(
     labels: tf.Tensor,
     record: dict[str, tf.Tensor],
     key: tf.Tensor,
+    estimator: str = constants.WEIGHTS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Selects exactly `count` of n examples by systematic sampling; shapes are static for XLA.
 
@@ -206,9 +236,11 @@ def select_count(
       labels: `[n]`.
       record: as for `score`.
       key: int64 scalar: the draw is a function of it.
+      estimator: "weights" or "log_odds".
 
     Returns:
       int32 `[count]` indices, and float32 `[count]` weights: (count / n) / p, or the policy's own.
+      With "log_odds", float32 `[count, k]` `log_inclusion` instead of weights.
     """
     n = tf.size(labels)
     budget_of_batch = tf.cast(count, tf.float64)
@@ -224,12 +256,17 @@ def select_count(
         key=key,
         rate=rate,
     )
-    probabilities, weights, strata = _decide(policy, window, budget_of_batch, task)
+    probabilities, weights, strata, line = _decide(policy, window, budget_of_batch, task)
     if policy.needs_records:
         strata = tf.where(scored.usable, strata, tf.constant(float("inf"), strata.dtype))
     probabilities = designs.capped_pps(probabilities, budget_of_batch)
     start = hashing.uniform_start(hashing.fold_in(key, tf.constant(Stream.STEP_START, tf.int64)))
-    indices = designs.systematic(probabilities, tf.argsort(strata, stable=True), start, count)
+    indices = designs.systematic(probabilities, designs.ascending_order(strata), start, count)
+    if estimator == constants.LOG_ODDS:
+        num_outputs = record[constants.LOGITS].shape[-1]
+        return indices, _log_inclusion(
+            policy, line, record, scored.usable, indices, task, num_outputs
+        )
     return indices, _weights(weights, rate, probabilities, indices)
 
 
@@ -276,7 +313,10 @@ def missing_probability(rate: float, missing: str) -> float:
 
 
 def _decide(policy: Policy, window: Window, budget: tf.Tensor, task: str) -> tuple:
-    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`."""
+    """Probabilities float64, weights float32 (None for rate / p), sort keys float64; all `[n]`.
+
+    And `Inclusion.line`.
+    """
     inclusion = policy.inclusion(window, budget)
     if not isinstance(inclusion, Inclusion):
         raise TypeError(
@@ -292,7 +332,23 @@ def _decide(policy: Policy, window: Window, budget: tf.Tensor, task: str) -> tup
     else:
         # Without records the order is random, keyed by the ids: simple random sampling.
         strata = hashing.hash01(window.example_ids, window.key)
-    return probabilities, weights, strata
+    return probabilities, weights, strata, inclusion.line
+
+
+def _log_inclusion(
+    policy: Policy,
+    line: tf.Tensor,
+    record: dict[str, tf.Tensor],
+    usable: tf.Tensor,
+    indices: tf.Tensor,
+    task: str,
+    num_outputs: int | None,
+) -> tf.Tensor:
+    """`log_odds.log_inclusion` of the selected."""
+    if not policy.needs_records:  # it selects alike whatever the label
+        return tf.zeros([tf.size(indices), num_outputs or 1], tf.float32)
+    selected = {name: tf.gather(value, indices) for name, value in record.items()}
+    return log_odds.log_inclusion(line, selected, tf.gather(usable, indices), task, num_outputs)
 
 
 def _weights(

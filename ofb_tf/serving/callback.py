@@ -60,9 +60,7 @@ class RecordPredictions(keras.callbacks.Callback):
           ValueError: example_ids is not `[n]`, or neither integers nor strings.
         """
         super().__init__()
-        self._ids = None if example_ids is None else np.asarray(hashing.to_int64(example_ids))
-        if self._ids is not None and self._ids.ndim != 1:
-            raise ValueError(f"example_ids must have shape [n]. Received: {list(self._ids.shape)}")
+        self._ids = None if example_ids is None else hashing.id_vector(example_ids)
         self._writer = writer
         self._model_version = model_version
         self._id_output = id_output

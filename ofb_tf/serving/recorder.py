@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ofb_tf import constants
+from ofb_tf.checks import check_count, check_positive
 from ofb_tf.records import ForwardRecordWriter, importers
 
 _LOGGER = logging.getLogger(__name__)
@@ -83,15 +84,11 @@ class PredictionRecorder:
         Raises:
           ValueError: queue_size or poll_seconds is not positive.
         """
-        if queue_size < 1:
-            raise ValueError(f"queue_size must be at least 1. Received: {queue_size}")
-        if not poll_seconds > 0:
-            raise ValueError(f"poll_seconds must be positive. Received: {poll_seconds}")
         self._writer = writer
         self._fields = importers.PredictFields(id_output, logits_output)
         self._model_name = model_name
-        self._queue_size = queue_size
-        self._poll_seconds = poll_seconds
+        self._queue_size = check_count("queue_size", queue_size)
+        self._poll_seconds = check_positive("poll_seconds", poll_seconds)
         self._reset()
         _open_recorders.add(self)
 
@@ -107,11 +104,9 @@ class PredictionRecorder:
         self._abandoned = False
 
     def offer(self, request: Any, response: Any) -> None:
-        """Queues an answered call, without waiting and without raising.
+        """Queues a `PredictRequest` and its `PredictResponse`, without waiting or raising.
 
-        Args:
-          request: `PredictRequest`.
-          response: `PredictResponse`; neither may be changed afterwards.
+        Neither may be changed afterwards.
         """
         try:
             wanted = self._model_name is None or request.model_spec.name == self._model_name
@@ -198,25 +193,21 @@ class PredictionRecorder:
 
     def _record(self, request: Any, response: Any, timestamp: int) -> None:
         try:
-            batch = self._fields.extract(request, response)
+            columns = self._fields.extract(request, response)
         except Exception as error:
             if not isinstance(error, importers.UnusableError):
                 error = _wrong_type(request, response)
             self._count_error("num_unusable", error)
             return
+        example_ids = columns.pop(constants.EXAMPLE_ID)
         try:
-            self._writer.write(
-                batch.example_ids,
-                batch.logits,
-                model_version=batch.model_version,
-                timestamp=timestamp,
-            )
+            self._writer.write(example_ids, **columns, timestamp=timestamp)
         except ValueError as error:
             self._count_error("num_unusable", error)
         except Exception as error:
             self._count_error("num_write_errors", error)
         else:
-            self.counts.num_recorded += len(batch.example_ids)
+            self.counts.num_recorded += len(example_ids)
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:

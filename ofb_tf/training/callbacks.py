@@ -327,6 +327,7 @@ class GuardedPolicy(Policy):
         self.design = policy.design
         self.score = policy.score
         self.needs_records = policy.needs_records
+        self.affine = policy.affine
         if hasattr(policy, "uniform_mix"):  # bounds the probe, and the budget under "keep"
             self.uniform_mix = policy.uniform_mix
         self._policy = policy
@@ -341,7 +342,11 @@ class GuardedPolicy(Policy):
         weights = chosen.weights
         if weights is not None:
             weights = tf.where(is_uniform, tf.ones_like(weights), weights)
-        return Inclusion(tf.where(is_uniform, even, chosen.probabilities), weights)
+        line = chosen.line
+        if line is not None:
+            flat = tf.stack([tf.constant(0.0, tf.float64), tf.minimum(budget / n, 1.0)])
+            line = tf.where(is_uniform, flat, line)
+        return Inclusion(tf.where(is_uniform, even, chosen.probabilities), weights, line)
 
 
 def _check_model(model: keras.Model, callback: str) -> None:

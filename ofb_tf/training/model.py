@@ -8,21 +8,29 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.selection import Policy, get_policy, window
+from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.selection.policy import SYSTEMATIC
 from ofb_tf.training import metrics, step
+from ofb_tf.training.log_odds import add_log_inclusion
 from ofb_tf.transforms.element_spec import scores_of, times, weigh
 
 # The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
 Functional: Any = type(keras.Model(_input := keras.Input((1,)), _input))
 _FLAGS = {constants.HAS_RECORD, constants.UNIFORM_PROBE, constants.UNIFORM_HOLDOUT}
-_NO_INPUT = (constants.EXAMPLE_ID, constants.UNIFORM_PROBE, constants.UNIFORM_HOLDOUT)
+_NO_INPUT = (
+    constants.EXAMPLE_ID,
+    constants.LOG_INCLUSION,
+    constants.UNIFORM_PROBE,
+    constants.UNIFORM_HOLDOUT,
+)
 # What a model does in training and evaluation, and another model's step would not call.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
 def no_input(fields: Mapping[str, Any]) -> set[str]:
-    """The names among an element's fields that are no features: id, probe and record fields.
+    """The names among an element's fields that are no features: id, offsets, probe, record.
 
     A record's names count only where `has_record` is there; otherwise they are the user's own.
     """
@@ -46,14 +54,18 @@ class OFBModel(keras.Model):
     `*_on_batch` methods take what `ofb_sample` emits:
 
     - `(x, y)`, `(x, y, weight)`: as Keras takes them.
-    - dicts with the label under `label_key` and, where selected, `importance_weight`. A model
-      with named inputs takes the fields of those names; a subclassed model takes all fields
-      but label, weight, example id and record fields.
+    - dicts with the label under `label_key` and, where selected, `importance_weight` or
+      `log_inclusion`. A model with named inputs takes the fields of those names; a subclassed
+      model takes all fields but label, weight, log inclusion, example id and record fields.
 
     With Keras's default reduction the loss of a batch of b is `(1/b) Σ w_i ℓ_i`: Keras divides by
     the number of examples, not by the sum of weights. That is the Horvitz-Thompson estimate that
     the weights are made for, unbiased for the window's mean loss. With every weight 1 the model
     trains bit for bit as `keras.Model`.
+
+    `log_inclusion`, which `ofb_sample(estimator="log_odds")` emits, is added to the logits (or to
+    the logarithm of the probabilities) in the training loss alone: metrics, `evaluate`, `predict`
+    and exports see the model's own outputs. The loss must be a cross-entropy.
 
     Where there are no records, `backward_rate` selects inside the step: each batch of n goes
     forward once in inference mode, `backward_rate * n` of it are selected by `selection_policy`
@@ -94,6 +106,7 @@ class OFBModel(keras.Model):
         batches that are selected already.
       selection_policy: "importance", or another name or `Policy`, for `backward_rate`. A model
         that is to be saved needs a name.
+      estimator: "weights" or "log_odds", for `backward_rate`; see `ofb_sample`.
       task: "multiclass", "binary" or "regression", or one of them for each head by its name;
         None takes it from the compiled loss.
       selection_seed: int64, of the draws in the step, with the optimiser's step count.
@@ -121,6 +134,7 @@ class OFBModel(keras.Model):
         label_key: str | Mapping[str, str] = constants.LABEL,
         backward_rate: float | None = None,
         selection_policy: str | Policy = "importance",
+        estimator: str = constants.WEIGHTS,
         task: str | Mapping[str, str] | None = None,
         selection_seed: int = 0,
         **kwargs: Any,
@@ -149,7 +163,10 @@ class OFBModel(keras.Model):
                 "backward_rate selects by one output. Received: several heads, "
                 f"{sorted(label_key)}. Select with ofb_sample(task={{head: task}}) instead."
             )
+        check_choice("estimator", estimator, constants.ESTIMATORS)
         policy = get_policy(selection_policy)
+        if estimator == constants.LOG_ODDS:
+            check_log_odds(policy, label_key if isinstance(label_key, Mapping) else task)
         if backward_rate is not None and policy.design != SYSTEMATIC:
             raise ValueError(
                 "selection_policy must have design='systematic', which selects a fixed number. "
@@ -161,6 +178,7 @@ class OFBModel(keras.Model):
         self.label_key = label_key
         self.backward_rate = backward_rate
         self.selection_policy = selection_policy
+        self.estimator = estimator
         self.selection_seed = selection_seed
         self.task = task
         self._policy = policy
@@ -171,6 +189,7 @@ class OFBModel(keras.Model):
         self._shown = {self.importance_weight_statistics.name}
         self._observers: list[Any] = []  # see observe()
         self._step: dict[str, Any] | None = None
+        self._log_inclusion: tf.Tensor | None = None  # of the step's batch
 
     @classmethod
     def wrap(cls, model: keras.Model, **kwargs: Any) -> "OFBModel":
@@ -316,6 +335,11 @@ class OFBModel(keras.Model):
         names = [tensor.name for tensor in self.inputs]
         if isinstance(self.input, dict):
             names = list(self.input)
+        if constants.LOG_INCLUSION in names:
+            raise ValueError(
+                f"OFBModel adds {constants.LOG_INCLUSION!r} to its logits by itself: leave this "
+                "input out, or use keras.Model with AddLogInclusion."
+            )
         missing = [name for name in names if name not in fields]
         if len(features) == 1 and missing == names and len(names) == 1 and _is_unnamed(names[0]):
             (fields,) = ({names[0]: value} for value in features.values())
@@ -350,12 +374,15 @@ class OFBModel(keras.Model):
     def _train_on(self, data: Any) -> dict[str, tf.Tensor]:
         fields = keras.utils.unpack_x_y_sample_weight(data)[0]
         fields = fields if isinstance(fields, dict) else {}
+        log_inclusion = fields.get(constants.LOG_INCLUSION)
         x, y, weight = self.unpack(data)
         seen = {name: fields[name] for name in no_input(fields)}
         for name in _FLAGS & seen.keys():
             seen[name] = tf.cast(seen[name], tf.bool)
         if self.backward_rate is not None:
-            x, y, weight = self._select(self.backward_rate, x, y, weight, seen)
+            x, y, weight, log_inclusion = self._select(
+                self.backward_rate, x, y, weight, log_inclusion, seen
+            )
         counted = weight
         if isinstance(weight, dict):
             counted = step.largest(weight)
@@ -365,15 +392,22 @@ class OFBModel(keras.Model):
         for observer in self._observers:
             observer.update({**seen, constants.IMPORTANCE_WEIGHT: counted})
         self._step = seen if self.backward_rate is None else None
+        self._log_inclusion = log_inclusion
         try:
             return super().train_step((x, y, weight))
         finally:
-            self._step = None
+            self._step = self._log_inclusion = None
 
     def _select(
-        self, rate: float, x: Any, y: Any, weight: tf.Tensor | None, seen: dict[str, Any]
+        self,
+        rate: float,
+        x: Any,
+        y: Any,
+        weight: tf.Tensor | None,
+        log_inclusion: tf.Tensor | None,
+        seen: dict[str, Any],
     ) -> tuple:
-        """One forward pass over all, and what of the batch goes on, with its weights."""
+        """One forward pass over all, and what of the batch goes on, with weights or offsets."""
         task = self.task if isinstance(self.task, str) else None
         outputs_of = step.read_outputs(self.loss, task)
         if "training" in inspect.signature(self.call).parameters:
@@ -382,21 +416,25 @@ class OFBModel(keras.Model):
             outputs = self(x)
         logits = tf.stop_gradient(outputs_of.logits(outputs))
         n, count = step.sizes(logits, rate)
-        indices, importance = window.select_count(
+        indices, correction = window.select_count(
             self._policy,
             count,
             outputs_of.task,
             outputs_of.labels(y),
             {constants.LOGITS: logits},
             step.step_key(self.selection_seed, self.optimizer.iterations),
+            self.estimator,
         )
         self.realized_rate.update_state(count, n)
         self._shown.add(self.realized_rate.name)
         seen[constants.FORWARD_LOGITS] = logits
-        x, y, weight = keras.tree.map_structure(
-            lambda part: None if part is None else tf.gather(part, indices), (x, y, weight)
+        x, y, weight, log_inclusion = keras.tree.map_structure(
+            lambda part: None if part is None else tf.gather(part, indices),
+            (x, y, weight, log_inclusion),
         )
-        return x, y, importance if weight is None else times(importance, weight)
+        if self.estimator == constants.LOG_ODDS:
+            return x, y, weight, correction + (0.0 if log_inclusion is None else log_inclusion)
+        return x, y, correction if weight is None else times(correction, weight), log_inclusion
 
     def compute_loss(
         self,
@@ -406,10 +444,18 @@ class OFBModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Keras's loss; the step's records are compared with what the model says now."""
+        """Keras's loss, in training of the outputs with the step's log inclusion.
+
+        The step's records are compared with what the model says now.
+        """
         if training and self._step:
             self._compare_records(self._step, y, y_pred, sample_weight)
         weight = step.align_weights(self.loss, y, y_pred, sample_weight)
+        if training and self._log_inclusion is not None:
+            outputs_of = step.read_cross_entropy(self.loss)
+            y_pred = add_log_inclusion(
+                y_pred, self._log_inclusion, from_logits=outputs_of.from_logits
+            )
         return super().compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=weight, training=training
         )
@@ -516,12 +562,12 @@ class OFBModel(keras.Model):
 
         @tf.autograph.experimental.do_not_convert
         def unpack(*element: Any) -> tuple:
-            element = element if len(element) > 1 else element[0]
-            x, y, weight = self.unpack(element)
+            whole = element if len(element) > 1 else element[0]
+            x, y, weight = self.unpack(whole)
             if table is not None:
                 factor = _class_weights_of(table, y)
                 weight = factor if weight is None else times(factor, weight)
-            x = self._with_record(x, element)
+            x = self._with_record(x, whole)
             return tuple(part for part in (x, y, weight) if part is not None)
 
         return data.map(unpack, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -552,6 +598,7 @@ class OFBModel(keras.Model):
             "label_key": _plain(self.label_key),
             "backward_rate": self.backward_rate,
             "selection_policy": self.selection_policy,
+            "estimator": self.estimator,
             "task": _plain(self.task),
             "selection_seed": self.selection_seed,
         }

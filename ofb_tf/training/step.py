@@ -95,12 +95,36 @@ def read_outputs(loss: Any, task: str | None) -> OutputReading:
     return OutputReading(task, bool(from_logits))
 
 
+def read_cross_entropy(loss: Any) -> OutputReading:
+    """What the compiled loss says of the outputs, where log-odds are corrected.
+
+    Args:
+      loss: as for `read_outputs`.
+
+    Raises:
+      ValueError: it is not a cross-entropy of hard labels.
+    """
+    smoothing = 0.0
+    if isinstance(loss, keras.losses.Loss):
+        smoothing = loss.get_config().get("label_smoothing", 0.0)
+    if not _name(loss).endswith("_crossentropy") or task_of_loss(loss) is None or smoothing:
+        raise ValueError(
+            "OFBModel: estimator='log_odds' needs the loss 'binary_crossentropy', "
+            "'categorical_crossentropy' or 'sparse_categorical_crossentropy', without label "
+            f"smoothing. Received: {loss!r}. Use estimator='weights' with other losses."
+        )
+    return read_outputs(loss, None)
+
+
 def task_of_loss(loss: Any) -> str | None:
     """The task that a loss of Keras is for; None for another one."""
+    return _TASK_OF_LOSS.get(_name(loss))
+
+
+def _name(loss: Any) -> str:
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     name = name if name.islower() else _snake_case(name)
-    name = {"mse": "mean_squared_error", "mae": "mean_absolute_error"}.get(name, name)
-    return _TASK_OF_LOSS.get(name)
+    return {"mse": "mean_squared_error", "mae": "mean_absolute_error"}.get(name, name)
 
 
 def align_weights(loss: Any, y: Any, y_pred: Any, weight: Any) -> Any:

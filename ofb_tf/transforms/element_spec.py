@@ -335,43 +335,49 @@ def attach(
     label_key: LabelKey = constants.LABEL,
     task: Any = None,
 ) -> Any:
-    """An element with its importance weight, and record fields where they are kept.
+    """An element with its importance weight or log inclusion, and record fields if kept.
 
     A weight that the element has already, from a selection upstream or as a sample weight, is
-    multiplied: the product stays unbiased. Record fields join x, which must be a dict then; the
-    fields in `drop` are removed. `stage` names the transformation in errors. For what `label_key`
-    and `task` do to y and its weights see `weigh`.
+    multiplied: the product stays unbiased; a log inclusion is added to the earlier one. All but
+    weights join x, which must be a dict then; the fields in `drop` are removed. `stage` names the
+    transformation in errors. For what `label_key` and `task` do to y and its weights see `weigh`.
     """
-    extras = dict(extras)
-    weight = extras[constants.IMPORTANCE_WEIGHT]
     if isinstance(element, dict):
-        if constants.IMPORTANCE_WEIGHT in element:
-            earlier = element[constants.IMPORTANCE_WEIGHT]
-            extras[constants.IMPORTANCE_WEIGHT] = times(weight, earlier)
-        earlier = {constants.IMPORTANCE_WEIGHT, *drop}
-        features = {k: v for k, v in element.items() if k not in earlier}
-        check_free(stage, features, extras)
-        return features | extras
+        return _join(stage, element, extras, drop)
     if not isinstance(element, tuple) or len(element) not in (2, 3):
         raise ValueError(
             f"{stage}: parse_fn or decode_fn must return a dict, (x, y) or "
             f"(x, y, sample_weight). Received: {element}"
         )
-    del extras[constants.IMPORTANCE_WEIGHT]
+    extras = dict(extras)
+    weight = extras.pop(constants.IMPORTANCE_WEIGHT, None)
     features = element[0]
     if isinstance(features, dict):
-        features = {k: v for k, v in features.items() if k not in drop}
-        check_free(stage, features, extras)
-        features |= extras
+        features = _join(stage, features, extras, drop)
     elif extras:
         raise ValueError(
-            f"{stage}: keep_record=True needs x to be a dict that can hold {sorted(extras)}, "
-            f"got {features}. Make x a dict, or leave keep_record out."
+            f"{stage}: x must be a dict that can hold {sorted(extras)}, got {features}. Make x a "
+            "dict, or leave out keep_record, uniform_probe and estimator='log_odds'."
         )
+    if weight is None:
+        return (features, *element[1:])
     label, weight = weigh(element[1], weight, label_key, task)
     if len(element) == 3:
         weight = times(weight, element[2])
     return features, label, weight
+
+
+def _join(
+    stage: str, fields: dict[str, Any], extras: dict[str, tf.Tensor], drop: tuple[str, ...]
+) -> dict[str, Any]:
+    """Fields with extras added, and those in `drop` removed."""
+    fields = {name: value for name, value in fields.items() if name not in drop}
+    extras = dict(extras)
+    for name, combine in ((constants.IMPORTANCE_WEIGHT, times), (constants.LOG_INCLUSION, tf.add)):
+        if name in extras and name in fields:
+            extras[name] = combine(extras[name], fields.pop(name))
+    check_free(stage, fields, extras)
+    return fields | extras
 
 
 def check_free(stage: str, fields: Mapping[str, Any], added: Mapping[str, Any]) -> None:

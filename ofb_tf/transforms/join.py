@@ -6,7 +6,7 @@ across iterator checkpoints.
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ _MISSING = (MISSING_FLAG, constants.MISSING_DROP, constants.MISSING_ERROR)
 _JOIN_BATCH = 4096
 # Buckets are a power of two, at most this many records to a bucket on average.
 _RECORDS_PER_BUCKET = 2.4
+_VERSION_TABLE = "version_table"
+_OLDEST = "oldest"
 Find = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -116,30 +118,35 @@ class RecordLookup:
         find: Find,
         columns: dict[str, tf.Tensor],
         version_table: tf.Tensor | None,
-        oldest: int | None,
+        oldest: int | tf.Tensor | None,
     ) -> None:
         self._find = find
         self._columns = columns
         self._version_table = version_table
         self._oldest = oldest
 
-    def fields(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+    def fields(
+        self, example_ids: tf.Tensor, leave_out: Collection[str] = ()
+    ) -> dict[str, tf.Tensor]:
         """The fields of the records of these ids, by name, each leading with their number.
 
-        Where `has_record` is false, floats are not-a-number and integers -1.
+        Where `has_record` is false, floats are not-a-number and integers -1. The fields in
+        `leave_out` are not looked up.
         """
         row, found = self._find(example_ids)
         if self._oldest is not None:
             found &= tf.gather(self._columns[constants.TIMESTAMP], row) >= self._oldest
         fields = {constants.HAS_RECORD: found}
         for name, column in self._columns.items():
+            if name in leave_out:
+                continue
             if column.shape.rank == 0:
                 fields[name] = tf.fill(tf.shape(row), column)
                 continue
             values = tf.gather(column, row)
             if name == constants.MODEL_VERSION and self._version_table is not None:
                 values = tf.gather(self._version_table, tf.cast(values, tf.int32))
-            mask = found[:, None] if values.shape.rank == 2 else found
+            mask = tf.expand_dims(found, 1) if values.shape.rank == 2 else found
             nothing = float("nan") if values.dtype.is_floating else -1
             fields[name] = tf.where(mask, values, tf.constant(nothing, values.dtype))
         return fields
@@ -168,11 +175,96 @@ def load_records(
 
 def lookup_in_memory(records: ForwardRecords, oldest: int | None) -> RecordLookup:
     """A lookup in records that are in memory, which the graph captures."""
+    find = RecordIndex(records.example_ids).find
+    return RecordLookup(find, _columns(records), records.version_table, oldest)
+
+
+class UpdatableRecords:
+    """Records in memory that can be replaced while iterators read them.
+
+    All columns are one variable that holds a variant: an update is seen as a whole or not at all,
+    and nothing is copied. An iterator's checkpoint does not hold it.
+
+    Args:
+      records: the first records.
+      oldest: microseconds since 1970: an older record counts as missing. None for no limit.
+
+    Raises:
+      ValueError: in the scope of a `tf.distribute.Strategy`, which would mirror the variable.
+    """
+
+    def __init__(self, records: ForwardRecords, oldest: int | None) -> None:
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "Updatable records must be made outside the scope of a tf.distribute.Strategy. "
+                "Received: ofb_sample(updatable=True) inside it"
+            )
+        self._schema = records.schema
+        parts = self._parts(records, oldest)
+        self._specs = {
+            name: tf.TensorSpec([None, *part.shape[1:]] if part.shape.rank else [], part.dtype)
+            for name, part in parts.items()
+        }
+        with tf.device("CPU:0"):
+            self._variable = tf.Variable(
+                self._pack(parts), dtype=tf.variant, shape=[], trainable=False
+            )
+
+    def update(self, records: ForwardRecords, oldest: int | None) -> None:
+        """Replaces the records.
+
+        Args:
+          records: of the same columns and width as the first.
+          oldest: as at construction, and None if it was None then.
+
+        Raises:
+          ValueError: the records have other columns or another width.
+        """
+        parts = self._parts(records, oldest)
+        if records.schema != self._schema or not all(
+            self._specs[name].is_compatible_with(part) for name, part in parts.items()
+        ):
+            raise ValueError(
+                f"update() needs records like the first ({self._schema}, the same dtypes). "
+                f"Received: {records.schema}. Make another sampler for them."
+            )
+        self._variable.assign(self._pack(parts))
+        release_freed()
+
+    def fields(
+        self, example_ids: tf.Tensor, leave_out: Collection[str] = ()
+    ) -> dict[str, tf.Tensor]:
+        """As `RecordLookup.fields`, of the records at the time the graph runs."""
+        values = tf.raw_ops.OptionalGetValue(
+            optional=self._variable.read_value(),
+            output_types=[spec.dtype for spec in self._specs.values()],
+            output_shapes=[spec.shape for spec in self._specs.values()],
+        )
+        columns = dict(zip(self._specs, values, strict=True))
+        versions, oldest = columns.pop(_VERSION_TABLE), columns.pop(_OLDEST, None)
+        find = search(columns.pop(constants.EXAMPLE_ID))
+        return RecordLookup(find, columns, versions, oldest).fields(example_ids, leave_out)
+
+    def _parts(self, records: ForwardRecords, oldest: int | None) -> dict[str, tf.Tensor]:
+        parts = _columns(records) | {
+            constants.EXAMPLE_ID: records.example_ids,
+            # In memory the dtype of the indices depends on the number of versions.
+            constants.MODEL_VERSION: tf.cast(records.version_indices, tf.int32),
+            _VERSION_TABLE: records.version_table,
+        }
+        return parts if oldest is None else parts | {_OLDEST: tf.constant(oldest, tf.int64)}
+
+    def _pack(self, parts: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf.device("CPU:0"):
+            return tf.raw_ops.OptionalFromValue(components=list(parts.values()))
+
+
+def _columns(records: ForwardRecords) -> dict[str, tf.Tensor]:
+    """What is looked up of records in memory."""
     columns = {name: c for name, c in records.columns.items() if name != constants.EXAMPLE_ID}
     if constants.CLASS_IDS in columns:
         columns[constants.NUM_OUTPUTS] = tf.constant(records.num_outputs, tf.int32)
-    find = RecordIndex(records.example_ids).find
-    return RecordLookup(find, columns, records.version_table, oldest)
+    return columns
 
 
 def lookup_in_columns(loaded: dict[str, tf.Tensor], oldest: int | None) -> RecordLookup:

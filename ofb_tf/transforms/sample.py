@@ -7,17 +7,21 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords, PartitionedRecords
 from ofb_tf.records.outputs import look_like_probabilities
-from ofb_tf.selection import Policy, get_policy, heads, scores, window
+from ofb_tf.selection import Policy, get_policy, heads, stream_budget, window
 from ofb_tf.selection.heads import Heads
+from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.transforms import statistics
 from ofb_tf.transforms.element_spec import ElementSpec, LabelKey, attach, gather, scores_of
 from ofb_tf.transforms.join import (
     RecordLookup,
+    UpdatableRecords,
     assert_joined,
     load_records,
     lookup_in_columns,
@@ -45,6 +49,8 @@ def ofb_sample(
     drop_remainder: bool = False,
     seed: int | None = None,
     missing: str = constants.MISSING_UNIFORM,
+    estimator: str = constants.WEIGHTS,
+    budget: str = constants.BUDGET_WINDOW,
     uniform_probe: float = 0.0,
     max_age: float | None = None,
     as_of: int | None = None,
@@ -54,6 +60,7 @@ def ofb_sample(
     batched_input: bool = False,
     keep_record: bool = False,
     redraw_each_iteration: bool = True,
+    updatable: bool = False,
     uniform_holdout: float | None = None,
 ) -> "OFBSampler":
     """Subsamples the stream to about `rate` by recorded serving outputs, with importance weights.
@@ -109,6 +116,15 @@ def ofb_sample(
         weight 1. "keep": always selected, with weight `rate`; this uses up budget, but the other
         examples keep at least a fifth of their rate. "drop": left out; the estimate then covers
         only examples with a record. "error": raises.
+      estimator: how the selected stand for the stream. "weights": by importance weights, unbiased
+        for any loss. "log_odds": elements leave without weights, but with `log_inclusion`, which
+        `OFBModel` adds to its logits in the training loss: log of the probability of being
+        selected under each class, float32 `[num_classes]`, and for binary log(pi_1 / pi_0),
+        `[1]`; 0 where there was no usable record. For classification by cross-entropy with hard
+        labels that are right, and a policy that is `affine`; see docs/METHOD.md.
+      budget: "window": each window takes its share, exactly with the systematic design.
+        "stream": a window may take more or less than others, the rate is right over many; for
+        events that cluster in time. Windows are then selected from one after the other.
       uniform_probe: in [0, rate * uniform_mix]: the fraction of the stream that is flagged, in a
         bool field `uniform_probe`, as a uniform sample for unbiased monitoring. Each selected
         example is flagged with probability uniform_probe / p, so that selection, weights and
@@ -125,13 +141,17 @@ def ofb_sample(
       keep_record: whether `has_record`, `logits`, `loss`, `model_version` and `timestamp` stay
         in the elements that come out.
       redraw_each_iteration: whether every iteration over the dataset makes new draws.
+      updatable: whether `OFBSampler.update` can replace the records while datasets are in use.
       uniform_holdout: deprecated name of `uniform_probe`; the field then has this name too.
 
     Returns:
-      A function for `dataset.apply`, with the methods `statistics` and `partitions`. Dicts come
+      An `OFBSampler`: a function for `dataset.apply`, with the methods `update`, `statistics` and
+      `partitions`. Dicts come
       out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`; a
       sample weight or an importance weight that was there is multiplied. With several heads and
-      a y that is a dict, the weights are a dict too, 0 where a label is not known.
+      a y that is a dict, the weights are a dict too, 0 where a label is not known. With
+      "log_odds", dicts and the x of tuples, which must be a dict, come out with `log_inclusion`
+      instead; weights that were there stay as they are.
 
     Raises:
       ValueError: an argument out of range, no record file matches, or, at application,
@@ -166,6 +186,8 @@ def ofb_sample(
         drop_remainder=drop_remainder,
         seed=secrets.randbits(62) if seed is None else seed,
         missing=missing,
+        estimator=estimator,
+        budget=budget,
         uniform_probe=uniform_probe,
         probe_field=probe_field,
         parse_fn=parse_fn,
@@ -174,11 +196,10 @@ def ofb_sample(
         batched_input=batched_input,
         keep_record=keep_record,
         redraw_each_iteration=redraw_each_iteration,
+        max_age=max_age,
+        updatable=updatable,
     )
-    oldest = oldest_timestamp(max_age, as_of)
-    if records is None or isinstance(records, PartitionedRecords):
-        return OFBSampler(config, records, oldest)
-    return OFBSampler(config, load_records(records, as_of), oldest)
+    return OFBSampler(config, records, as_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +217,8 @@ class SamplingConfig:
     drop_remainder: bool
     seed: int
     missing: str
+    estimator: str
+    budget: str
     uniform_probe: float
     probe_field: str
     parse_fn: Callable | None
@@ -204,6 +227,8 @@ class SamplingConfig:
     batched_input: bool
     keep_record: bool
     redraw_each_iteration: bool
+    max_age: float | None
+    updatable: bool
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1.0:
@@ -225,7 +250,17 @@ class SamplingConfig:
             raise ValueError(
                 f"missing must be one of {constants.MISSING}. Received: {self.missing!r}"
             )
+        check_choice("estimator", self.estimator, constants.ESTIMATORS)
+        check_choice("budget", self.budget, constants.BUDGETS)
         mix = getattr(self.policy, "uniform_mix", 1.0)
+        if self.estimator == constants.LOG_ODDS:
+            check_log_odds(self.policy, self.task)
+        if self.budget == constants.BUDGET_STREAM and not self.policy.affine:
+            raise ValueError(
+                "budget='stream' needs a policy whose probabilities are a function of the score "
+                f"(Policy.affine). Received: {type(self.policy).__name__}. Use Importance, or "
+                "budget='window'."
+            )
         if not 0.0 <= self.uniform_probe <= self.rate * mix:
             raise ValueError(
                 f"{self.probe_field} must be in [0, rate * uniform_mix], the least inclusion "
@@ -264,22 +299,69 @@ class OFBSampler:
 
     Args:
       config: the arguments of `ofb_sample`.
-      records: what to join, or None where elements carry logits or losses.
-      oldest: microseconds since 1970: an older record counts as missing. None for no limit.
+      records: as for `ofb_sample`.
+      as_of: as for `ofb_sample`.
     """
 
     def __init__(
         self,
         config: SamplingConfig,
-        records: ForwardRecords | PartitionedRecords | None,
-        oldest: int | None,
+        records: ForwardRecords | PartitionedRecords | str | Sequence[str] | None,
+        as_of: int | None,
     ) -> None:
         self._config = config
+        self._oldest = oldest_timestamp(config.max_age, as_of)
+        self._functions: dict[Any, Callable] = {}
+        self._lookup: RecordLookup | UpdatableRecords | None = None
+        if config.updatable and (records is None or isinstance(records, PartitionedRecords)):
+            raise ValueError(
+                f"{STAGE}: updatable=True needs records that are loaded into memory. "
+                f"Received: records={records!r}"
+            )
+        if records is not None and not isinstance(records, PartitionedRecords):
+            records = load_records(records, as_of)
+            make = UpdatableRecords if config.updatable else lookup_in_memory
+            self._lookup = make(records, self._oldest)
         self._records = records
-        self._oldest = oldest
-        self._lookup = None
-        if isinstance(records, ForwardRecords):
-            self._lookup = lookup_in_memory(records, oldest)
+
+    def update(
+        self, records: ForwardRecords | str | Sequence[str], *, as_of: int | None = None
+    ) -> None:
+        """Replaces the records; needs `updatable=True`.
+
+        Datasets and iterators that exist use the new records from their next window on; windows
+        that wait in their buffers were selected with the old ones. Nothing is traced again, and
+        no place in the stream is lost. A checkpoint of an iterator does not hold the records:
+        after a restart it goes on with those that the sampler has then.
+
+        ```python
+        import ofb_tf
+        from ofb_tf.testing import tiny_dataset
+
+        with ofb_tf.ForwardRecordWriter("records") as writer:
+            for example in tiny_dataset(1000).batch(100):
+                writer.write(example["example_id"], example["logits"])
+        sampler = ofb_tf.ofb_sample(records="records", updatable=True, window_size=100)
+        train = tiny_dataset(1000).apply(sampler)
+        for hour in range(3):
+            assert len(list(train)) == 100
+            sampler.update("records")  # what serving has recorded meanwhile
+        ```
+
+        Args:
+          records: as for `ofb_sample`, of the same columns and number of outputs as before.
+          as_of: as for `ofb_sample`.
+
+        Raises:
+          ValueError: the sampler is not updatable, or the records do not fit.
+        """
+        if not isinstance(self._lookup, UpdatableRecords):
+            raise ValueError(
+                f"{STAGE}: update() needs a sampler made with updatable=True. Received: a sampler "
+                "whose records are constants of its graph"
+            )
+        oldest = oldest_timestamp(self._config.max_age, as_of)
+        self._lookup.update(load_records(records, as_of), oldest)
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The sampled dataset. See `ofb_sample`.
@@ -298,7 +380,10 @@ class OFBSampler:
                 f"{STAGE}: the records are partitioned, so the examples must be too: call "
                 "sampler.partitions(examples), where examples(k) is the dataset of partition k."
             )
-        return self._sampled(dataset, self._select_windows(dataset, self._gather))
+        elements, task = self._resolve(dataset.element_spec)
+        if self._records is not None:
+            _warn_of_probabilities(self._records, task)
+        return self._sampled(self._select_windows(dataset, self._gather), self._drop(elements))
 
     def partitions(self, examples: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
         """The sampled dataset, where neither records nor examples fit into memory.
@@ -342,8 +427,7 @@ class OFBSampler:
                 f"{STAGE}: partitions() needs records=PartitionedRecords(directory). "
                 f"Received: {type(self._records).__name__}"
             )
-        one = examples(tf.constant(0, tf.int64))
-        return self._sampled(one, self._select_partitions(examples, self._gather))
+        return self._sampled(self._select_partitions(examples, self._gather), ())
 
     def statistics(
         self, examples: tf.data.Dataset | Callable[[tf.Tensor], tf.data.Dataset]
@@ -361,60 +445,86 @@ class OFBSampler:
           a non-finite logit, loss or score, or a label out of range); `coverage`, the fraction
           with a usable record; `realized_rate`; `mean_weight`, `max_weight` and
           `effective_sample_size` (sum(w)^2 / (selected * sum(w^2)), in (0, 1]) of the selected.
+          `confident_error`, the share of labels that contradict the served model in the quarter
+          of each window where it is most confident, and `expected_confident_error`, what the
+          model itself expects there; see `ofb_tf.selection.label_noise`.
           Ratios are not-a-number where nothing was counted.
+
+        Warns where the estimator is "log_odds" and `confident_error` is above 2% beyond doubt:
+        labels look noisy, and weights are the safer estimator.
 
         Raises:
           ValueError: the elements do not fit; see `ofb_sample`.
         """
-
-        def count(batch: Any, record: dict, selection: window.Selection, key: tf.Tensor) -> dict:
-            return statistics.count(record, selection)
-
         partitioned = isinstance(self._records, PartitionedRecords)
         select: Callable = self._select_partitions if partitioned else self._select_windows
         total = None
-        for counts in select(examples, count).as_numpy_iterator():
+        for counts in select(examples, self._count).as_numpy_iterator():
             total = counts if total is None else statistics.add(total, counts)
-        return statistics.summarize(total)
+        figures = statistics.summarize(total)
+        if self._config.estimator == constants.LOG_ODDS and statistics.looks_noisy(total):
+            warnings.warn(
+                f"{STAGE}: labels look noisy: {figures[constants.CONFIDENT_ERROR]:.1%} of them "
+                "contradict the served model where it is most confident, and it expects "
+                f"{figures[constants.EXPECTED_CONFIDENT_ERROR]:.1%}. Use estimator='weights' "
+                "unless the served model is not trained yet.",
+                stacklevel=2,
+            )
+        return figures
 
     def _select_windows(self, dataset: tf.data.Dataset, then: Callable) -> tf.data.Dataset:
         """Samples each window; `then` makes the elements of what is returned."""
-        select = self._selector(dataset.element_spec, self._lookup, then)
-        keyed = tf.data.Dataset.zip(self._batch(dataset), self._keys())
-        return self._map_windows(keyed, select, self._is_numbered(dataset))
+        # One traced function for every dataset of these elements.
+        kind = (then.__name__, repr(dataset.element_spec))
+        if kind not in self._functions:
+            select = self._selector(dataset.element_spec, self._lookup, then)
+            self._functions[kind] = tf.function(select, autograph=False)
+        return self._map_windows(dataset, self._epochs(), self._functions[kind])
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
         """The same, partition by partition, each with its records."""
         assert isinstance(self._records, PartitionedRecords)
         records = self._records
-        is_numbered = self._is_numbered(examples(tf.constant(0, tf.int64)))
 
-        def in_partition(partition: tf.Tensor, key: tf.Tensor) -> tf.data.Dataset:
+        def in_partition(partition: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
             dataset = examples(partition)
 
             def with_records(columns: dict[str, tf.Tensor]) -> tf.data.Dataset:
                 lookup = lookup_in_columns(columns, self._oldest)
                 select = self._selector(dataset.element_spec, lookup, then)
-                keyed = self._batch(dataset).map(lambda *batch: (_element(batch), key))
-                return self._map_windows(keyed, select, is_numbered)
+                epochs = tf.data.Dataset.from_tensors(epoch).repeat()
+                return self._map_windows(dataset, epochs, select)
 
             return records.dataset(partition).flat_map(with_records)
 
-        numbers = tf.data.Dataset.range(records.num_partitions)
-        return tf.data.Dataset.zip(numbers, self._keys()).flat_map(in_partition)
+        partitions = tf.data.Dataset.range(records.num_partitions)
+        return tf.data.Dataset.zip(partitions, self._epochs()).flat_map(in_partition)
 
     def _map_windows(
-        self, keyed: tf.data.Dataset, select: Callable, is_numbered: bool
+        self, dataset: tf.data.Dataset, epochs: tf.data.Dataset, select: Callable
     ) -> tf.data.Dataset:
-        if is_numbered:
-            keyed = tf.data.Dataset.zip(keyed, tf.data.Dataset.counter(dtype=tf.int64)).map(
-                lambda pair, number: (pair[0], hashing.fold_in(pair[1], number))
-            )
-        return keyed.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        parts = [self._batch(dataset), epochs]
+        elements, task = self._resolve(dataset.element_spec)
+        if not elements.has_id() or _repeats(dataset):
+            # Ids alone would repeat the draws of a window, so its number enters them too.
+            parts.append(tf.data.Dataset.counter(dtype=tf.int64))
+        windows = tf.data.Dataset.zip(*parts)
+        config = self._config
 
-    def _is_numbered(self, dataset: tf.data.Dataset) -> bool:
-        """Whether a window's number must enter its draws, because ids alone would repeat them."""
-        return not self._resolve(dataset.element_spec)[0].has_id() or _repeats(dataset)
+        @tf.autograph.experimental.do_not_convert
+        def sample(state: Any, parts: tuple) -> tuple:
+            selected, state, joined, seen = select(*parts, state=state)
+            _check(config, task, joined, seen)
+            return state, selected
+
+        if config.budget == constants.BUDGET_STREAM and config.policy.needs_records:
+            return windows.scan(stream_budget.initial_state(), sample)
+
+        @tf.autograph.experimental.do_not_convert
+        def sample_alone(*parts: Any) -> Any:
+            return sample(None, parts)[1]
+
+        return windows.map(sample_alone, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         size = self._config.window_size
@@ -428,49 +538,54 @@ class OFBSampler:
         # In two steps, single examples are copied while they are in the processor's cache.
         return dataset.batch(_BATCH_SIZE).rebatch(size)
 
-    def _keys(self) -> tf.data.Dataset:
-        """The key of all draws of a pass, int64, from the seed and an epoch; without end.
+    def _epochs(self) -> tf.data.Dataset:
+        """One int64 draw per pass, repeated without end.
 
         It is zipped to windows, whose source stays what the tf.data service's dynamic sharding
         splits: a flat_map over epochs would give every worker all windows.
         """
-        config = self._config
-        # One draw per pass, which survives a checkpoint. Its source is endless also where nothing
-        # is redrawn, so that under dynamic sharding no worker is left without an epoch.
-        epochs = _draws(config.seed).take(1)
+        # The draw survives a checkpoint. Its source is endless also where nothing is redrawn, so
+        # that under dynamic sharding no worker is left without an epoch.
+        return _draws(self._config.seed).take(1).flat_map(_repeated)
 
-        def repeated(epoch: tf.Tensor) -> tf.data.Dataset:
-            epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
-            key = hashing.fold_in(tf.constant(config.seed, tf.int64), epoch)
-            return tf.data.Dataset.from_tensors(key).repeat()
+    def _selector(
+        self, spec: Any, lookup: RecordLookup | UpdatableRecords | None, then: Callable
+    ) -> Callable:
+        """The function of one window, its epoch and number; raises if the elements do not fit.
 
-        return epochs.flat_map(repeated)
-
-    def _selector(self, spec: Any, lookup: RecordLookup | None, then: Callable) -> Callable:
-        """The function of one window and its key; raises where the elements do not fit."""
+        It returns what `then` makes, the state that follows under `budget="stream"`, and what
+        `_check` takes.
+        """
         config = self._config
         elements, task = self._resolve(spec)
+        leave_out = () if config.keep_record else (constants.MODEL_VERSION, constants.TIMESTAMP)
+        num_outputs = self._records.num_outputs if self._records else config.num_outputs
+        asserts_joined = config.missing == constants.MISSING_ERROR
+        sees_labels = config.policy.needs_records and config.label_key is not None
+        sees_labels &= not isinstance(task, Heads)
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
-        def select(batch: Any, key: tf.Tensor) -> Any:
+        def select(batch: Any, epoch: tf.Tensor, *number: tf.Tensor, state: Any = None) -> Any:
+            epoch = epoch if config.redraw_each_iteration else tf.zeros_like(epoch)
+            key = hashing.fold_in(np.int64(config.seed), epoch)
+            for numbered in number:
+                key = hashing.fold_in(key, numbered)
             keys = elements.keys(batch)
             example_ids = None
             if elements.id_key in keys:
                 example_ids = hashing.to_int64(keys[elements.id_key])
             if lookup is not None:
-                record = lookup.fields(example_ids)
+                record = lookup.fields(example_ids, leave_out)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
-            labels, scored = elements.labels(keys, task), record
-            one_task = constants.MULTICLASS if isinstance(task, Heads) else task
-            if config.label_key is None and config.policy.needs_records:
-                scored = _losses_alone(record)
-            elif isinstance(task, Heads):
+            labels, scored, one_task = elements.labels(keys, task), record, constants.MULTICLASS
+            if isinstance(task, Heads):
                 scored, labels = heads.combine(task, record, labels, config.policy.score)
-            elif config.policy.needs_records:
-                with tf.control_dependencies([_warn_of_labels(labels, record, task)]):
-                    labels = tf.identity(labels)
+            else:
+                one_task = task
+                if config.label_key is None and config.policy.needs_records:
+                    scored = _losses_alone(record)
             selection = window.select(
                 config.policy,
                 rate=config.rate,
@@ -481,8 +596,15 @@ class OFBSampler:
                 record=scored,
                 key=key,
                 batch_size=config.batch_size,
+                estimator=config.estimator,
+                num_outputs=num_outputs,
+                state=state,
             )
-            return then(batch, record, selection, key)
+            batch = elements.without_id(batch)
+            selected = then(elements, task, batch, labels, record, selection, key)
+            joined = (selection.usable, selection.example_ids) if asserts_joined else ()
+            seen = (labels, selection.valid_labels) if sees_labels else ()
+            return selected, selection.state, joined, seen
 
         return select
 
@@ -492,34 +614,66 @@ class OFBSampler:
         return elements, _check_fields(elements, num_outputs, self._config)
 
     def _gather(
-        self, batch: Any, record: dict, selection: window.Selection, key: tf.Tensor
-    ) -> tuple[Any, dict[str, tf.Tensor]]:
-        """What was selected of a window, and its weights (and flags and record fields)."""
+        self,
+        elements: ElementSpec,
+        task: str | Heads,
+        batch: Any,
+        labels: tf.Tensor,
+        record: dict,
+        selection: window.Selection,
+        key: tf.Tensor,
+    ) -> Any:
+        """What was selected of a window with its weights (and flags and record fields).
+
+        They are apart, `(batch, extras)`, where what was selected is still to be decoded.
+        """
         config, indices = self._config, selection.indices
-        if config.missing == constants.MISSING_ERROR:
-            with tf.control_dependencies([assert_joined(selection.usable, selection.example_ids)]):
-                indices = tf.identity(indices)
-        extras = {constants.IMPORTANCE_WEIGHT: selection.weights}
+        if config.estimator == constants.LOG_ODDS:
+            extras = {constants.LOG_INCLUSION: selection.log_inclusion}
+        else:
+            extras = {constants.IMPORTANCE_WEIGHT: selection.weights}
         if config.uniform_probe:
             extras[config.probe_field] = window.uniform_probe(selection, config.uniform_probe, key)
         if config.keep_record:
             record = {constants.HAS_RECORD: selection.usable} | record
             extras |= {name: tf.gather(value, indices) for name, value in record.items()}
-        return gather(batch, indices), extras
+        selected = gather(batch, indices)
+        if config.parse_fn or config.decode_fn:
+            return selected, extras
+        return _weighted(config, selected, extras, self._drop(elements))
 
-    def _sampled(self, dataset: tf.data.Dataset, selected: tf.data.Dataset) -> tf.data.Dataset:
-        spec = dataset.element_spec
-        elements, task = self._resolve(spec)
-        if isinstance(self._records, ForwardRecords):
-            _warn_of_probabilities(self._records, task)
-        # Fields that the join made are only in extras; those that came with the element go.
-        drop: tuple[str, ...] = ()
-        if self._records is None:
-            parsed = self._config.feature_spec if self._config.keep_record else None
-            drop = scores_of((parsed if elements.serialized else elements.fields(spec)) or {})
-        if elements.paired:
-            selected = selected.map(lambda batch, extras: (batch[1], extras))
-        return _leave(selected, self._config, drop)
+    def _count(
+        self,
+        elements: ElementSpec,
+        task: str | Heads,
+        batch: Any,
+        labels: tf.Tensor,
+        record: dict,
+        selection: window.Selection,
+        key: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        return statistics.count(record, labels, selection, task)
+
+    def _drop(self, elements: ElementSpec) -> tuple[str, ...]:
+        """The record fields that elements came with: what is kept of them is in extras."""
+        if self._records is not None:
+            return ()
+        if not elements.serialized:
+            return scores_of(elements.fields(elements.spec))
+        # A serialized example had no fields: what it has when parsed is its own, unless it is
+        # among the extras too.
+        return scores_of(self._config.feature_spec or {}) if self._config.keep_record else ()
+
+    def _sampled(self, selected: tf.data.Dataset, drop: tuple[str, ...]) -> tf.data.Dataset:
+        sampled = _leave(selected, self._config, drop)
+        if self._config.updatable:
+            # A checkpoint of an iterator leaves the variable with the records out.
+            options = tf.data.Options()
+            options.experimental_external_state_policy = (
+                tf.data.experimental.ExternalStatePolicy.IGNORE
+            )
+            sampled = sampled.with_options(options)
+        return sampled
 
 
 def _draws(seed: int) -> tf.data.Dataset:
@@ -539,6 +693,11 @@ def _draws(seed: int) -> tf.data.Dataset:
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
 
 
+@tf.autograph.experimental.do_not_convert
+def _repeated(value: tf.Tensor) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensors(value).repeat()
+
+
 def _repeats(dataset: tf.data.Dataset) -> bool:
     """Whether examples may come more than once: the dataset is infinite or repeats upstream."""
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
@@ -552,9 +711,10 @@ def _repeats(dataset: tf.data.Dataset) -> bool:
     return False
 
 
-def _element(parts: tuple) -> Any:
-    # Dataset.map unpacks tuples into arguments; everything else arrives as one.
-    return parts[0] if len(parts) == 1 else parts
+def _weighted(
+    config: SamplingConfig, element: Any, extras: dict[str, tf.Tensor], drop: tuple[str, ...]
+) -> Any:
+    return attach(STAGE, element, extras, drop, config.label_key, config.task)
 
 
 def _leave(
@@ -562,30 +722,31 @@ def _leave(
 ) -> tf.data.Dataset:
     """Windows of selected examples → decoded, weighted examples or batches."""
     parallel = tf.data.AUTOTUNE
-    rebatch = config.batch_size is not None and config.decode_fn is None
+    parse_fn, decode_fn = config.parse_fn, config.decode_fn
+    rebatch = config.batch_size is not None and decode_fn is None
     if rebatch:
         selected = selected.rebatch(config.batch_size, drop_remainder=config.drop_remainder)
 
-    def weighted(element: Any, extras: dict) -> Any:
-        return attach(STAGE, element, extras, drop, config.label_key, config.task)
+    if parse_fn is not None:
 
-    def decode_batch(batch: Any, extras: dict) -> Any:
-        parsed = config.parse_fn(batch) if config.parse_fn else batch
-        return (parsed, extras) if config.decode_fn else weighted(parsed, extras)
+        @tf.autograph.experimental.do_not_convert
+        def parse(batch: Any, extras: dict) -> Any:
+            parsed = parse_fn(batch)
+            return (parsed, extras) if decode_fn else _weighted(config, parsed, extras, drop)
 
-    def decode_one(element: Any, extras: dict) -> Any:
-        decoded = config.decode_fn(element) if config.decode_fn else element
-        return weighted(decoded, extras)
-
-    decoded = selected.map(decode_batch, num_parallel_calls=parallel, deterministic=True)
+        selected = selected.map(parse, num_parallel_calls=parallel, deterministic=True)
     if rebatch:
-        return decoded
-    decoded = decoded.unbatch()
-    if config.decode_fn is not None:
-        decoded = decoded.map(decode_one, num_parallel_calls=parallel, deterministic=True)
+        return selected
+    selected = selected.unbatch()
+    if decode_fn is not None:
+
+        def decode(element: Any, extras: dict) -> Any:
+            return _weighted(config, decode_fn(element), extras, drop)
+
+        selected = selected.map(decode, num_parallel_calls=parallel, deterministic=True)
     if config.batch_size is not None:
-        decoded = decoded.batch(config.batch_size, drop_remainder=config.drop_remainder)
-    return decoded
+        selected = selected.batch(config.batch_size, drop_remainder=config.drop_remainder)
+    return selected
 
 
 def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
@@ -656,24 +817,52 @@ def _losses_alone(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: record[name] for name in (constants.HAS_RECORD, constants.LOSS) if name in record}
 
 
-def _warn_of_labels(labels: tf.Tensor, record: dict, task: str) -> tf.Operation:
-    """Says on stderr that labels do not fit the task, once a window has more than a few of them."""
-    wrong = tf.boolean_mask(labels, ~scores.valid_labels(record, labels, task))
-    share = tf.size(wrong) / tf.maximum(tf.size(labels), 1)
-    return tf.cond(
-        share > _MAX_WRONG_LABELS,
-        lambda: tf.print(
-            f"WARNING: {STAGE}:",
-            tf.size(wrong),
-            "of",
-            tf.size(labels),
-            f"labels of this window are out of range for task={task!r}, among them",
-            wrong[:3],
-            "; these examples count as examples without a record. Check label_key and task, or "
-            "filter them out.",
-        ),
-        tf.no_op,
+def _check(config: SamplingConfig, task: str | Heads, joined: tuple, seen: tuple) -> None:
+    """Errors and a warning that a window causes when it is run.
+
+    Outside of the window's own function, as an iterator with stateful calls cannot be saved.
+
+    Args:
+      config: the arguments of `ofb_sample`.
+      task: the task.
+      joined: `usable` and `example_ids` where all must be usable.
+      seen: `labels` and `valid_labels` where they matter.
+    """
+    if joined:
+        assert_joined(*joined)
+    if seen:
+        labels, valid = seen
+        if config.estimator == constants.LOG_ODDS and labels.dtype.is_floating:
+            _assert_hard(labels, config.label_key)
+        _warn_of_labels(labels, valid, task)
+
+
+def _assert_hard(labels: tf.Tensor, label_key: Any) -> None:
+    """An error when run if a label is neither 0 nor 1 (nor missing)."""
+    is_soft = (labels > 0.0) & (labels < 1.0)
+    message = (
+        f"{STAGE}: {label_key!r} holds soft labels. estimator='log_odds' needs 0 or 1: use "
+        "estimator='weights'."
     )
+    tf.debugging.Assert(~tf.reduce_any(is_soft), [message])
+
+
+def _warn_of_labels(labels: tf.Tensor, valid: tf.Tensor, task: str | Heads) -> None:
+    """Says on stderr that labels do not fit the task, once a window has more than a few of them."""
+
+    # Iterators start more slowly with every operation: these are the fewest that say it.
+    def warn() -> None:
+        wrong = tf.gather_nd(labels, tf.where(~valid))
+        text = tf.strings.format(
+            f"WARNING: {STAGE}: {{}} of {{}} labels of this window are out of range for "
+            f"task={task!r}, among them {{}}; these examples count as examples without a record. "
+            "Check label_key and task, or filter them out.\n",
+            (tf.size(wrong), tf.size(labels), wrong),
+        )
+        tf.raw_ops.PrintV2(input=text, output_stream="stderr", end="")
+
+    share = tf.reduce_mean(tf.cast(valid, tf.float32))
+    tf.cond(share < 1.0 - _MAX_WRONG_LABELS, warn, lambda: None)
 
 
 def _check_fields(
@@ -681,10 +870,15 @@ def _check_fields(
 ) -> str | Heads:
     """Checks id, label and record fields."""
     label = elements.check_label(config.task)
+    if config.estimator == constants.LOG_ODDS:
+        _check_fits_log_odds(elements)
     if num_outputs is not None or elements.has_id():
         elements.check_id()
+    task = constants.REGRESSION if config.label_key is None else config.task
+    if task == constants.BINARY and label.shape.rank == 1:
+        task = Heads.of({f"{i:06d}": task for i in range(label.shape[0])}, None)
     if not config.policy.needs_records:
-        return config.task or constants.REGRESSION
+        return task or constants.REGRESSION
     keys = elements.keys_spec()
     if num_outputs is not None:
         width = num_outputs or None
@@ -710,9 +904,6 @@ def _check_fields(
         )
     if config.label_key is None:
         return constants.REGRESSION
-    task = config.task
-    if task == constants.BINARY and label.shape.rank == 1:
-        task = Heads.of({f"{i:06d}": task for i in range(label.shape[0])}, None)
     if isinstance(task, Heads):
         if width != task.num_outputs:
             raise ValueError(
@@ -733,7 +924,32 @@ def _check_fields(
             f"{STAGE}: {config.label_key!r} must be an integer class id for task='multiclass', "
             f"got {label}. Cast it, or set task."
         )
+    if config.estimator == constants.LOG_ODDS:
+        check_log_odds(config.policy, task)
+        if width is None or (num_outputs is None and constants.CLASS_IDS in keys):
+            raise ValueError(
+                f"{STAGE}: estimator='log_odds' needs the recorded logits of all classes, or "
+                f"records= in the top-k form, got {source}. Record logits, pass the records "
+                "instead of joining them first, or use estimator='weights'."
+            )
     return task
+
+
+def _check_fits_log_odds(elements: ElementSpec) -> None:
+    label = elements.keys_spec()[constants.LABEL]
+    width = label.shape[0] if label.shape.rank else 1
+    if elements.label_key is None or width != 1:
+        received = "label_key=None" if elements.label_key is None else label
+        raise ValueError(
+            f"{STAGE}: estimator='log_odds' needs one label, a number or [1], got {received}. "
+            "Make class ids of one-hot rows by tf.argmax, or use estimator='weights'."
+        )
+    if not elements.serialized and not elements.fields(elements.spec):
+        raise ValueError(
+            f"{STAGE}: with estimator='log_odds' elements must be dicts, or tuples whose x is a "
+            f"dict that can hold {constants.LOG_INCLUSION!r}, got {elements.spec}. Make x a dict, "
+            "or use estimator='weights'."
+        )
 
 
 def _logits_width(spec: tf.TensorSpec) -> int | None:

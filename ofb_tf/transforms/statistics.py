@@ -5,14 +5,24 @@ from typing import Any
 import tensorflow as tf
 
 from ofb_tf import constants
+from ofb_tf.selection.heads import Heads
+from ofb_tf.selection.label_noise import confident_errors
+from ofb_tf.selection.label_noise import looks_noisy as errors_look_noisy
 from ofb_tf.selection.window import Selection
 
-_COUNTS = ("examples", "selected", "without_record", "unusable")
-_SUMS = ("sum_weights", "sum_squared_weights", "max_weight")
+CONFIDENT, CONFIDENT_ERRORS = "confident", "confident_errors"
+_COUNTS = ("examples", "selected", "without_record", "unusable", CONFIDENT, CONFIDENT_ERRORS)
+_SUMS = ("sum_weights", "sum_squared_weights", "max_weight", "expected_errors")
 
 
-def count(record: dict[str, tf.Tensor], selection: Selection) -> dict[str, tf.Tensor]:
+def count(
+    record: dict[str, tf.Tensor], labels: tf.Tensor, selection: Selection, task: str | Heads
+) -> dict[str, tf.Tensor]:
     """Sums over one window, to be added over windows by `add`."""
+    none = tf.constant(0, tf.int64)
+    confident, errors, expected = none, none, tf.constant(0.0, tf.float64)
+    if isinstance(task, str) and task != constants.REGRESSION and constants.LOGITS in record:
+        confident, errors, expected = confident_errors(record, labels, selection.usable, task)
     has_record = record.get(constants.HAS_RECORD, tf.ones_like(selection.usable))
     weights = tf.cast(selection.weights, tf.float64)
     return {
@@ -20,6 +30,9 @@ def count(record: dict[str, tf.Tensor], selection: Selection) -> dict[str, tf.Te
         "selected": tf.size(selection.indices, tf.int64),
         "without_record": tf.math.count_nonzero(~has_record),
         "unusable": tf.math.count_nonzero(has_record & ~selection.usable),
+        CONFIDENT: confident,
+        CONFIDENT_ERRORS: errors,
+        "expected_errors": expected,
         "sum_weights": tf.reduce_sum(weights),
         "sum_squared_weights": tf.reduce_sum(tf.square(weights)),
         "max_weight": tf.reduce_max(tf.concat([weights, tf.zeros([1], tf.float64)], axis=0)),
@@ -38,7 +51,7 @@ def summarize(total: dict[str, Any] | None) -> dict[str, float]:
     counts = {name: int(sums[name]) for name in _COUNTS}
     examples, selected = counts["examples"], counts["selected"]
     usable = examples - counts["without_record"] - counts["unusable"]
-    return counts | {
+    figures = counts | {
         constants.COVERAGE: ratio(usable, examples),
         constants.REALIZED_RATE: ratio(selected, examples),
         constants.MEAN_WEIGHT: ratio(sums["sum_weights"], selected),
@@ -46,7 +59,16 @@ def summarize(total: dict[str, Any] | None) -> dict[str, float]:
         constants.EFFECTIVE_SAMPLE_SIZE: effective_sample_size(
             selected, sums["sum_weights"], sums["sum_squared_weights"]
         ),
+        constants.CONFIDENT_ERROR: ratio(counts[CONFIDENT_ERRORS], counts[CONFIDENT]),
+        constants.EXPECTED_CONFIDENT_ERROR: ratio(sums["expected_errors"], counts[CONFIDENT]),
     }
+    return {k: v for k, v in figures.items() if k not in (CONFIDENT, CONFIDENT_ERRORS)}
+
+
+def looks_noisy(total: dict[str, Any] | None) -> bool:
+    """Whether labels contradict confident predictions too often; see `label_noise`."""
+    sums = total or dict.fromkeys(_COUNTS, 0)
+    return errors_look_noisy(int(sums[CONFIDENT]), int(sums[CONFIDENT_ERRORS]))
 
 
 def effective_sample_size(count: float, total: float, squares: float) -> float:

@@ -48,8 +48,6 @@ def test_end_to_end_and_a_second_run_runs_nothing(tmp_path, monkeypatch, capsys)
         assert one["policies"]["importance"]["realized_rate"] == one["rate"]
     assert len(list(csv.reader((tmp_path / "results.csv").open()))) == 1 + 6
     assert "click_stream (0.1 positives), rate 0.2" in page.read_text()
-    assert compare(tmp_path, *arguments, f"--picture={tmp_path / 'picture.png'}") == 2
-    assert "results must have a comparison with" in capsys.readouterr().err
 
     before = trial_files(tmp_path)
     assert len(before) == 10  # everything is one trial for both rates
@@ -116,25 +114,3 @@ def test_killed_in_the_middle_and_continued(tmp_path):
     for policy, figures in ours.items():
         # Other numbers of threads add in another order: float32 sums, amplified by training.
         assert figures["values"] == pytest.approx(theirs[policy]["values"], rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--datasets=click_stream", "--rates=much"], "--rates"),
-        (["--datasets=click_stream", "--label_noise=1"], "label_noise must be in [0, 1)"),
-        (["--datasets=click_stream", "--refresh_intervals=-1"], "0 for once a pass. Received: -1"),
-        (["--datasets=no_such_dataset", "--data_dir=/nowhere"], "no_such_dataset"),
-        (["--datasets=click_stream", "--outliers=0.1"], "outliers must be 0 for classification"),
-        (["--suite=own"], "datasets must be given for suite=own"),
-        (["--suite=quick", "--rates=0.1"], "rates must not be given with suite=quick"),
-        (["--suite=quick", "--seeds=0"], "seeds must be at least 1. Received: 0"),
-        (["--suite=quick", "--workers=0"], "workers must be at least 1. Received: 0"),
-        (["--suite=all"], "suite"),
-        (["surplus"], "no arguments expected. Received: ['surplus']"),
-    ],
-)
-def test_bad_input_is_named(arguments, message, tmp_path, capsys):
-    assert cli.main(["compare", *arguments, f"--output_dir={tmp_path}"]) == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

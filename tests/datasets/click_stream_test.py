@@ -79,15 +79,12 @@ def test_element_spec():
     }
 
 
-@pytest.mark.parametrize("window_size", [1, 7, 64, 999, 5000])
-def test_window_size_changes_nothing(window_size):
+def test_windows_parts_lengths_and_order_change_nothing():
     stream = ClickStream(num_examples=1000)
     expected = {name: value.numpy() for name, value in stream.generate(range(1000)).items()}
-    actual = _columns(stream.dataset(window_size=window_size, batched=True))
-    testing.assert_same_elements([actual], [expected])
-
-
-def test_any_part_and_any_length_is_the_same():
+    for window_size in (1, 7, 64, 999, 5000):
+        actual = _columns(stream.dataset(window_size=window_size, batched=True))
+        testing.assert_same_elements([actual], [expected], message=f"{window_size=}: ")
     whole = list(ClickStream(num_examples=300).dataset().as_numpy_iterator())
     longer = ClickStream(num_examples=10**12)
     part = longer.dataset(start=100, count=150, window_size=64)
@@ -96,10 +93,6 @@ def test_any_part_and_any_length_is_the_same():
     shards = [_columns(windows.shard(3, index))["example_id"] for index in range(3)]
     ids = np.sort(np.concatenate(shards))
     np.testing.assert_array_equal(ids, np.arange(300))
-
-
-def test_ids_may_come_in_any_order():
-    stream = ClickStream()
     ids = np.array([9, 3, 500_000, 3], np.int64)
     together = stream.generate(ids)
     for row, example_id in enumerate(ids):
@@ -204,31 +197,30 @@ def test_empty_part_and_checkpoint():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("method", "arguments", "message"),
     [
-        ({"num_examples": 0}, "num_examples must be at least 1. Received: 0"),
-        ({"positive_rate": 0.0}, r"positive_rate must be in \(0, 1\). Received: 0.0"),
-        ({"positive_rate": 1.0}, r"positive_rate must be in \(0, 1\). Received: 1.0"),
-        ({"positive_rate": math.nan}, "positive_rate must be"),
-        ({"drift": -1.0}, "drift must be finite and not negative. Received: -1.0"),
-        ({"drift": math.inf}, "drift must be finite"),
-        ({"seed": 2**63}, "seed must fit in int64"),
+        (None, {"num_examples": 0}, "num_examples must be at least 1. Received: 0"),
+        (None, {"positive_rate": 0.0}, r"positive_rate must be in \(0, 1\). Received: 0.0"),
+        (None, {"positive_rate": 1.0}, r"positive_rate must be in \(0, 1\). Received: 1.0"),
+        (None, {"positive_rate": math.nan}, "positive_rate must be"),
+        (None, {"drift": -1.0}, "drift must be finite and not negative. Received: -1.0"),
+        (None, {"drift": math.inf}, "drift must be finite"),
+        (None, {"seed": 2**63}, "seed must fit in int64"),
+        ("dataset", {"start": -1}, r"start must be in \[0, 100\]. Received: -1"),
+        ("dataset", {"start": 101}, "start must be"),
+        ("dataset", {"start": 60, "count": 41}, r"count must be in \[0, 40\].*Received: 41"),
+        ("dataset", {"window_size": 0}, "window_size must be at least 1. Received: 0"),
+        ("write", {"num_shards": 0}, "num_shards must be at least 1. Received: 0"),
+        ("write", {"compression": "ZSTD"}, "compression must be one of .None, 'GZIP'.. Received"),
+        ("write", {"start": 101}, r"start must be in \[0, 100\]"),
+        ("write", {"count": 101}, r"count must be in \[0, 100\]"),
     ],
 )
-def test_construction_rejects(arguments, message):
+def test_arguments_out_of_range(tmp_path, method, arguments, message):
     with pytest.raises(ValueError, match=message):
-        ClickStream(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"start": -1}, r"start must be in \[0, 100\]. Received: -1"),
-        ({"start": 101}, "start must be"),
-        ({"start": 60, "count": 41}, r"count must be in \[0, 40\].*Received: 41"),
-        ({"window_size": 0}, "window_size must be at least 1. Received: 0"),
-    ],
-)
-def test_dataset_rejects(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ClickStream(num_examples=100).dataset(**arguments)
+        if method is None:
+            ClickStream(**arguments)
+        elif method == "dataset":
+            ClickStream(num_examples=100).dataset(**arguments)
+        else:
+            ClickStream(num_examples=100).write_tfrecords(tmp_path, **arguments)

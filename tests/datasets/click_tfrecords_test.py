@@ -51,17 +51,3 @@ def test_shards_are_never_mixed_with_earlier_ones(tmp_path):
     stream.write_tfrecords(tmp_path, num_shards=2)
     with pytest.raises(FileExistsError, match="Found 2 in .*delete them or write elsewhere"):
         stream.write_tfrecords(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_shards": 0}, "num_shards must be at least 1. Received: 0"),
-        ({"compression": "ZSTD"}, "compression must be None or \"GZIP\". Received: 'ZSTD'"),
-        ({"start": 6}, r"start must be in \[0, 5\]"),
-        ({"count": 6}, r"count must be in \[0, 5\]"),
-    ],
-)
-def test_rejects(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ClickStream(num_examples=5).write_tfrecords(tmp_path, **arguments)

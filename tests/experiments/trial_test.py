@@ -26,8 +26,8 @@ def name(case):
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=name)
-def test_figures_are_those_of_the_two_engines_before(case):
-    """Recorded by commit 226ce47, which had one loop through files and another in memory."""
+def test_figures_are_those_that_were_recorded(case):
+    """Another figure is another measurement: raise `TRIAL_VERSION` and record again."""
     config = SimulationConfig.for_dataset("click_stream", **case["settings"])
     result = trial.run(config, case["policy"], case["seed"], through_files=case["through_files"])
     expected = case["measured"]
@@ -38,25 +38,14 @@ def test_figures_are_those_of_the_two_engines_before(case):
         assert getattr(result, field) == pytest.approx(value, rel=1e-6), field
 
 
-def both(config, policy, workload, monkeypatch):
-    """Results of both paths, which select the same rows with the same weights."""
-    inspected = []
-    for kind in (paths.ThroughFiles, paths.InMemory):
-
-        def noted(*arguments, inspect=kind.inspect):
-            inspected.append(inspect(*arguments))
-            return inspected[-1]
-
-        monkeypatch.setattr(kind, "inspect", noted)
+def both(config, policy, workload):
+    """Both paths select the same rows with the same weights, and train the same."""
     full, fast = (
         trial.run(config, policy, 0, through_files=files, workload=workload)
         for files in (True, False)
     )
-    (losses, selected), (others, also) = inspected
-    np.testing.assert_array_equal(selected, also)
-    # Logits of other batch sizes may differ in the last bits: a few times 2^-24 relative.
-    np.testing.assert_allclose(losses, others, rtol=1e-4, atol=1e-6)
     assert full.backward_examples == fast.backward_examples
+    # Logits of other batch sizes may differ in the last bits: a few times 2^-24 relative.
     assert full.metrics == pytest.approx(fast.metrics, rel=1e-4)
     for field in ("mean_weight", "max_weight", "effective_sample_size"):
         assert getattr(full, field) == pytest.approx(getattr(fast, field), rel=1e-5)
@@ -70,9 +59,34 @@ def both(config, policy, workload, monkeypatch):
         ("importance", None, {"refresh_interval": 0, "passes": 2, "outliers": 0.1}),
     ],
 )
-def test_both_paths_select_and_train_the_same(policy, num_classes, settings, monkeypatch):
+def test_both_paths_select_and_train_the_same(policy, num_classes, settings):
     config = SimulationConfig(**{**ARRAYS, **settings})
-    both(config, policy, array_workload(num_classes), monkeypatch)
+    both(config, policy, array_workload(num_classes))
+
+
+def test_the_pipeline_is_made_once_a_pass_and_updated_with_new_records(monkeypatch):
+    samplers, updates = [], []
+
+    def made(**settings):
+        samplers.append((settings["seed"], settings["records"], settings["updatable"]))
+        return sampler(**settings)
+
+    def update(self, records):
+        updates.append(records)
+        before(self, records)
+
+    sampler, before = paths.ofb_sample, paths.OFBSampler.update
+    monkeypatch.setattr(paths, "ofb_sample", made)
+    monkeypatch.setattr(paths.OFBSampler, "update", update)
+    config = SimulationConfig(**ARRAYS, passes=2)  # intervals from 0, 128, 256 and 384
+    trial.run(config, "importance", 1, through_files=True, workload=array_workload(3))
+    names = [(seed % 1000, pathlib.Path(path).name) for seed, path, _ in samplers]
+    assert names == [(3, "records_0"), (4, "records_2")]
+    # The first is given twice: warming up is not training.
+    assert [pathlib.Path(path).name for path in updates] == ["records_0", "records_1", "records_3"]
+    samplers.clear()
+    trial.run(config, "uniform", 1, through_files=True, workload=array_workload(3))
+    assert [one[1:] for one in samplers] == [(None, False)] * 2
 
 
 def test_settings_of_policies_have_an_effect():
@@ -85,11 +99,11 @@ def test_settings_of_policies_have_an_effect():
     assert run("importance", uniform_mix=0.5).max_weight <= 2.0  # 1 / uniform_mix
 
 
-def test_several_steps_per_window(monkeypatch):
+def test_several_steps_per_window():
     config = SimulationConfig(**{**ARRAYS, "steps_per_window": 2, "rate": 0.25})
     workload = array_workload(3)
-    both(config, "importance", workload, monkeypatch)
-    model = paths.compiled_model("arrays", workload).model
+    both(config, "importance", workload)
+    model = paths.compiled_model(config, workload).model
     assert model.optimizer.iterations == 7  # of 8 examples: 50 selected of 200
 
 
@@ -111,13 +125,10 @@ def test_what_is_measured_of_a_click_stream(through_files):
     assert results["uniform"].serving_seconds == 0.0
     importance = results["importance"]
     assert importance.serving_seconds > 0.0
-    assert (importance.build_seconds > 0.0) == through_files
+    for name in ("refresh_seconds", "train_seconds", "cpu_seconds", "warm_up_seconds"):
+        assert getattr(importance, name) > 0.0
+    assert importance.refresh_seconds < importance.train_seconds
     assert 1.0 < importance.max_weight <= 5.0
-    # The last interval has 300 examples; 13 of each window are selected.
-    assert importance.histogram["num_selected"] == 39
-    assert importance.histogram["num_not_selected"] == 261
-    assert importance.histogram["selected"] == sorted(importance.histogram["selected"])
-    assert results["uniform"].histogram is None
 
 
 def test_same_seed_same_figures_other_seed_others():

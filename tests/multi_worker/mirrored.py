@@ -7,6 +7,7 @@ per comparison.
 import json
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import ofb_tf
@@ -28,51 +29,45 @@ def fit(model, elements=None):
     return {name: [float(v) for v in values] for name, values in history.items()}
 
 
-def outcome(cls, strategy, settings):
-    """ "works", or the type of the error."""
-    try:
-        with strategy.scope():
-            model = build(cls, **settings)
-        fit(model, models.as_tuple(models.make_data()))
-    except Exception as error:
-        return type(error).__name__
-    return "works"
-
-
 def main() -> dict:
     """Runs all comparisons: one process, as TensorFlow's start takes longer than they do."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    names = ("compare", "backward_rate", "steps_per_execution", "jit_compile")
-    return {name: run(name, strategy) for name in names}
 
-
-def run(what: str, strategy: tf.distribute.Strategy) -> dict:
-    """Runs one comparison."""
-    if what == "compare":
-        one = build()
+    def mirrored(*args, **settings):
         with strategy.scope():
-            two = build()
-        return {
-            "replicas": strategy.num_replicas_in_sync,
-            **{
-                name: {
-                    "history": fit(model),
-                    "weights": [w.tolist() for w in model.get_weights()],
-                }
-                for name, model in (("one", one), ("two", two))
-            },
+            return build(*args, **settings)
+
+    def outcomes(**settings):
+        """ "works", or the type of the error, of stock Keras and of ours."""
+        found = {}
+        for name, cls in (("stock", keras.Model), ("ours", ofb_tf.OFBModel)):
+            try:
+                fit(mirrored(cls, **settings), models.as_tuple(models.make_data()))
+                found[name] = "works"
+            except Exception as error:
+                found[name] = type(error).__name__
+        return found
+
+    def compared(elements=None):
+        found = {
+            name: {
+                "history": fit(model, elements),
+                "weights": [w.tolist() for w in model.get_weights()],
+            }
+            for name, model in (("one", build()), ("two", mirrored()))
         }
-    if what == "backward_rate":
-        with strategy.scope():
-            model = build(backward_rate=0.25)
-        return {"history": fit(model)}
-    settings = {what: 2 if what == "steps_per_execution" else True}
+        return found | {"replicas": strategy.num_replicas_in_sync}
+
+    offsets = np.random.default_rng(1).normal(size=(models.N, models.NUM_CLASSES))
     return {
-        name: outcome(cls, strategy, settings)
-        for name, cls in (("stock", keras.Model), ("ours", ofb_tf.OFBModel))
+        "compare": compared(),
+        "log_odds": compared(models.make_data() | {"log_inclusion": offsets}),
+        "backward_rate": {"history": fit(mirrored(backward_rate=0.25))},
+        "steps_per_execution": outcomes(steps_per_execution=2),
+        "jit_compile": outcomes(jit_compile=True),
     }
 
 

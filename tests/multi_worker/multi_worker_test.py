@@ -17,31 +17,18 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.multi_worker.worker"]
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 def run_workers(directory, how):
     """What the two workers wrote."""
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    with socket.create_server(("", 0)) as first, socket.create_server(("", 0)) as second:
+        hosts = [f"127.0.0.1:{server.getsockname()[1]}" for server in (first, second)]
+    local = {"TF_CPP_MIN_LOG_LEVEL": "2", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     processes = []
     for index in range(2):
         config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        environment = os.environ | {
-            "TF_CONFIG": json.dumps(config),
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-        }
         command = [*COMMAND, str(directory / f"{index}.json"), how]
         with open(directory / f"log_{index}", "w") as log:
-            processes.append(
-                subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
-            )
+            run = {"env": os.environ | local | {"TF_CONFIG": json.dumps(config)}, "cwd": ROOT}
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, **run))
     try:
         codes = [process.wait(timeout=300) for process in processes]
     finally:

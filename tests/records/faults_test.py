@@ -6,27 +6,18 @@ import pathlib
 import pickle
 import random
 import subprocess
-import sys
 
 import faulty_processes
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from ofb_tf.records import CorruptRecordsError, ForwardRecords, ForwardRecordWriter, maintenance
+from ofb_tf.records import CorruptRecordsError, ForwardRecords, maintenance
+from tests.processes import python
+from tests.records.record_files import write, write_tfrecords
 
 
 def run(name, directory):
-    script = pathlib.Path(faulty_processes.__file__)
-    done = subprocess.run(
-        [sys.executable, str(script), name, str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(python(faulty_processes.__file__, name, directory))
 
 
 def assert_right(records):
@@ -82,8 +73,25 @@ def test_a_hostile_file_is_an_error_in_bounded_memory(tmp_path):
     assert result["after"] - result["before"] < 50_000  # kilobytes
 
 
-def assert_drops_are_counted(counts, directory, message):
-    records = ForwardRecords.load(directory)
+@pytest.fixture
+def small_disk(tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root; the quota test covers the rest")
+    yield
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("write_against_a_file_size_limit", "too large"), ("fill", "No space left")],
+)
+def test_a_full_disk_drops_and_counts(tmp_path, request, name, message):
+    if name == "fill":
+        request.getfixturevalue("small_disk")
+    counts = run(name, tmp_path)
+    records = ForwardRecords.load(tmp_path)
     assert_right(records)
     assert 0 < counts["num_dropped"] < 40_000
     assert counts["num_written"] == len(records) == 40_000 - counts["num_dropped"]
@@ -91,43 +99,23 @@ def assert_drops_are_counted(counts, directory, message):
 
 
 @pytest.mark.slow
-def test_a_quota_drops_and_counts_and_what_was_written_reads_back(tmp_path):
-    counts = run("write_against_a_file_size_limit", tmp_path)
-    assert_drops_are_counted(counts, tmp_path, "too large")
-
-
-@pytest.mark.slow
-def test_a_full_disk_drops_and_counts_and_what_was_written_reads_back(tmp_path):
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk needs root; the quota test covers the rest")
-    try:
-        assert_drops_are_counted(run("fill", tmp_path), tmp_path, "No space left")
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-@pytest.mark.slow
 def test_flips_and_truncations_are_detected_and_yield_nothing_wrong(tmp_path):
-    with ForwardRecordWriter(tmp_path / "good", block_records=20) as writer:
-        ids = np.arange(200)
-        writer.write(ids, faulty_processes.logits_of(ids), timestamp=ids)
-    (good,) = (tmp_path / "good").iterdir()
-    data = good.read_bytes()
+    ids = np.arange(200)
+    logits = faulty_processes.logits_of(ids)
+    good = write(tmp_path / "good", ids, logits, block_records=20, timestamp=ids)
+    data = pathlib.Path(good).read_bytes()
     generator = random.Random(0)
     bad = tmp_path / "bad.ofbr"
     for trial in range(1200):
         broken = bytearray(data)
+        position = generator.randrange(len(data))
         if trial % 4 == 0:
-            del broken[generator.randrange(len(data)) :]
+            del broken[position:]
+        elif trial % 4 == 1:
+            del broken[position : position + 1 + generator.randrange(20)]
         else:
-            for _ in range(generator.choice([1, 1, 2, 8])):
-                broken[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-            if trial % 4 == 1:
-                position = generator.randrange(len(data))
-                broken[position : position + generator.randrange(20)] = b""
-        if broken == data:
-            continue
+            for place in generator.sample(range(len(data)), generator.choice([1, 1, 2, 8])):
+                broken[place] ^= 1 << generator.randrange(8)
         bad.write_bytes(broken)
         if trial % 5:
             with pytest.raises(CorruptRecordsError):
@@ -148,8 +136,7 @@ def test_nothing_is_written_outside_the_directory(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "victim.ofbr.open").write_bytes(b"not ours")
-    with ForwardRecordWriter(inside) as writer:
-        writer.write([1, 2], [[0.5], [1.0]], timestamp=0)
+    write(inside, [1, 2], timestamp=0)
     link = inside / "link.ofbr.open"  # a name in the directory that points elsewhere
     link.symlink_to(outside / "victim.ofbr.open")
     maintenance.expire(link, max_age=1, open_file_max_age=0)
@@ -166,9 +153,7 @@ def test_what_is_in_a_file_is_never_executed(tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/exploded",)
 
-    path = tmp_path / "bomb.ofbr"
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(pickle.dumps(Bomb()))
+    path = write_tfrecords(tmp_path / "bomb.ofbr", [pickle.dumps(Bomb())])
     with pytest.raises(CorruptRecordsError):
         ForwardRecords.load(path)
     assert not (tmp_path / "exploded").exists()

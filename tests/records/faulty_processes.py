@@ -4,8 +4,10 @@ One interpreter imports the library once and forks, since an import takes second
 """
 
 import gzip
+import itertools
 import json
 import os
+import pathlib
 import random
 import resource
 import signal
@@ -15,6 +17,7 @@ import time
 import zlib
 
 import numpy as np
+import record_files
 
 from ofb_tf.records import (
     CorruptRecordsError,
@@ -130,25 +133,14 @@ def checksum(data):
 
 def read_hostile_files(directory):
     """Reads files whose headers claim too much; prints what was raised, and the memory it took."""
-    os.makedirs(directory, exist_ok=True)
-    good = os.path.join(directory, "good")
-    with ForwardRecordWriter(good) as writer:
-        writer.write([1], [[0.5]])
-    (name,) = os.listdir(good)
-    with open(os.path.join(good, name), "rb") as file:
-        block = file.read()
+    good = record_files.write(os.path.join(directory, "good"), [1])
+    starts = {"first": b"", "second": pathlib.Path(good).read_bytes()}
+    kinds = {"plain": bytes, "gzip": gzip.compress, "zlib": zlib.compress}
     raised = {}
-    for power in (33, 36, 40, 47, 62):
+    for power, where, kind in itertools.product((33, 36, 40, 47, 62), starts, kinds):
         length = struct.pack("<Q", 2**power)
-        header = length + checksum(length)
-        for where, data in (("first", header), ("second", block + header)):
-            for kind, content in (
-                ("plain", data + bytes(1000)),
-                ("gzip", gzip.compress(data + bytes(1000))),
-                ("zlib", zlib.compress(data + bytes(1000))),
-            ):
-                key = f"{power}-{where}-{kind}"
-                write_hostile(os.path.join(directory, key), content, raised)
+        content = kinds[kind](starts[where] + length + checksum(length) + bytes(1000))
+        write_hostile(os.path.join(directory, f"{power}-{where}-{kind}"), content, raised)
     # Two GiB of zeros in two megabytes: a deflated megabyte, over and over.
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     length = struct.pack("<Q", 2**31)
@@ -163,9 +155,7 @@ def read_hostile_files(directory):
 
 def write_hostile(directory, content, raised):
     os.makedirs(directory)
-    path = os.path.join(directory, "partition-00000-of-00001.ofbr")
-    with open(path, "wb") as file:
-        file.write(content)
+    pathlib.Path(directory, "partition-00000-of-00001.ofbr").write_bytes(content)
     for name, read in (("load", ForwardRecords.load), ("partitioned", PartitionedRecords)):
         try:
             read(directory)

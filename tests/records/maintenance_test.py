@@ -260,8 +260,7 @@ def test_verify_lists_the_damage(directory):
 
 def test_maintenance_of_top_k_records(tmp_path):
     logits = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
-    with ForwardRecordWriter(tmp_path / "in", top_k=3) as w:
-        w.write(np.arange(50), logits)
+    record_files.write(tmp_path / "in", np.arange(50), logits, writer={"top_k": 3})
     report = maintenance.partition(tmp_path / "in", tmp_path / "out", 2)
     records = ForwardRecords.load(report.files)
     order = records.class_ids.numpy()

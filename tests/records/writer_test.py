@@ -1,3 +1,4 @@
+import concurrent.futures
 import os
 import threading
 import time
@@ -41,13 +42,16 @@ def test_a_round_trip_keeps_every_value(tmp_path):
     assert w.counts.num_written == w.counts.num_records == 20_000
 
 
-def test_tensors_single_outputs_losses_and_string_ids(tmp_path):
-    ids, logits, losses = tf.constant(["a", "b"]), tf.constant([0.5, -1.0]), [0.25, 4.0]
-    write(tmp_path, ids, logits, loss=losses)
-    records = ForwardRecords.load(tmp_path)
-    expected = sorted(zip(hashing.fingerprint(ids).numpy(), logits, losses, strict=True))
-    got = zip(records.example_ids, records.logits[:, 0], records.losses, strict=True)
-    assert list(got) == expected
+@pytest.mark.parametrize("ids", [["a", "b"], [b"a", b"a\0", b"a\0\0", b"\0"]])
+def test_tensors_single_outputs_losses_and_string_ids(tmp_path, ids):
+    logits, losses = tf.range(-0.5, len(ids) - 1), np.arange(len(ids)) / 4
+    fingerprints = hashing.fingerprint(tf.constant(ids)).numpy()
+    expected = sorted(zip(fingerprints, logits, losses, strict=True))
+    for name, values in (("list", ids), ("tensor", tf.constant(ids))):
+        write(tmp_path / name, values, logits, loss=losses)
+        records = ForwardRecords.load(tmp_path / name)
+        got = zip(records.example_ids, records.logits[:, 0], records.losses, strict=True)
+        assert list(got) == expected
 
 
 def test_losses_alone_have_no_outputs(tmp_path):
@@ -57,20 +61,14 @@ def test_losses_alone_have_no_outputs(tmp_path):
     assert (records.num_outputs, records.logits) == (0, None)
 
 
-def test_float16_halves_the_logits(tmp_path):
-    logits = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-    write(tmp_path, np.arange(100), logits, writer={"logits_dtype": "float16"})
-    records = ForwardRecords.load(tmp_path)
-    assert records.logits.dtype == tf.float16
-    np.testing.assert_array_equal(records.logits, logits.astype(np.float16))
-
-
-def test_nonfinite_logits_are_written_as_given_and_counted(tmp_path):
-    logits = np.array([[1.0, np.nan], [np.inf, 0.0], [1.0, 2.0]], np.float32)
-    with ForwardRecordWriter(tmp_path) as w:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_logits_are_written_as_given_and_nonfinite_ones_counted(tmp_path, dtype):
+    logits = np.array([[1.0, np.nan], [np.inf, 0.0], [1.0, 0.1]], np.float32)
+    with ForwardRecordWriter(tmp_path, logits_dtype=dtype) as w:
         w.write([1, 2, 3], logits, loss=[1.0, np.nan, 2.0])
     records = ForwardRecords.load(tmp_path)
-    np.testing.assert_array_equal(records.logits, logits)
+    assert records.logits.dtype == dtype
+    np.testing.assert_array_equal(records.logits, logits.astype(dtype))
     assert w.counts.num_nonfinite == records.counts.num_nonfinite == 2
 
 
@@ -102,8 +100,7 @@ def test_the_flush_interval_writes_out_what_waits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "limit",
-    [{"max_file_records": 100}, {"max_file_bytes": 500}, {"max_file_seconds": 1e-9}],
+    "limit", [{"max_file_records": 100}, {"max_file_bytes": 500}, {"max_file_seconds": 1e-9}]
 )
 def test_files_roll_over(tmp_path, limit):
     with ForwardRecordWriter(tmp_path, block_records=50, **limit) as w:
@@ -115,17 +112,16 @@ def test_files_roll_over(tmp_path, limit):
 
 def test_sixteen_threads_share_a_writer(tmp_path):
     w = ForwardRecordWriter(tmp_path, num_outputs=2, block_records=100, max_file_records=3000)
+    together = threading.Barrier(16)
 
     def work(thread):
+        together.wait()
         for start in range(0, 1000, 37):
             ids = np.arange(start, min(start + 37, 1000)) * 16 + thread
             w.write(ids, np.stack([ids, -ids], 1).astype(np.float32), model_version=thread)
 
-    threads = [threading.Thread(target=work, args=(t,)) for t in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
     w.close()
     records = ForwardRecords.load(tmp_path)
     ids = records.example_ids.numpy()
@@ -189,12 +185,12 @@ def test_a_failed_write_raises_or_drops_and_the_next_one_goes_to_a_new_file(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_outputs": 0}, "num_outputs must be positive. Received: 0"),
+        ({"num_outputs": 0}, "num_outputs must be at least 1. Received: 0"),
         ({"logits_dtype": "int8"}, "logits_dtype must be one of"),
         ({"compression": "LZ4"}, "compression must be one of"),
         ({"on_error": "ignore"}, "on_error must be one of"),
         ({"flush_seconds": 0}, "flush_seconds must be positive"),
-        ({"max_file_bytes": -1}, "max_file_bytes must be positive"),
+        ({"max_file_bytes": -1}, "max_file_bytes must be at least 1"),
         ({"block_records": 9000}, "block_records must be in .1, 8192.. Received: 9000"),
         ({"num_outputs": 3, "top_k": 3}, "top_k must be less than num_outputs=3"),
     ],
@@ -214,14 +210,8 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
         ({"example_ids": [1], "logits": [["a", "b"]]}, "logits must be floats"),
         ({"example_ids": [1]}, "logits or loss must be given"),
         ({"example_ids": [1], "logits": [[1.0, 2.0]], "loss": [1.0, 2.0]}, r"loss must have shape"),
-        (
-            {"example_ids": [1], "logits": [[1, 2]], "model_version": 2**64},
-            "integers that fit into int64",
-        ),
-        (
-            {"example_ids": [1], "logits": [[1, 2]], "timestamp": [1, 2]},
-            "timestamp must be integers",
-        ),
+        ({"example_ids": [1], "logits": [[1, 2]], "model_version": 2**64}, "fit into int64"),
+        ({"example_ids": [1], "logits": [[1, 2]], "timestamp": [1, 2]}, "timestamp must be"),
         ({"example_ids": [1], "logits": [[1, 2]], "timestamp": np.uint64(2**63)}, "that fit into"),
         ({"example_ids": [], "logits": [1.0, 2.0]}, r"logits must have shape \[0, 2\]"),
         ({"example_ids": [1], "loss": [1.0]}, "same columns in every call"),
@@ -255,14 +245,6 @@ def test_a_malformed_first_batch_does_not_fix_the_width(tmp_path):
                 w.write([1, 2, 3], **arguments)
         w.write([1, 2, 3], np.zeros((3, 10)))
     assert ForwardRecords.load(tmp_path).num_outputs == 10
-
-
-def test_bytes_ids_keep_their_zero_bytes(tmp_path):
-    ids = [b"a", b"a\0", b"a\0\0", b"\0"]
-    write(tmp_path, ids, np.arange(4.0))
-    records = ForwardRecords.load(tmp_path)
-    by_id = dict(zip(records.example_ids.numpy(), records.logits[:, 0].numpy(), strict=True))
-    assert [by_id[int(hashing.fingerprint(tf.constant(each)))] for each in ids] == [0, 1, 2, 3]
 
 
 def test_numpys_integers_are_integers(tmp_path):

@@ -1,6 +1,5 @@
-import subprocess
+import pathlib
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from ofb_tf import hashing
 from ofb_tf.serving import export_recording_model
+from tests.processes import python
 from tests.serving.conftest import FEATURE_SPEC
 from tests.streams import serialized_example
 
@@ -79,16 +79,12 @@ def test_arguments_that_do_not_fit(model, tmp_path, arguments, message):
 
 @pytest.mark.slow
 def test_saved_model_cli_shows_and_runs_it(exported, examples, tmp_path):
-    cli = Path(sys.executable).parent / "saved_model_cli"
-    base = [str(cli), "{}", "--dir", str(exported), "--tag_set", "serve"]
-    base += ["--signature_def", "serving_default"]
-    show = subprocess.run(
-        [part.format("show") for part in base], capture_output=True, text=True, check=True
-    )
+    cli = pathlib.Path(sys.executable).with_name("saved_model_cli")
+    flags = ["--dir", exported, "--tag_set", "serve", "--signature_def", "serving_default"]
+    shown = python(cli, "show", *flags)
     for name in ("inputs['examples']", "outputs['example_id']", "outputs['logits']"):
-        assert name in show.stdout
+        assert name in shown
     np.save(tmp_path / "input.npy", np.array(examples[2][:2]))
-    run = [part.format("run") for part in base]
-    run += ["--inputs", f"examples={tmp_path}/input.npy", "--outdir", str(tmp_path)]
-    subprocess.run(run, capture_output=True, check=True)
+    flags += ["--inputs", f"examples={tmp_path}/input.npy", "--outdir", tmp_path]
+    python(cli, "run", *flags)
     np.testing.assert_array_equal(np.load(tmp_path / "example_id.npy"), examples[0][:2])

@@ -2,8 +2,6 @@ import asyncio
 import contextlib
 import pathlib
 import re
-import subprocess
-import sys
 import time
 
 import grpc
@@ -14,6 +12,7 @@ import tensorflow as tf
 from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 from ofb_tf.serving import PredictionRecorder, record_stub
+from tests.processes import python
 
 pytest.importorskip("tensorflow_serving.apis")
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
@@ -229,14 +228,11 @@ def test_the_local_server_refuses_what_it_cannot_parse(address):
 @pytest.mark.slow
 def test_serving_recording_and_training_from_the_records(tmp_path):
     example = pathlib.Path(local_server.__file__).with_name("serve_and_record.py")
-    command = [sys.executable, str(example), "--num_windows=4"]
-    command.append(f"--records_dir={tmp_path}/records")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "recorded 4096 examples of 64 calls, lost 0" in done.stdout
+    printed = python(example, "--num_windows=4", f"--records_dir={tmp_path}/records")
+    assert "recorded 4096 examples of 64 calls, lost 0" in printed
     # b = rate x window, rounded at random in each window: 409 or 410 of 1024 x 4, in batches.
-    selected = int(re.search(r"selected (\d+) of 4096", done.stdout)[1])
+    selected = int(re.search(r"selected (\d+) of 4096", printed)[1])
     assert 380 <= selected <= 412
-    before, after = re.search(r"before training (\S+), after (\S+)", done.stdout).groups()
+    before, after = re.search(r"before training (\S+), after (\S+)", printed).groups()
     assert float(after) < float(before)
     assert {path.suffix for path in (tmp_path / "records").iterdir()} == {".ofbr"}

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 import threading
 import time
 from unittest import mock
@@ -11,6 +9,7 @@ import tensorflow as tf
 
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 from ofb_tf.serving import PredictionRecorder
+from tests.processes import python
 
 pytest.importorskip("tensorflow_serving.apis")
 from tensorflow_serving.apis import model_pb2, predict_pb2
@@ -164,10 +163,8 @@ print(json.dumps(recorder.counts.num_abandoned))
 
 
 def run(program, directory):
-    command = [sys.executable, "-c", PROGRAM + program, str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    printed = python("-c", PROGRAM + program, directory, timeout=90)
+    return [json.loads(line) for line in printed.splitlines()]
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from tfx_testing import Data, generate, serialize, write_tfrecords
+from tfx_testing import Data, generate, write_tfrecords
 
 import ofb_tf
+from tests.streams import serialized_example
 
 # This folder has the package's name: the package itself must be found first.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
@@ -40,7 +41,7 @@ def as_examples(tmp_path):
         artifact.set_int_custom_property("span", 4)
         artifact.set_string_custom_property("payload_format", "FORMAT_TF_EXAMPLE")
         rows = [
-            serialize({"id": int(i), "label": int(y), "city": bytes(c), "x": float(z)} | extra)
+            serialized_example(id=i, label=y, city=c, x=z, **extra)
             for i, y, c, z in zip(data.ids, data.labels, data.city, data.logits, strict=True)
         ]
         for k, part in enumerate(np.array_split(np.arange(len(rows)), num_files)):
@@ -63,6 +64,16 @@ def as_records(tmp_path):
         return generate(tmp_path / name, records_pattern=str(source), num_partitions=num_partitions)
 
     return make
+
+
+@pytest.fixture
+def examples(data, as_examples):
+    return as_examples(data)
+
+
+@pytest.fixture
+def records(data, as_records):
+    return as_records(data.ids, data.logits)
 
 
 @pytest.fixture

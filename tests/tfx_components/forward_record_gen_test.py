@@ -7,12 +7,13 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 from tfx.types import standard_artifacts
-from tfx_testing import generate, serialize, write_tfrecords
+from tfx_testing import generate, write_tfrecords
 
 import ofb_tf
 from ofb_tf import hashing
 from ofb_tf.records import partition_of
 from ofb_tf.records.partitioned import partition_path
+from tests.streams import serialized_example
 from tfx_components.artifacts import Manifest
 from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
@@ -21,6 +22,10 @@ from tfx_components.forward_record_gen import ForwardRecordGen
 def _generate(tmp_path, **arguments):
     (tmp_path / "out").mkdir(exist_ok=True)
     return generate(tmp_path / "out", **{"num_partitions": 3} | arguments)
+
+
+def _load(tmp_path, **arguments):
+    return ofb_tf.ForwardRecords.load(_generate(tmp_path, **arguments).uri)
 
 
 def _write(directory, ids, logits, **columns):
@@ -77,28 +82,21 @@ def test_records_with_losses_only(tmp_path):
 def test_span_in_a_pattern(tmp_path, span, expected):
     for number in (3, 12):
         _write(tmp_path / f"day-{number}", [number], [[0.5]])
-    artifact = _generate(
-        tmp_path, records_pattern=str(tmp_path / "day-{SPAN}" / "*.ofbr"), span=span
-    )
+    pattern = str(tmp_path / "day-{SPAN}" / "*.ofbr")
+    artifact = _generate(tmp_path, records_pattern=pattern, span=span)
     assert ofb_tf.ForwardRecords.load(artifact.uri).example_ids.numpy().tolist() == [expected]
     assert artifact.get_int_custom_property("span") == expected
 
 
 def test_prediction_logs_of_bulk_inferrer(tmp_path):
-    examples = [serialize({"id": 7 + k, "x": float(k)}) for k in range(20)]
+    examples = [serialized_example(id=7 + k, x=float(k)) for k in range(20)]
     logs = [_log([e], [[0.1 * k]]) for k, e in enumerate(examples)]
     write_tfrecords(tmp_path / "logs" / "prediction_logs-00000-of-00001.gz", logs)
     inference = standard_artifacts.InferenceResult()
     inference.uri = str(tmp_path / "logs")
+    given = {"inference_result": inference, "model_version": 9, "timestamp": 77}
     for id_feature, ids in (("id", np.arange(7, 27)), ("", example_fingerprints(examples))):
-        artifact = _generate(
-            tmp_path,
-            inference_result=inference,
-            id_feature=id_feature,
-            model_version=9,
-            timestamp=77,
-        )
-        records = ofb_tf.ForwardRecords.load(artifact.uri)
+        records = _load(tmp_path, id_feature=id_feature, **given)
         order = np.argsort(ids)
         np.testing.assert_array_equal(records.example_ids, ids[order])
         np.testing.assert_allclose(
@@ -110,7 +108,7 @@ def test_prediction_logs_of_bulk_inferrer(tmp_path):
 
 def test_fingerprint_does_not_depend_on_who_serialized():
     """With so many features protobuf's own order depends on how the example was put together."""
-    parts = [serialize({f"feature-{k}": k}) for k in range(60)]
+    parts = [serialized_example(**{f"feature-{k}": k}) for k in range(60)]
     orders = [np.arange(60), np.random.default_rng(0).permutation(60)]
     # A concatenation of messages is their merge: the same example in other bytes.
     first, second = example_fingerprints([b"".join(parts[k] for k in order) for order in orders])
@@ -122,8 +120,7 @@ def test_prediction_logs_of_tf_serving_hold_batches_and_echo_ids(tmp_path):
         _log([b"a", b"b"], [[1.0, 2.0], [3.0, 4.0]], version=5, echo=[30, 10]),
         _log([b"c"], [[5.0, 6.0]], version=6, echo=[20]),
     ]
-    artifact = _generate(tmp_path, **_logs(tmp_path, *logs), id_feature="id")
-    records = ofb_tf.ForwardRecords.load(artifact.uri)
+    records = _load(tmp_path, **_logs(tmp_path, *logs), id_feature="id")
     assert records.example_ids.numpy().tolist() == [10, 20, 30]
     assert records.logits.numpy().tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
     assert records.model_versions.numpy().tolist() == [5, 6, 5]
@@ -131,8 +128,7 @@ def test_prediction_logs_of_tf_serving_hold_batches_and_echo_ids(tmp_path):
 
 def test_text_ids_that_a_model_echoes_are_fingerprinted(tmp_path):
     logs = [_log([b"a", b"b"], [[1.0], [2.0]], echo=[b"007", b"7"])]
-    artifact = _generate(tmp_path, **_logs(tmp_path, *logs), id_feature="id")
-    ids = ofb_tf.ForwardRecords.load(artifact.uri).example_ids.numpy()
+    ids = _load(tmp_path, **_logs(tmp_path, *logs), id_feature="id").example_ids.numpy()
     np.testing.assert_array_equal(ids, np.sort(hashing.to_int64(["007", "7"])))
 
 
@@ -143,14 +139,13 @@ def test_the_order_of_equal_timestamps_is_not_the_runners(tmp_path):
         directory = tmp_path / f"in{order[0]}"
         for value in order:
             _write(directory, [1], [[value]], timestamp=5)
-        artifact = _generate(tmp_path, records_pattern=str(directory))
-        kept.add(float(ofb_tf.ForwardRecords.load(artifact.uri).logits[0, 0]))
+        kept.add(float(_load(tmp_path, records_pattern=str(directory)).logits[0, 0]))
     assert len(kept) == 1
 
 
 def test_fingerprints_that_a_model_says_are_of_the_bytes_and_do_not_win(tmp_path):
     """`export_recording_model(id_key=None)` hashes the bytes it gets, in whatever order."""
-    parts = [serialize({"id": k + 7}) + serialize({"x": float(k)}) for k in range(20)]
+    parts = [serialized_example(id=k + 7) + serialized_example(x=float(k)) for k in range(20)]
     examples = [tf.train.Example.FromString(part).SerializeToString() for part in parts]
     echo = hashing.fingerprint(tf.constant(parts)).numpy()
     canonical = example_fingerprints(examples)
@@ -165,10 +160,8 @@ def test_fingerprints_that_a_model_says_are_of_the_bytes_and_do_not_win(tmp_path
         ("", "bare", echo),
         ("id", "bare", echo),
     ):
-        artifact = _generate(
-            tmp_path, prediction_log_pattern=str(tmp_path / source / "*"), id_feature=id_feature
-        )
-        records = ofb_tf.ForwardRecords.load(artifact.uri)
+        pattern = str(tmp_path / source / "*")
+        records = _load(tmp_path, prediction_log_pattern=pattern, id_feature=id_feature)
         np.testing.assert_array_equal(records.example_ids, np.sort(ids))
         np.testing.assert_array_equal(records.logits[:, 0], np.argsort(ids))
 
@@ -180,8 +173,7 @@ def test_the_time_of_a_log_is_the_servers(tmp_path):
         pytest.skip("this release of the protocol has no time")
     log.log_metadata.timestamp_secs = 1_700_000_000
     source = _logs(tmp_path, log.SerializeToString(), logs[1])
-    artifact = _generate(tmp_path, **source, id_feature="id", timestamp=77)
-    records = ofb_tf.ForwardRecords.load(artifact.uri)
+    records = _load(tmp_path, **source, id_feature="id", timestamp=77)
     assert records.timestamps.numpy().tolist() == [1_700_000_000 * 10**6, 77]
 
 
@@ -209,20 +201,21 @@ def _cut_short(source, tmp_path):
     return source
 
 
+def _log_of(log, **more):
+    return lambda path: _logs(path, log) | more
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: {}, "exactly one of .* Received: 0"),
+        (lambda _: {}, "exactly one of .* Received: 0"),
         (
-            lambda path: {"records_pattern": "a", "prediction_log_pattern": "b"},
-            "exactly one of .* Received: 2",
+            lambda _: {"records_pattern": "a", "prediction_log_pattern": "b"},
+            "one of .* Received: 2",
         ),
-        (
-            lambda path: {"records_pattern": str(path / "absent" / "*.ofbr")},
-            "matches nothing.*Check the directory",
-        ),
+        (lambda _: {"records_pattern": "absent/*.ofbr"}, "matches nothing.*Check the directory"),
         (_logs, "no forward record.*Check that serving records"),
-        (lambda path: _records(path, 1, 3), r"num_outputs \[1, 3\].*different models"),
+        (lambda path: _records(path, 1, 3), "num_outputs=1, .*num_outputs=3, .*different models"),
         (_top_k, r"\.ofbr holds records in the top-k form.*Write every logit"),
         (lambda path: _cut_short(_records(path, 1), path), r"\.ofbr"),
         (
@@ -230,21 +223,18 @@ def _cut_short(source, tmp_path):
             r"logs/log at byte \d+: the file ends inside.*write the file again",
         ),
         (
-            lambda path: _logs(path, _log([b"a"], [[1.0]], name="scores", echo=[1])),
+            _log_of(_log([b"a"], [[1.0]], name="scores", echo=[1])),
             "output 'logits' is missing.*'scores'.*set logits_output",
         ),
         (
-            lambda path: _logs(path, _log([b"a"], [[1.0], [2.0]])),
+            _log_of(_log([b"a"], [[1.0], [2.0]])),
             r"\[1\].*serialized examples for \[2\].*recording signature",
         ),
         (
-            lambda path: _logs(path, _log([serialize({"x": 1.0})], [[1.0]])) | {"id_feature": "id"},
+            _log_of(_log([serialized_example(x=1.0)], [[1.0]]), id_feature="id"),
             "'id' must be one .*'x'.*Set id_feature",
         ),
-        (
-            lambda path: _logs(path, b"\xff\xff\xff"),
-            "at byte 0: not a PredictionLog.*write the file again",
-        ),
+        (_log_of(b"\xff\xff\xff"), "at byte 0: not a PredictionLog.*write the file again"),
     ],
 )
 def test_bad_input_names_component_and_remedy_and_leaves_nothing(tmp_path, make, message):
@@ -257,7 +247,7 @@ def test_bad_input_names_component_and_remedy_and_leaves_nothing(tmp_path, make,
     ("parameters", "message"),
     [
         ({"num_partitions": 0}, "num_partitions must be at least 1. Received: 0"),
-        ({"span": -2}, "span must be at least 0.*Received: -2"),
+        ({"span": -2}, "span must be at least -1. Received: -2"),
     ],
 )
 def test_construction_errors(parameters, message):

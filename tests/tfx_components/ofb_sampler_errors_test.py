@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from tfx_testing import serialize, write_tfrecords
+from tfx_testing import write_tfrecords
 
+from tests.streams import serialized_example
 from tfx_components.ofb_sampler import OFBSampler
 
 
@@ -35,39 +36,36 @@ def _no_files(root):
 
 
 def _some_without_label(root):
-    write_tfrecords(_train(root, 2), [serialize({"id": 1, "label": 0}), serialize({"id": 2})])
+    write_tfrecords(_train(root, 2), [serialized_example(id=1, label=0), serialized_example(id=2)])
 
 
 def _other_schema(root):
-    write_tfrecords(_train(root, 2), [serialize({"id": 1, "label": 0.5})])
-
-
-def _none(root):
-    pass
+    write_tfrecords(_train(root, 2), [serialized_example(id=1, label=0.5)])
 
 
 @pytest.mark.parametrize(
     ("damage", "arguments", "message"),
     [
         (_no_manifest, {}, "is not an ofb.ForwardRecords artifact.*Make one with ForwardRecordGen"),
-        (_none, {"task": "multiclass"}, "at least 2 outputs for task='multiclass', got 1.*model"),
-        (_none, {"num_outputs": 2}, "num_outputs=2, got 1.*model that serves"),
+        (None, {"task": "multiclass"}, "at least 2 outputs for task='multiclass', got 1.*model"),
+        (None, {"num_outputs": 2}, "num_outputs=2, got 1.*model that serves"),
         (_corrupt_examples, {}, "tfrecord-00001-of-00003.gz is damaged after.*Write it again"),
         (_corrupt_records, {}, "partition-00002-of-00005.ofbr"),
         (_empty_split, {}, "split 'train'.*split is empty"),
         (_no_files, {}, "holds no data files"),
-        (_none, {"label_feature": "tips"}, "split 'train'.*no label feature 'tips'.*Set label_fea"),
+        (None, {"label_feature": "tips"}, "split 'train'.*no label feature 'tips'.*Set label_fea"),
         (_some_without_label, {}, "00002-of-00003.gz.*1 of 2 have no 'label'.*Fill the feature"),
         (_other_schema, {}, "00002-of-00003.gz.*do not have the types.*schema of all files the"),
-        (_none, {"splits": ["test"]}, r"splits must be among \['train', 'eval'\]. .* \['test'\]"),
-        (_none, {"missing": "error"}, "1 of .* have no usable forward record.*Set missing='unif"),
+        (None, {"splits": ["test"]}, r"splits must be among \['train', 'eval'\]. .* \['test'\]"),
+        (None, {"missing": "error"}, "1 of .* have no usable forward record.*Set missing='unif"),
     ],
 )
 def test_bad_input_names_component_and_remedy_and_leaves_nothing(
     data, as_examples, as_records, sample, tmp_path, damage, arguments, message
 ):
     examples, records = as_examples(data), as_records(data.ids[1:], data.logits[1:])
-    damage(tmp_path)
+    if damage:
+        damage(tmp_path)
     with pytest.raises(ValueError, match=f"(?s)^OFBSampler: .*{message}"):
         sample(examples, records, **arguments)
     for name in ("sampled", "sampled-statistics"):
@@ -75,17 +73,15 @@ def test_bad_input_names_component_and_remedy_and_leaves_nothing(
         assert not directory.exists() or not list(directory.iterdir())
 
 
-def test_records_of_another_width(data, as_examples, as_records, sample):
+def test_records_of_another_width(data, examples, as_records, sample):
     records = as_records(data.ids, np.zeros((3000, 3), np.float32))
     with pytest.raises(ValueError, match="1 output for task='binary', got 3.*model that serves"):
-        sample(as_examples(data), records)
+        sample(examples, records)
 
 
-def test_examples_that_are_not_raw_tf_examples(data, as_examples, as_records, sample):
-    records = as_records(data.ids, data.logits)
+def test_examples_that_are_not_raw_tf_examples(data, examples, as_examples, records, sample):
     with pytest.raises(ValueError, match="'importance_weight' already.*that ExampleGen made"):
         sample(as_examples(data, importance_weight=1.0, name="sampled-before"), records)
-    examples = as_examples(data)
     examples.set_string_custom_property("payload_format", "FORMAT_PARQUET")
     with pytest.raises(ValueError, match="TF_EXAMPLE. Received: FORMAT_PARQUET.*payload_format"):
         sample(examples, records)
@@ -101,8 +97,8 @@ def test_examples_that_are_not_raw_tf_examples(data, as_examples, as_records, sa
         ({"task": "ranking"}, "task must be one of .* Received: 'ranking'"),
         ({"missing": "skip"}, "missing must be one of .* Received: 'skip'"),
         ({"score": "entropy"}, "score must be one of .* Received: 'entropy'"),
-        ({"max_age": -1.0}, "max_age must be seconds.* Received: -1.0"),
-        ({"as_of": -1}, "as_of must be microseconds.* Received: -1"),
+        ({"max_age": -1.0}, "max_age must be at least 0. Received: -1.0"),
+        ({"as_of": -1}, "as_of must be at least 0. Received: -1"),
         ({"splits": []}, r"splits must name at least one split. Received: \[\]"),
         ({"num_outputs": -1}, "num_outputs must be at least 0. Received: -1"),
     ],

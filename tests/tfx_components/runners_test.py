@@ -78,32 +78,31 @@ def test_multi_processing_equals_in_memory(run, in_memory):
 def _free_ports(count: int) -> int:
     """The first of so many free ports in a row."""
     for first in range(20_000, 30_000, count):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
     raise OSError("no free ports")
 
 
-def _portable(job_endpoint: str) -> list[str]:
-    return [
-        "--runner=PortableRunner",
-        f"--job_endpoint={job_endpoint}",
-        "--environment_type=LOOPBACK",
-    ]
+def _portable(port: int) -> list[str]:
+    endpoint = f"--job_endpoint=localhost:{port}"
+    return ["--runner=PortableRunner", endpoint, "--environment_type=LOOPBACK"]
 
 
-@pytest.mark.skipif(shutil.which("go") is None, reason="Prism is built with Go")
+def _needs(command: str, what: str):
+    return pytest.mark.skipif(
+        shutil.which(command) is None, reason=f"{what}, and there is no {command!r} on the PATH"
+    )
+
+
+@_needs("go", "Prism is built with Go 1.21 or newer (https://go.dev/dl)")
 def test_prism_equals_in_memory(run, in_memory):
     """A portable runner in another process, by the API that also drives Flink and Dataflow."""
     port = _free_ports(1)
     subprocess.run([_RUNNERS / "prism.sh", "up", str(port)], check=True)
     try:
-        _check_equal(run("prism", _portable(f"localhost:{port}")), in_memory)
+        _check_equal(run("prism", _portable(port)), in_memory)
     finally:
         subprocess.run([_RUNNERS / "prism.sh", "down"], check=True)
 
@@ -134,11 +133,11 @@ def _workers(port: int, job: str) -> set[str]:
 
 
 @pytest.mark.flink
-@pytest.mark.skipif(shutil.which("mvn") is None, reason="Flink comes by Maven")
+@_needs("mvn", "Flink's jars come by Maven (Debian: maven, openjdk-17-jre-headless)")
 def test_flink_equals_in_memory(run, in_memory, flink):
     """A real cluster: one job manager, two task managers."""
     assert _ask(flink, "overview")["taskmanagers"] == 2
-    argv = [*_portable(f"localhost:{flink + 2}"), "--parallelism=2"]
+    argv = [*_portable(flink + 2), "--parallelism=2"]
     _check_equal(run("flink", argv), in_memory)
     jobs = _ask(flink, "jobs/overview")["jobs"]
     assert [job["state"] for job in jobs] == ["FINISHED"] * 2

@@ -45,14 +45,6 @@ def _anomalies(blessing):
     return (pathlib.Path(blessing.uri) / "anomalies.txt").read_text()
 
 
-def test_a_good_sample_is_blessed(tmp_path):
-    blessing = _validate(tmp_path)
-    assert blessing.get_int_custom_property("blessed") == 1
-    assert _anomalies(blessing) == ""
-    names = {path.name for path in pathlib.Path(blessing.uri).iterdir()}
-    assert names == {"BLESSED", "anomalies.txt"}
-
-
 @pytest.mark.parametrize(
     ("change", "thresholds", "message"),
     [
@@ -83,6 +75,7 @@ def test_a_bad_sample_is_not_and_the_anomaly_says_why(tmp_path, change, threshol
 @pytest.mark.parametrize(
     "change",
     [
+        {},
         {"num_selected": 1_132},
         {"sum_weights": 1_223.0},
         {"max_weight": 5.0},
@@ -93,11 +86,13 @@ def test_a_bad_sample_is_not_and_the_anomaly_says_why(tmp_path, change, threshol
 def test_within_the_bounds_is_blessed(tmp_path, change):
     blessing = _validate(tmp_path, dataclasses.replace(_GOOD, **change))
     assert blessing.get_int_custom_property("blessed") == 1
+    assert _anomalies(blessing) == ""
+    names = {path.name for path in pathlib.Path(blessing.uri).iterdir()}
+    assert names == {"BLESSED", "anomalies.txt"}
 
 
 def test_uniform_weights_above_one_are_an_anomaly(tmp_path):
-    tally = dataclasses.replace(_GOOD, max_weight=1.5)
-    assert "the most is 1.000" in _anomalies(_validate(tmp_path, tally, {"policy": "uniform"}))
+    assert "the most is 1.000" in _anomalies(_validate(tmp_path, config={"policy": "uniform"}))
 
 
 def test_no_statistics(tmp_path):

@@ -26,15 +26,6 @@ class Data:
         return np.abs(1.0 / (1.0 + np.exp(-self.logits.astype(np.float64))) - self.labels)
 
 
-def serialize(fields: dict) -> bytes:
-    """A tf.Example of single values, by their Python types."""
-    kinds = {bytes: "bytes_list", float: "float_list", int: "int64_list"}
-    example = tf.train.Example()
-    for name, value in fields.items():
-        getattr(example.features.feature[name], kinds[type(value)]).value.append(value)
-    return example.SerializeToString(deterministic=True)
-
-
 def write_tfrecords(path: pathlib.Path, records: list[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     options = "GZIP" if path.suffix == ".gz" else ""
@@ -66,6 +57,13 @@ def selected(artifact) -> dict[int, float]:
         (weight,) = feature["importance_weight"].float_list.value
         found[feature["id"].int64_list.value[0]] = weight
     return found
+
+
+def total(artifact):
+    """The sampler's statistics of the split train."""
+    from tfx_components.artifacts import read_statistics
+
+    return read_statistics(artifact.uri)[1]["train"].total
 
 
 def generate(uri, **arguments):

@@ -149,13 +149,21 @@ def _mirrored():
 
 
 @pytest.mark.slow
-def test_mirrored_on_two_devices_is_one_device_on_the_global_batch(mirrored):
-    result = mirrored["compare"]
+@pytest.mark.parametrize("what", ["compare", "log_odds"])
+def test_mirrored_on_two_devices_is_one_device_on_the_global_batch(mirrored, what):
+    result = mirrored[what]
     assert result["replicas"] == 2
     for name, value in result["one"]["history"].items():
         assert result["two"]["history"][name] == pytest.approx(value, rel=1e-4), name
     for a, b in zip(result["one"]["weights"], result["two"]["weights"], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_mirrored_training_uses_the_offsets(mirrored):
+    losses = [mirrored[what]["two"]["history"] for what in ("compare", "log_odds")]
+    assert abs(losses[0]["loss"][0] - losses[1]["loss"][0]) > 0.01
+    assert abs(losses[0]["val_loss"][0] - losses[1]["val_loss"][0]) > 1e-4  # of another model
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """The ForwardRecordGen component: what serving left behind → an `ofb.ForwardRecords` artifact."""
 
 import functools
+import math
 import os
 import re
-from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
@@ -17,6 +17,7 @@ from ofb_tf.records import files as record_files
 from tfx_components.artifacts import ForwardRecords, Manifest
 from tfx_components.component_utils import (
     TEMPORARY_PREFIX,
+    check_ranges,
     checked_at_construction,
     error_context,
     remove_children,
@@ -24,19 +25,12 @@ from tfx_components.component_utils import (
 from tfx_components.forward_record_gen import sources
 from tfx_components.forward_record_gen.transforms import WritePartitions
 
-_NAME = "ForwardRecordGen"
 _LATEST = -1
 _SPAN = re.compile(r"\{(SPAN|VERSION|YYYY|MM|DD)(:\d+)?\}")
+_RANGES = {"num_partitions": (1, math.inf), "span": (_LATEST, math.inf)}
 
 
-def _check_parameters(num_partitions: int = 1, span: int = _LATEST, **_: Any) -> None:
-    if num_partitions < 1:
-        raise ValueError(f"num_partitions must be at least 1. Received: {num_partitions}")
-    if span < _LATEST:
-        raise ValueError(f"span must be at least 0, or -1 for the latest. Received: {span}")
-
-
-@checked_at_construction(_check_parameters)
+@checked_at_construction(functools.partial(check_ranges, _RANGES))
 @tfx.dsl.components.component(use_beam=True)
 def ForwardRecordGen(
     forward_records: tfx.dsl.components.OutputArtifact[ForwardRecords],
@@ -81,8 +75,8 @@ def ForwardRecordGen(
         component and the remedy. The artifact is left empty.
     """
     uri = forward_records.uri
-    with error_context(_NAME, [uri]):
-        _check_parameters(num_partitions, span)
+    with error_context("ForwardRecordGen", [uri]):
+        check_ranges(_RANGES, {"num_partitions": num_partitions, "span": span})
         given = sum(map(bool, (inference_result, records_pattern, prediction_log_pattern)))
         if given != 1:
             raise ValueError(

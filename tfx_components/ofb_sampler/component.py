@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from typing import Any, List  # noqa: UP035 - TFX reads these type hints
+from typing import List  # noqa: UP035 - TFX reads these type hints
 
 import apache_beam as beam
 import tensorflow as tf
@@ -29,20 +29,14 @@ from tfx_components.component_utils import (
     list_files,
     remove_children,
 )
-from tfx_components.ofb_sampler.examples import KeySpec, probe
-from tfx_components.ofb_sampler.transforms import IMPORTANCE, CopyFiles, SamplerConfig, SampleSplit
+from tfx_components.ofb_sampler.examples import probe
+from tfx_components.ofb_sampler.transforms import IMPORTANCE, SamplerConfig, SampleSplit
 
-_NAME = "OFBSampler"
 _KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
 _SETTINGS = [field.name for field in dataclasses.fields(SamplerConfig)]
 
 
-def _check_parameters(**known: Any) -> None:
-    settings = {name: value for name, value in known.items() if name in _SETTINGS}
-    SamplerConfig(**{"task": constants.BINARY} | settings)
-
-
-@checked_at_construction(_check_parameters)
+@checked_at_construction(lambda known: SamplerConfig(**{"task": constants.BINARY} | known))
 @tfx.dsl.components.component(use_beam=True)
 def OFBSampler(
     examples: tfx.dsl.components.InputArtifact[Examples],
@@ -59,6 +53,7 @@ def OFBSampler(
     uniform_mix: tfx.dsl.components.Parameter[float] = 0.2,
     score: tfx.dsl.components.Parameter[str] = GRADIENT_NORM_BOUND,
     missing: tfx.dsl.components.Parameter[str] = constants.MISSING_UNIFORM,
+    estimator: tfx.dsl.components.Parameter[str] = constants.WEIGHTS,
     max_age: tfx.dsl.components.Parameter[float] = 0.0,
     as_of: tfx.dsl.components.Parameter[int] = 0,
     num_outputs: tfx.dsl.components.Parameter[int] = 0,
@@ -90,6 +85,9 @@ def OFBSampler(
       score: "gradient_norm_bound" or "loss".
       missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
         `ofb_tf.ofb_sample`.
+      estimator: "weights"; or "log_odds", with which the selected get float features
+        `log_inclusion` instead of weights, one per class (binary: one), as `ofb_tf.ofb_sample`
+        has it. The statistics are still those of the importance weights.
       max_age: seconds after which a record counts as missing; 0 for no limit.
       as_of: microseconds since 1970: later records are left out, ages count from here; 0 for the
         newest record's timestamp.
@@ -104,28 +102,39 @@ def OFBSampler(
         the remedy. The outputs are left empty.
     """
     arguments = locals()
-    with error_context(_NAME, [sampled_examples.uri, sampling_statistics.uri]):
+    with error_context("OFBSampler", [sampled_examples.uri, sampling_statistics.uri]):
         config = SamplerConfig(**{name: arguments[name] for name in _SETTINGS})
         splits = ["train"] if splits is None else splits
         _check_examples(examples, splits)
         manifest = Manifest.read(forward_records.uri)
         if policy == IMPORTANCE:
             _check_width(manifest.num_outputs, config)
+            if estimator == constants.LOG_ODDS and not manifest.num_outputs:
+                raise ValueError(
+                    "forward records must have logits for estimator='log_odds', got losses alone. "
+                    "Record logits, or use estimator='weights'."
+                )
+        sampled_examples.split_names = examples.split_names
         samples, copies = {}, []
         for split in examples.splits:
-            directory = _directory(sampled_examples, split)
+            directory = sampled_examples.path(split=split)
             tf.io.gfile.makedirs(directory)
-            sources = list_files(_directory(examples, split))
+            sources = list_files(examples.path(split=split))
             files = [(path, os.path.join(directory, os.path.basename(path))) for path in sources]
             if split in splits:
-                spec = _probe(split, sources, config)
+                with error_context(f"split {split!r}"):
+                    spec = probe(sources, id_feature, label_feature, slice_features or ())
                 samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
             else:
                 copies += files
         settings = dataclasses.asdict(config) | {"num_records": manifest.num_records}
         with beam_pipeline as pipeline:
-            if copies:
-                _ = pipeline | "CopyOtherSplits" >> CopyFiles(copies)
+            _ = (
+                pipeline
+                | "OtherSplits" >> beam.Create(copies)
+                | "SpreadCopies" >> beam.Reshuffle()
+                | "Copy" >> beam.MapTuple(tf.io.gfile.copy, overwrite=True)
+            )
             named = [
                 pipeline | f"Sample_{split}" >> sample | f"Name_{split}" >> beam.WithKeys(split)
                 for split, sample in samples.items()
@@ -138,7 +147,7 @@ def OFBSampler(
                 | "WriteStatistics" >> beam.Map(write)
             )
         for split in splits:  # of workers that were retried
-            remove_children(_directory(sampled_examples, split), TEMPORARY_PREFIX)
+            remove_children(sampled_examples.path(split=split), TEMPORARY_PREFIX)
         _publish(examples, sampled_examples, sampling_statistics)
 
 
@@ -172,32 +181,17 @@ def _check_width(width: int, config: SamplerConfig) -> None:
     )
 
 
-def _directory(artifact: Examples, split: str) -> str:
-    return os.path.join(artifact.uri, f"Split-{split}")
-
-
-def _probe(split: str, sources: list[str], config: SamplerConfig) -> KeySpec:
-    try:
-        return probe(sources, config.id_feature, config.label_feature, config.slice_features or ())
-    except ValueError as error:
-        raise ValueError(f"split {split!r}: {error}") from error
-
-
 def _publish(
     examples: Examples, sampled_examples: Examples, sampling_statistics: SamplingStatistics
 ) -> None:
     """Copies what describes the examples, and the main statistics, into the metadata."""
-    sampled_examples.split_names = examples.split_names
     sampled_examples.span = examples.span
     sampled_examples.version = examples.version
-    for name in _KEPT_PROPERTIES:
-        if not examples.has_custom_property(name):
-            continue
-        value = examples.mlmd_artifact.custom_properties[name]
-        if value.WhichOneof("value") == "int_value":
-            sampled_examples.set_int_custom_property(name, value.int_value)
-        else:
-            sampled_examples.set_string_custom_property(name, value.string_value)
+    source, target = (
+        artifact.mlmd_artifact.custom_properties for artifact in (examples, sampled_examples)
+    )
+    for name in set(source).intersection(_KEPT_PROPERTIES):
+        target[name].CopyFrom(source[name])
     _, splits = read_statistics(sampling_statistics.uri)
     for split, content in splits.items():
         total = content.total

@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,7 @@ from ofb_tf import constants, hashing
 from ofb_tf.records.files import compression_of
 from tfx_components.component_utils import (
     TEMPORARY_PREFIX,
+    Columns,
     example_fingerprints,
     read_tfrecords,
 )
@@ -64,15 +65,15 @@ def probe(
             f"id feature {id_feature!r} must be int64 or bytes. Received: float, which does not "
             "hold 64-bit ids."
         )
-    if constants.IMPORTANCE_WEIGHT in features:
+    for name in {constants.IMPORTANCE_WEIGHT, constants.LOG_INCLUSION} & set(features):
         raise ValueError(
-            f"the examples have {constants.IMPORTANCE_WEIGHT!r} already: they are a sample. Sample "
+            f"the examples have {name!r} already: they are a sample. Sample "
             "the Examples that ExampleGen made."
         )
     return KeySpec(id_feature, label_feature, tuple(slice_features), dtypes)
 
 
-def read_keys(path: str, spec: KeySpec) -> Iterator[dict[Any, np.ndarray]]:
+def read_keys(path: str, spec: KeySpec) -> Iterator[Columns]:
     """Reads the key columns of a file in order, in batches of n examples.
 
     Columns are `example_id` int64 `[n]`, `label` int64 or float32 `[n]`, and under
@@ -82,63 +83,54 @@ def read_keys(path: str, spec: KeySpec) -> Iterator[dict[Any, np.ndarray]]:
         name: tf.io.VarLenFeature(tf.dtypes.as_dtype(dtype)) for name, dtype in spec.dtypes.items()
     }
     position = 0
-    batches = iter(read_tfrecords([path]).batch(_BATCH))
-    while True:
-        where = f"{path}, examples {position} and following"
-        try:
-            serialized = next(batches, None)
-            if serialized is None:
-                return
+    try:
+        for serialized in read_tfrecords([path]).batch(_BATCH):
             columns = tf.io.parse_example(serialized, parsing)
-        except tf.errors.InvalidArgumentError as error:
-            raise ValueError(
-                f"{where}, do not have the types of the split's first example ({spec.dtypes}): "
-                f"{error.message}. Make the schema of all files the same."
-            ) from error
-        except tf.errors.OpError as error:
-            raise ValueError(
-                f"{path} is damaged after example {position}: {error.message}. Write it again."
-            ) from error
-        n = len(serialized)
-        if spec.id_feature:
-            ids = _one_each(columns[spec.id_feature], spec.id_feature, n, where)
-            ids = hashing.to_int64(ids).numpy()
-        else:
-            ids = example_fingerprints(serialized.numpy())
-        label = _one_each(columns[spec.label_feature], spec.label_feature, n, where)
-        yield {constants.EXAMPLE_ID: ids, constants.LABEL: label.numpy()} | {
-            ("slice", name): _first_as_text(columns[name], n) for name in spec.slice_features
-        }
-        position += n
+            where, n = f"{path}, examples {position} and following", len(serialized)
+            if spec.id_feature:
+                ids = _one_each(columns[spec.id_feature], spec.id_feature, n, where)
+                ids = hashing.to_int64(ids).numpy()
+            else:
+                ids = example_fingerprints(serialized.numpy())
+            label = _one_each(columns[spec.label_feature], spec.label_feature, n, where)
+            yield {constants.EXAMPLE_ID: ids, constants.LABEL: label.numpy()} | {
+                ("slice", name): _first_as_text(columns[name], n) for name in spec.slice_features
+            }
+            position += n
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"{path}, examples {position} and following, do not have the types of the split's "
+            f"first example ({spec.dtypes}): {error.message}. Make the schema of all files the "
+            "same."
+        ) from error
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"{path} is damaged after example {position}: {error.message}. Write it again."
+        ) from error
 
 
 def write_selected(
-    source: str, destination: str, positions: np.ndarray, weights: np.ndarray
+    source: str, destination: str, positions: np.ndarray, feature: str, values: np.ndarray
 ) -> None:
-    """Writes the examples of a file at ascending positions, int64 `[m]`, with their weights.
+    """Writes the examples of a file at ascending positions, int64 `[m]`, with one more feature.
 
-    The file gets its name when it is complete, so a retry replaces it by the same bytes.
+    It has float values, `[m, k]`. The file gets its name when it is complete, so a retry replaces
+    it by the same bytes.
     """
     temporary = f"{os.path.dirname(destination)}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     with tf.io.TFRecordWriter(temporary, compression_of(source)) as writer:
         start = 0
         for batch in read_tfrecords([source]).batch(_BATCH).as_numpy_iterator():
-            first, end = np.searchsorted(positions, [start, start + len(batch)])
-            for position, weight in zip(
-                positions[first:end].tolist(), weights[first:end].tolist(), strict=True
-            ):
-                writer.write(_with_weight(batch[position - start], weight))
-            if end == len(positions):
+            rows = slice(*np.searchsorted(positions, [start, start + len(batch)]))
+            chosen = batch[positions[rows] - start]
+            for serialized, of_example in zip(chosen, values[rows].tolist(), strict=True):
+                example = tf.train.Example.FromString(serialized)
+                example.features.feature[feature].float_list.value[:] = of_example
+                writer.write(example.SerializeToString(deterministic=True))
+            if rows.stop == len(positions):
                 break
             start += len(batch)
     tf.io.gfile.rename(temporary, destination, overwrite=True)
-
-
-def _with_weight(serialized: bytes, weight: float) -> bytes:
-    """The example with the feature `importance_weight` (one float)."""
-    example = tf.train.Example.FromString(serialized)
-    example.features.feature[constants.IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
-    return example.SerializeToString(deterministic=True)
 
 
 def _one_each(values: tf.SparseTensor, name: str, n: int, where: str) -> tf.Tensor:

@@ -11,7 +11,7 @@ from tfx.utils import path_utils
 from ofb_tf import constants
 from ofb_tf.selection import scores
 from tfx_components.artifacts import write_blessing, write_text
-from tfx_components.component_utils import error_context, list_files, read_tfrecords
+from tfx_components.component_utils import error_context, list_files, read_tfrecords, single_value
 
 _BATCH = 1024
 
@@ -69,12 +69,12 @@ def evaluate(
     predictions over the sum of the labels.
     """
     serve = tf.saved_model.load(model_directory).signatures["serving_default"]
+    dtype = np.int64 if task == constants.MULTICLASS else np.float32
     losses, predicted, positive = [], 0.0, 0.0
     for batch in read_tfrecords(files).batch(_BATCH):
         logits = serve(examples=batch)[constants.LOGITS]
-        label = tf.constant(_labels(batch, label_feature))
-        if task == constants.MULTICLASS:
-            label = tf.cast(label, tf.int64)
+        labels = [single_value(one, "label_feature", label_feature) for one in batch.numpy()]
+        label = tf.constant(np.array(labels, dtype))
         losses.append(scores.example_loss({constants.LOGITS: logits}, label, task).numpy())
         if task == constants.BINARY:
             predicted += tf.sigmoid(logits[:, 0]).numpy().sum(dtype=np.float64)
@@ -84,18 +84,3 @@ def evaluate(
     if task == constants.BINARY:
         metrics["calibration"] = float(predicted / positive) if positive else float("nan")
     return metrics
-
-
-def _labels(batch: tf.Tensor, label_feature: str) -> np.ndarray:
-    """The label of each example: float32 `[n]`."""
-    values = []
-    for serialized in batch.numpy():
-        feature = tf.train.Example.FromString(serialized).features.feature[label_feature]
-        numbers = feature.int64_list.value or feature.float_list.value
-        if len(numbers) != 1:
-            raise ValueError(
-                f"an example of the split has {len(numbers)} values of {label_feature!r}, not "
-                "one. Set label_feature."
-            )
-        values.append(numbers[0])
-    return np.array(values, np.float32)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import time
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -25,6 +24,7 @@ from tfx_components.artifacts import (
     SamplingStatistics,
     WeightStats,
     read_statistics,
+    write_text,
 )
 from tfx_components.component_utils import list_files
 from tfx_components.ofb_sampler import OFBSampler
@@ -42,9 +42,8 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
     `config` is of a loop that `local.run` ran in `root`. Each row of the table has `losses`, one
     per seed, and the means of `calibration`, and of `examples` and `bytes` read per epoch.
     """
-    schema = trainer.read_schema(
-        os.path.join(local.latest_output(root, "SchemaGen", "schema"), "schema.pbtxt")
-    )
+    schema_directory = local.latest_output(root, "SchemaGen", "schema")
+    schema = trainer.read_schema(os.path.join(schema_directory, "schema.pbtxt"))
     base = path_utils.serving_model_path(local.latest_output(root, "BaseTrainer", "model"))
     examples, records = Examples(), ForwardRecords()
     examples.uri = local.latest_output(root, "CsvExampleGen", "examples")
@@ -63,12 +62,30 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
         trainer.export(model, settings, schema, directory)
         return metrics(directory)
 
+    def sampled(policy: str, seed: int) -> tuple[list[str], WeightStats]:
+        """The files and the statistics of one sample, by the component's own function."""
+        sample, sampling = Examples(), SamplingStatistics()
+        directory = os.path.join(root, "samples", f"{policy}-{seed}")
+        sample.uri = os.path.join(directory, "examples")
+        sampling.uri = os.path.join(directory, "statistics")
+        OFBSampler.test_call(
+            examples=examples,
+            forward_records=records,
+            sampled_examples=sample,
+            sampling_statistics=sampling,
+            task=config.task,
+            label_feature=config.label_feature,
+            splits=[TRAIN],
+            beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
+            **config.sampling | {"policy": policy, "seed": seed},
+        )
+        return list_files(sample.path(split=TRAIN)), read_statistics(sampling.uri)[1][TRAIN].total
+
     rows = {BASE: _row([metrics(base)], 0, 0)}
     for policy in (UNIFORM, IMPORTANCE):
         results, counts = [], []
         for seed in range(seeds):
-            directory = os.path.join(root, "samples", f"{policy}-{seed}")
-            files, stats = _sample(config, examples, records, directory, policy=policy, seed=seed)
+            files, stats = sampled(policy, seed)
             results.append(trained(files, seed))
             counts.append((stats.num_selected, stats.bytes_written))
         rows[policy] = _row(results, *np.mean(counts, axis=0))
@@ -76,31 +93,6 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
     results = [trained(files, seed) for seed in range(seeds)]
     rows[EVERYTHING] = _row(results, stats.num_examples, stats.bytes_read)
     return rows
-
-
-def _sample(
-    config: LoopConfig,
-    examples: Examples,
-    records: ForwardRecords,
-    directory: str,
-    **settings: Any,
-) -> tuple[list[str], WeightStats]:
-    """The files and the statistics of one sample, by the component's own function."""
-    sample, sampling = Examples(), SamplingStatistics()
-    sample.uri = os.path.join(directory, "examples")
-    sampling.uri = os.path.join(directory, "statistics")
-    OFBSampler.test_call(
-        examples=examples,
-        forward_records=records,
-        sampled_examples=sample,
-        sampling_statistics=sampling,
-        task=config.task,
-        label_feature=config.label_feature,
-        splits=[TRAIN],
-        beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
-        **config.sampling | settings,
-    )
-    return list_files(sample.path(split=TRAIN)), read_statistics(sampling.uri)[1][TRAIN].total
 
 
 def _row(results: list[dict[str, float]], examples: float, num_bytes: float) -> dict:
@@ -159,11 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
     local.run(config, root)
     loop_seconds = time.monotonic() - start
     rows = compare(config, root, flags.seeds)
-    with open(os.path.join(root, "comparison.json"), "w") as file:
-        json.dump({"config": dataclasses.asdict(config), "rows": rows}, file, indent=1)
+    results = {"config": dataclasses.asdict(config), "rows": rows}
+    write_text(root, "comparison.json", json.dumps(results, indent=1))
     text = table(rows, flags.rate)
-    with open(os.path.join(root, "table.txt"), "w") as file:
-        file.write(text + "\n")
+    write_text(root, "table.txt", text + "\n")
     print(
         f"\nChicago taxi trips: was the tip more than a fifth of the fare? Loss on the untouched "
         f"eval split,\n{flags.seeds} seeds of sampler and trainer, mean ± standard error. The "

@@ -47,21 +47,34 @@ class TabularSpec:
 
 
 def dataset(
-    files: Sequence[str], spec: TabularSpec, label_feature: str, batch_size: int, seed: int
+    files: Sequence[str],
+    spec: TabularSpec,
+    label_feature: str,
+    batch_size: int,
+    seed: int,
+    num_outputs: int = 0,
 ) -> tf.data.Dataset:
     """Batches of `(inputs, label, importance_weight)`; the weight is 1 where there is none.
 
-    A buffer of 100,000 examples is reshuffled each epoch, by `seed`.
+    With `num_outputs`, inputs hold `log_inclusion`, `[n, num_outputs]`, 0 where there is none. A
+    buffer of 100,000 examples is reshuffled each epoch, by `seed`.
     """
     records = read_tfrecords(sorted(files)).shuffle(100_000, seed=seed)
     fields = spec.feature_spec() | {
         label_feature: tf.io.FixedLenFeature([], tf.dtypes.as_dtype(spec.dtypes[label_feature])),
         constants.IMPORTANCE_WEIGHT: tf.io.FixedLenFeature([], tf.float32, 1.0),
     }
+    if num_outputs:
+        fields[constants.LOG_INCLUSION] = tf.io.FixedLenFeature(
+            [num_outputs], tf.float32, [0.0] * num_outputs
+        )
 
     def parse(serialized: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         parsed = tf.io.parse_example(serialized, fields)
-        return spec.inputs(parsed), parsed[label_feature], parsed[constants.IMPORTANCE_WEIGHT]
+        inputs = spec.inputs(parsed)
+        if num_outputs:
+            inputs[constants.LOG_INCLUSION] = parsed[constants.LOG_INCLUSION]
+        return inputs, parsed[label_feature], parsed[constants.IMPORTANCE_WEIGHT]
 
     return records.batch(batch_size).map(parse, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 

@@ -46,21 +46,27 @@ class LoopConfig:
 
 
 def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
-    """The nodes of the loop, in order.
+    """The nodes of the loop, in order, for `tfx.dsl.Pipeline(components=...)`.
 
     ExampleGen → StatisticsGen → SchemaGen → Trainer (base) → BulkInferrer → ForwardRecordGen →
     OFBSampler → SamplingValidator → where blessed: Trainer (continued) → ModelComparison → Pusher.
-
-    Args:
-      config: the loop.
-
-    Returns:
-      The nodes, for `tfx.dsl.Pipeline(components=...)`.
 
     Raises:
       ValueError: an argument of a component is out of range.
     """
     proto = tfx.proto
+
+    def trainer(name: str, examples: Any, split: str, settings: dict, **more: Any) -> Any:
+        return tfx.components.Trainer(
+            run_fn=_RUN_FN,
+            examples=examples,
+            schema=schema_gen.outputs["schema"],
+            train_args=proto.TrainArgs(splits=[split]),
+            eval_args=proto.EvalArgs(splits=[EVAL]),
+            custom_config=settings,
+            **more,
+        ).with_id(name)
+
     buckets = zip((BASE, TRAIN, EVAL), config.splits, strict=True)
     splits = [proto.SplitConfig.Split(name=name, hash_buckets=n) for name, n in buckets]
     example_gen = tfx.components.CsvExampleGen(
@@ -75,15 +81,7 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
     schema_gen = tfx.components.SchemaGen(
         statistics=statistics_gen.outputs["statistics"], infer_feature_shape=True
     )
-    schema = schema_gen.outputs["schema"]
-    base_trainer = tfx.components.Trainer(
-        run_fn=_RUN_FN,
-        examples=examples,
-        schema=schema,
-        train_args=proto.TrainArgs(splits=[BASE]),
-        eval_args=proto.EvalArgs(splits=[EVAL]),
-        custom_config=config.training | config.base_training,
-    ).with_id("BaseTrainer")
+    base_trainer = trainer("BaseTrainer", examples, BASE, config.training | config.base_training)
     base_model = base_trainer.outputs["model"]
     bulk_inferrer = tfx.components.BulkInferrer(
         examples=examples,
@@ -109,18 +107,13 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
     )
     blessing = validator.outputs["blessing"]
     with tfx.dsl.Cond(blessing.future()[0].custom_property(artifacts.BLESSED) == 1):
-        trainer = tfx.components.Trainer(
-            run_fn=_RUN_FN,
-            examples=sampler.outputs["sampled_examples"],
-            schema=schema,
-            base_model=base_model,
-            train_args=proto.TrainArgs(splits=[TRAIN]),
-            eval_args=proto.EvalArgs(splits=[EVAL]),
-            custom_config=config.training,
-        ).with_id("ContinuedTrainer")
+        sampled = sampler.outputs["sampled_examples"]
+        next_trainer = trainer(
+            "ContinuedTrainer", sampled, TRAIN, config.training, base_model=base_model
+        )
         comparison = ModelComparison(
             examples=examples,
-            model=trainer.outputs["model"],
+            model=next_trainer.outputs["model"],
             baseline=base_model,
             task=config.task,
             label_feature=config.label_feature,
@@ -128,7 +121,7 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
         )
         destination = proto.PushDestination.Filesystem(base_directory=config.serving_directory)
         pusher = tfx.components.Pusher(
-            model=trainer.outputs["model"],
+            model=next_trainer.outputs["model"],
             model_blessing=comparison.outputs["blessing"],
             push_destination=proto.PushDestination(filesystem=destination),
         )
@@ -141,7 +134,7 @@ def create_components(config: LoopConfig) -> list[base_node.BaseNode]:
         record_gen,
         sampler,
         validator,
-        trainer,
+        next_trainer,
         comparison,
         pusher,
     ]

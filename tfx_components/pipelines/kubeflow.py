@@ -21,13 +21,10 @@ from tfx_components.pipelines.local import NAME
 
 
 def compile_pipeline(config: LoopConfig, pipeline_root: str, image: str, output: str) -> None:
-    """Writes the pipeline job (JSON) and, next to it, only its spec (`.yaml`), which kfp loads.
+    """Writes the pipeline job, `*.json`, and next to it only its spec, `*.yaml`, which kfp loads.
 
-    Args:
-      config: the loop; its directories must be readable from the cluster.
-      pipeline_root: where artifacts go.
-      image: container image with ofb-tf and TFX.
-      output: path of the job, `*.json`.
+    The directories of `config` must be readable from the cluster, and the container image must
+    hold ofb-tf and TFX; artifacts go to `pipeline_root`.
     """
     directory, name = os.path.split(os.path.abspath(output))
     os.makedirs(directory, exist_ok=True)

@@ -13,16 +13,10 @@ NAME = "ofb-loop"
 def create_pipeline(
     config: LoopConfig, root: str, *, enable_cache: bool = True, beam_args: list[str] | None = None
 ) -> tfx.dsl.Pipeline:
-    """The pipeline with artifacts and metadata under a directory.
+    """The pipeline, for any TFX runner, with artifacts and metadata under the directory `root`.
 
-    Args:
-      config: the loop.
-      root: directory.
-      enable_cache: whether to reuse the outputs of nodes whose inputs are unchanged.
-      beam_args: for every Beam component; by default one process in memory.
-
-    Returns:
-      The pipeline, for any TFX runner.
+    `enable_cache` reuses the outputs of nodes whose inputs are unchanged; `beam_args` are for
+    every Beam component, by default one process in memory.
     """
     return tfx.dsl.Pipeline(
         pipeline_name=NAME,
@@ -38,13 +32,7 @@ def create_pipeline(
 
 
 def run(config: LoopConfig, root: str, **kwargs: Any) -> None:
-    """Runs the loop once.
-
-    Args:
-      config: the loop.
-      root: directory of artifacts and metadata; made if missing.
-      **kwargs: of `create_pipeline`.
-    """
+    """Runs the loop once; `kwargs` are of `create_pipeline`, and `root` is made if missing."""
     os.makedirs(root, exist_ok=True)
     tfx.orchestration.LocalDagRunner().run(create_pipeline(config, root, **kwargs))
 

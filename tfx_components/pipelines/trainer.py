@@ -6,18 +6,19 @@ BulkInferrer or TF Serving logs of it is what ForwardRecordGen reads, which clos
 """
 
 import dataclasses
+import math
 import os
-import tempfile
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.utils import io_utils
 
 import ofb_tf
 from ofb_tf import constants, serving
+from ofb_tf.checks import check_choice
+from tfx_components.component_utils import check_ranges
 from tfx_components.pipelines import features
 
 _DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}
@@ -60,31 +61,30 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.task not in constants.TASKS:
-            raise ValueError(f"task must be one of {constants.TASKS}. Received: {self.task!r}")
-        for name in ("num_classes", "embedding_size", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        check_choice("task", self.task, constants.TASKS)
+        counts = ("num_classes", "embedding_size", "epochs", "batch_size")
+        check_ranges(dict.fromkeys(counts, (1, math.inf)), vars(self))
         if not self.learning_rate > 0.0:
             raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the model, at least 1."""
+        return self.num_classes if self.task == constants.MULTICLASS else 1
 
     @classmethod
     def from_custom_config(cls, settings: dict[str, Any]) -> "TrainingConfig":
         """The config from Trainer's `custom_config`; lists become tuples, others' entries go."""
-        names = {field.name for field in dataclasses.fields(cls)}
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in settings.items()
-            if name in names
+            if name in cls.__dataclass_fields__
         }
         return cls(**given)
 
 
 def run_fn(fn_args: Any) -> None:
-    """Trains and exports; called by TFX.
-
-    Args:
-      fn_args: `tfx.components.FnArgs`. With `base_model`, training continues from it.
+    """Trains and exports; called by TFX with its `FnArgs`. A `base_model` is continued from.
 
     Raises:
       ValueError: a setting is out of range, or the files do not fit the schema.
@@ -116,18 +116,16 @@ def train(
     steps: int | None = None,
     log_dir: str | None = None,
 ) -> keras.Model:
-    """Trains an `OFBModel` whose outputs are logits (regression: predictions).
+    """Trains an `OFBModel` whose outputs are logits (regression: predictions), and returns it.
 
     Args:
       config: the settings.
       schema: of the examples, before sampling.
-      train_files: TFRecords; `importance_weight` is applied where the examples have it.
+      train_files: TFRecords; `importance_weight` or `log_inclusion` is applied where the examples
+        have it.
       base_model: directory of a served model that `export` wrote, to continue from.
       steps: at most so many batches; None for whole epochs.
       log_dir: for TensorBoard; None for none.
-
-    Returns:
-      The trained model.
 
     Raises:
       ValueError: the files do not fit the schema.
@@ -135,7 +133,14 @@ def train(
     """
     keras.utils.set_random_seed(config.seed)
     spec = tabular_spec(config, schema)
-    data = features.dataset(train_files, spec, config.label_feature, config.batch_size, config.seed)
+    data = features.dataset(
+        train_files,
+        spec,
+        config.label_feature,
+        config.batch_size,
+        config.seed,
+        num_outputs=0 if config.task == constants.REGRESSION else config.num_outputs,
+    )
     model = load_keras_model(base_model) if base_model else _build(config, spec, data)
     loss = {
         constants.MULTICLASS: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -154,16 +159,10 @@ def train(
 def export(
     model: keras.Model, config: TrainingConfig, schema: schema_pb2.Schema, directory: str
 ) -> None:
-    """Writes the SavedModel, and in it the Keras model that training can continue from.
+    """Writes the SavedModel of what `train` returned, from which training can continue.
 
     The signature `serving_default` is `ofb_tf.serving.export_recording_model`'s: from `examples`,
     string `[n]`, to `predictions` and `logits`, float32 `[n, k]`, and `example_id`, int64 `[n]`.
-
-    Args:
-      model: from `train`.
-      config: the settings that it was trained with.
-      schema: of the examples.
-      directory: of the SavedModel.
     """
     spec = tabular_spec(config, schema)
     feature_spec = spec.feature_spec()
@@ -180,9 +179,7 @@ def export(
     )
     path = os.path.join(directory, _KERAS_FILE)
     tf.io.gfile.makedirs(os.path.dirname(path))
-    with tempfile.TemporaryDirectory() as local:  # Keras writes local files only
-        model.save(os.path.join(local, "model.keras"))
-        tf.io.gfile.copy(os.path.join(local, "model.keras"), path, overwrite=True)
+    model.save(path)
 
 
 def load_keras_model(directory: str) -> keras.Model:
@@ -193,9 +190,7 @@ def load_keras_model(directory: str) -> keras.Model:
             f"Trainer: {path} does not exist, so training cannot continue from {directory}. Pass a "
             f"base_model that {__name__} exported."
         )
-    with tempfile.TemporaryDirectory() as local:
-        tf.io.gfile.copy(path, os.path.join(local, "model.keras"))
-        return keras.models.load_model(os.path.join(local, "model.keras"))
+    return keras.models.load_model(path)
 
 
 def tabular_spec(config: TrainingConfig, schema: schema_pb2.Schema) -> features.TabularSpec:
@@ -212,9 +207,9 @@ def tabular_spec(config: TrainingConfig, schema: schema_pb2.Schema) -> features.
     names = sorted(set(dtypes) - exclude)
     if not names:
         raise ValueError(f"no feature is left besides {sorted(exclude)}.")
-    hashed = [name for name in names if dtypes[name] == "string" or name in config.categorical]
-    numeric = [name for name in names if name not in hashed]
-    return features.TabularSpec(tuple(numeric), tuple(hashed), dtypes)
+    hashed = tuple(n for n in names if dtypes[n] == "string" or n in config.categorical)
+    numeric = tuple(name for name in names if name not in hashed)
+    return features.TabularSpec(numeric, hashed, dtypes)
 
 
 def _build(
@@ -222,32 +217,25 @@ def _build(
 ) -> keras.Model:
     inputs, parts = {}, []
     if spec.numeric:
-        inputs[features.NUMBERS] = keras.Input((2 * len(spec.numeric),), name=features.NUMBERS)
+        numbers = keras.Input((2 * len(spec.numeric),), name=features.NUMBERS)
+        inputs[features.NUMBERS] = numbers
         scale = keras.layers.Normalization()
         scale.adapt(data.map(lambda x, y, w: x[features.NUMBERS]))
-        parts.append(scale(inputs[features.NUMBERS]))
+        parts.append(scale(numbers))
     if spec.categorical:
-        shape = (len(spec.categorical),)
-        inputs[features.BUCKETS] = keras.Input(shape, dtype="int64", name=features.BUCKETS)
+        count = len(spec.categorical)
+        buckets = keras.Input((count,), dtype="int64", name=features.BUCKETS)
+        inputs[features.BUCKETS] = buckets
         # One table, in which each feature has its own rows.
-        offsets = np.arange(len(spec.categorical), dtype=np.int64) * spec.num_buckets
-        rows = keras.layers.Lambda(
-            _add_offsets, output_shape=shape, arguments={"offsets": offsets.tolist()}
-        )(inputs[features.BUCKETS])
-        size = spec.num_buckets * len(spec.categorical)
-        table = keras.layers.Embedding(size, config.embedding_size)
-        parts.append(keras.layers.Flatten()(table(rows)))
+        offsets = [k * spec.num_buckets for k in range(count)]
+        shift = keras.layers.Rescaling(1, offsets, dtype="int64")
+        table = keras.layers.Embedding(spec.num_buckets * count, config.embedding_size)
+        parts.append(keras.layers.Flatten()(table(shift(buckets))))
     x = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
     for units in config.hidden_units:
         x = keras.layers.Dense(units, activation="relu")(x)
-    num_outputs = config.num_classes if config.task == constants.MULTICLASS else 1
-    outputs = keras.layers.Dense(num_outputs, name=constants.LOGITS)(x)
+    outputs = keras.layers.Dense(config.num_outputs, name=constants.LOGITS)(x)
     return ofb_tf.OFBModel(inputs, outputs)
-
-
-@keras.saving.register_keras_serializable(package="tfx_components")
-def _add_offsets(buckets: tf.Tensor, offsets: list[int]) -> tf.Tensor:
-    return buckets + tf.constant(offsets, tf.int64)
 
 
 def _glob(patterns: list[str]) -> list[str]:

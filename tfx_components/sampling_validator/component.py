@@ -1,6 +1,9 @@
 """The SamplingValidator component: may this sample be trained on?"""
 
-from typing import Any, NamedTuple
+import functools
+import math
+import types
+from typing import Any
 
 from tfx import v1 as tfx
 
@@ -12,36 +15,21 @@ from tfx_components.artifacts import (
     write_blessing,
     write_text,
 )
-from tfx_components.component_utils import checked_at_construction, error_context
+from tfx_components.component_utils import check_ranges, checked_at_construction, error_context
 from tfx_components.ofb_sampler.transforms import IMPORTANCE
 
-_NAME = "SamplingValidator"
 _STANDARD_ERRORS = 5.0
+_RANGES = {
+    "min_coverage": (0, 1),
+    "max_rate_deviation": (0, math.inf),
+    "min_effective_sample_size": (0, 1),
+    "max_weight": (0, math.inf),
+    "max_record_age": (0, math.inf),
+    "max_repeated_ids": (0, 1),
+}
 
 
-class Thresholds(NamedTuple):
-    """The parameters of `SamplingValidator`, which documents them."""
-
-    min_coverage: float
-    max_rate_deviation: float
-    min_effective_sample_size: float
-    max_weight: float
-    max_record_age: float
-    max_repeated_ids: float
-
-
-_SHARES = ("min_coverage", "min_effective_sample_size", "max_repeated_ids")
-
-
-def _check_parameters(**known: Any) -> None:
-    for name in Thresholds._fields:
-        most = 1.0 if name in _SHARES else float("inf")
-        if not 0.0 <= known.get(name, 0.0) <= most:
-            bound = "in [0, 1]" if name in _SHARES else "at least 0"
-            raise ValueError(f"{name} must be {bound}. Received: {known[name]!r}")
-
-
-@checked_at_construction(_check_parameters)
+@checked_at_construction(functools.partial(check_ranges, _RANGES))
 @tfx.dsl.components.component
 def SamplingValidator(
     sampling_statistics: tfx.dsl.components.InputArtifact[SamplingStatistics],
@@ -80,10 +68,9 @@ def SamplingValidator(
     Raises:
       ValueError: a threshold is out of range; names the component.
     """
-    arguments = locals()
-    with error_context(_NAME, [blessing.uri]):
-        thresholds = Thresholds(*(arguments[name] for name in Thresholds._fields))
-        _check_parameters(**thresholds._asdict())
+    thresholds = types.SimpleNamespace(**locals())
+    with error_context("SamplingValidator", [blessing.uri]):
+        check_ranges(_RANGES, vars(thresholds))
         config, splits = read_statistics(sampling_statistics.uri)
         anomalies = [
             f"{split}: {message}"
@@ -95,7 +82,7 @@ def SamplingValidator(
         blessing.set_string_custom_property("anomalies", "\n".join(anomalies))
 
 
-def _anomalies(stats: WeightStats, config: dict, thresholds: Thresholds) -> list[str]:
+def _anomalies(stats: WeightStats, config: dict, thresholds: Any) -> list[str]:
     """What is out of bounds in one split: the value, the bound, the remedy."""
     rate, n = config["rate"], stats.num_examples
     slack = 1e-6 * max(stats.sum_weights, 1.0)  # weights are rounded to float32

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx_testing import serialize, write_tfrecords
+from tfx_testing import write_tfrecords
 
 from ofb_tf import constants
+from tests.streams import serialized_example
 from tfx_components.pipelines import features, trainer
 from tfx_components.pipelines.comparison import evaluate
 from tfx_components.pipelines.trainer import TrainingConfig
@@ -37,7 +38,7 @@ def _rows(n, weight=None, seed=0):
 
 
 def _files(path, rows):
-    write_tfrecords(path, [serialize(row) for row in rows])
+    write_tfrecords(path, [serialized_example(**row) for row in rows])
     return [str(path)]
 
 
@@ -50,6 +51,26 @@ def test_a_weight_of_zero_is_an_example_left_out(tmp_path, schema):
     trainer.export(model, config, schema, str(tmp_path / "model"))
     metrics = evaluate(str(tmp_path / "model"), files, "binary", "label")
     assert metrics["calibration"] < 0.2
+
+
+def test_offsets_are_in_the_training_loss_alone(tmp_path, schema):
+    """With offsets of 3 the model learns log-odds that are lower by 3, and that is served."""
+    rows = list(_rows(600))
+    files = _files(tmp_path / "plain", rows)
+    with_offsets = [row | {constants.LOG_INCLUSION: 3.0} for row in rows]
+    config = dataclasses.replace(_CONFIG, epochs=20, learning_rate=1e-2)
+    mean_logits = []
+    for name, train_files in (
+        ("plain", files),
+        ("corrected", _files(tmp_path / "offsets", with_offsets)),
+    ):
+        model = trainer.train(config, schema, train_files=train_files)
+        directory = str(tmp_path / f"model-{name}")
+        trainer.export(model, config, schema, directory)
+        served = tf.saved_model.load(directory).signatures["serving_default"]
+        serialized = tf.constant([serialized_example(**row) for row in rows])
+        mean_logits.append(float(tf.reduce_mean(served(serialized)["logits"])))
+    assert mean_logits[1] - mean_logits[0] == pytest.approx(-3.0, abs=0.75)
 
 
 def test_same_seed_same_model_other_seed_another(tmp_path, schema):
@@ -79,7 +100,7 @@ def test_the_signature_echoes_ids_and_logits(tmp_path, schema):
     trainer.export(model, _CONFIG, schema, str(tmp_path / "model"))
     serve = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
     # A feature may be absent in what is served.
-    examples = [serialize(row) for row in rows] + [serialize({"id": 99})]
+    examples = [serialized_example(**row) for row in rows] + [serialized_example(id=99)]
     answer = serve(examples=tf.constant(examples))
     assert answer["logits"].shape == (51, 1)
     assert answer["example_id"].numpy().tolist() == [*range(50), 99]
@@ -94,7 +115,7 @@ def test_inputs_of_examples(schema):
     config = dataclasses.replace(_CONFIG, categorical=("hour",))
     spec = dataclasses.replace(trainer.tabular_spec(config, schema), num_buckets=8)
     assert (spec.numeric, spec.categorical) == (("x",), ("city", "hour"))
-    serialized = [serialize({"x": -3.0, "city": b"a", "hour": 5}), serialize({"city": b"a"})]
+    serialized = [serialized_example(x=-3.0, city=b"a", hour=5), serialized_example(city=b"a")]
     inputs = spec.inputs(tf.io.parse_example(serialized, spec.feature_spec()))
     np.testing.assert_allclose(
         inputs[features.NUMBERS], [[-np.log(4.0), 0.0], [0.0, 1.0]], rtol=1e-6

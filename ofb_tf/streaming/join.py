@@ -1,0 +1,267 @@
+"""The join of records, examples and labels by id, in event time, for one bucket of ids.
+
+Knows no engine: columns in, watermark in, selected examples out. `ofb_tf.streaming.flink` keeps
+one `Pending` for each bucket in Flink's state and calls `leave` when an event-time timer fires.
+All of it is numpy on blocks, so that an engine's cost per element is paid once for many rows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import constants, hashing
+from ofb_tf.constants import EXAMPLE_ID, IMPORTANCE_WEIGHT, LABEL, TIMESTAMP
+from ofb_tf.selection import window
+from ofb_tf.selection.policy import POISSON, Policy
+
+RECORDS, EXAMPLES, LABELS = "records", "examples", "labels"
+SERIALIZED = "serialized"
+Columns = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JoinConfig:
+    """How the stream is joined and sampled. Times are in seconds of event time.
+
+    Attributes:
+      policy: with the Poisson design and no need of a window, such as `FixedScale`.
+      rate: in (0, 1]: what weights are relative to, rate / p.
+      task: "binary", "multiclass" or "regression".
+      missing: what becomes of an example without a usable record: "uniform", "keep" or "drop".
+      seed: of the draws; with `epoch` as in `ofb_sample`.
+      epoch: another one gives other draws.
+      attribution_window: an example without a label leaves as a negative when its timestamp is
+        this long past.
+      max_wait: an example with a label waits so long after its timestamp for a record; at most
+        the attribution window.
+      interval: how often a bucket is looked at. Its pending examples are written again each time,
+        about attribution_window / interval times each.
+      negative: the label of an example without one, or None to drop it (and count it).
+
+    Raises:
+      ValueError: a field out of range.
+    """
+
+    policy: Policy
+    rate: float
+    task: str = constants.BINARY
+    missing: str = constants.MISSING_UNIFORM
+    seed: int = 0
+    epoch: int = 0
+    attribution_window: float = 1800.0
+    max_wait: float = 60.0
+    interval: float = 60.0
+    negative: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.policy.design != POISSON:
+            raise ValueError(
+                "policy must have the Poisson design: a stream in many buckets has no windows. "
+                f"Received: {type(self.policy).__name__} with {self.policy.design!r}"
+            )
+        if not 0.0 < self.rate <= 1.0:
+            raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
+        for name, choices in (("task", constants.TASKS), ("missing", constants.MISSING[:3])):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {choices}. Received: {getattr(self, name)!r}"
+                )
+        if not 0.0 <= self.max_wait <= self.attribution_window or self.interval <= 0.0:
+            raise ValueError(
+                "max_wait must be in [0, attribution_window] and interval above 0. Received: "
+                f"max_wait={self.max_wait!r}, attribution_window={self.attribution_window!r}, "
+                f"interval={self.interval!r}"
+            )
+
+    def micros(self, name: str) -> int:
+        """One of the times in microseconds, as timestamps are."""
+        return round(getattr(self, name) * constants.MICROSECONDS)
+
+
+@dataclasses.dataclass
+class Pending:
+    """What a bucket keeps: columns of n rows by kind, and when which examples left.
+
+    `examples` have `example_id`, `timestamp` and `serialized`; `labels` have `example_id`,
+    `timestamp` and `label`; `records` have the columns of the record format. `left` has the ids
+    and timestamps of examples that left, kept for as long as a second delivery is possible.
+    """
+
+    tables: dict[str, Columns] = dataclasses.field(default_factory=dict)
+
+    def add(self, kind: str, columns: Columns) -> None:
+        """Appends rows."""
+        table = self.tables.get(kind)
+        if table is None:
+            self.tables[kind] = columns
+        else:
+            self.tables[kind] = {
+                name: np.concatenate([table[name], columns[name]]) for name in columns
+            }
+
+    def keep(self, kind: str, rows: np.ndarray) -> None:
+        """Keeps these rows alone; none of them, and the kind is gone."""
+        if kind in self.tables:
+            if rows.any():
+                self.tables[kind] = {name: data[rows] for name, data in self.tables[kind].items()}
+            else:
+                del self.tables[kind]
+
+    def ids(self, kind: str) -> np.ndarray:
+        """int64 `[n]`."""
+        return self.tables[kind][EXAMPLE_ID] if kind in self.tables else np.zeros(0, np.int64)
+
+    def __bool__(self) -> bool:
+        return bool(self.tables)
+
+
+def leave(
+    pending: Pending, watermark: int, config: JoinConfig
+) -> tuple[list[bytes], dict[str, int]]:
+    """Takes from a bucket what is complete or has waited long enough, and samples it.
+
+    An example leaves with its label once its record is there or `max_wait` is over, or without a
+    label at the end of the attribution window. Only labels no later than the window and records no
+    later than `max_wait` count, so the result does not depend on when the bucket is looked at.
+    What has no partner, and the memory of what left, goes two windows after its timestamp.
+
+    Args:
+      pending: changed in place.
+      watermark: microseconds: everything earlier has arrived.
+      config: how.
+
+    Returns:
+      Serialized tf.Examples with label and `importance_weight`, ascending by id, and counts.
+    """
+    _drop_repeated(pending)
+    counts = {}
+    horizon = watermark - 2 * config.micros("attribution_window")
+    examples = pending.tables.get(EXAMPLES)
+    out: list[bytes] = []
+    if examples is not None:
+        ids, times = examples[EXAMPLE_ID], examples[TIMESTAMP]
+        record, has_record = _lookup(pending, RECORDS, ids, times + config.micros("max_wait"))
+        label, has_label = _lookup(
+            pending, LABELS, ids, times + config.micros("attribution_window")
+        )
+        waited = watermark >= times + config.micros("max_wait")
+        expired = watermark >= times + config.micros("attribution_window")
+        leaving = expired | (has_label & (has_record | waited))
+        labels = label[LABEL] if LABEL in label else np.zeros(len(ids))
+        labels = np.where(has_label, labels, config.negative or 0.0)
+        emitted = leaving & (has_label | (config.negative is not None))
+        record[constants.HAS_RECORD] = has_record
+        rows = np.flatnonzero(emitted)
+        rows = rows[np.argsort(ids[rows])]
+        chosen = {name: data[rows] for name, data in record.items()}
+        out = _sample(config, examples[SERIALIZED][rows], ids[rows], labels[rows], chosen)
+        counts = {
+            "left": int(leaving.sum()),
+            "unlabelled": int((leaving & ~emitted).sum()),
+            "without_record": int((emitted & ~has_record).sum()),
+            "selected": len(out),
+        }
+        pending.add("left", {EXAMPLE_ID: ids[leaving], TIMESTAMP: times[leaving]})
+        pending.keep(EXAMPLES, ~leaving)
+    for kind in (RECORDS, LABELS):
+        if kind in pending.tables:
+            joined = np.isin(pending.ids(kind), pending.ids("left"))
+            late = ~joined & (pending.tables[kind][TIMESTAMP] < horizon)
+            counts[f"{kind}_without_example"] = int(late.sum())
+            pending.keep(kind, ~joined & ~late)
+    if "left" in pending.tables:
+        pending.keep("left", pending.tables["left"][TIMESTAMP] >= horizon)
+    return out, counts
+
+
+def _drop_repeated(pending: Pending) -> None:
+    """Keeps the first delivery of an example, and none of an example that has left."""
+    ids = pending.ids(EXAMPLES)
+    first = np.zeros(len(ids), bool)
+    first[np.unique(ids, return_index=True)[1]] = True
+    pending.keep(EXAMPLES, first & ~np.isin(ids, pending.ids("left")))
+
+
+def _lookup(
+    pending: Pending, kind: str, ids: np.ndarray, latest: np.ndarray
+) -> tuple[Columns, np.ndarray]:
+    """Each id's newest row that is no later than its `latest`, arbitrary where there is none."""
+    table = pending.tables.get(kind)
+    if table is None:
+        return {}, np.zeros(len(ids), bool)
+    order = np.lexsort((table[TIMESTAMP], table[EXAMPLE_ID]))
+    known, times = table[EXAMPLE_ID][order], table[TIMESTAMP][order]
+    row = np.searchsorted(known, ids, side="right") - 1
+    while True:  # few ids have several rows, and fewer one that is too late
+        found = (row >= 0) & (known[np.maximum(row, 0)] == ids)
+        too_late = found & (times[np.maximum(row, 0)] > latest)
+        if not too_late.any():
+            break
+        row = np.where(too_late, row - 1, row)
+    rows = order[np.maximum(row, 0)]
+    return {name: data[rows] for name, data in table.items()}, found
+
+
+@functools.lru_cache(maxsize=8)
+def _select(config: JoinConfig) -> Callable[..., Any]:
+    """The selection as a function that is traced once."""
+
+    @tf.function(reduce_retracing=True)
+    def select(ids: tf.Tensor, labels: tf.Tensor, record: dict[str, tf.Tensor]) -> tuple:
+        key = hashing.fold_in(
+            tf.constant(config.seed, tf.int64), tf.constant(config.epoch, tf.int64)
+        )
+        chosen = window.select(
+            config.policy,
+            rate=config.rate,
+            task=config.task,
+            missing=config.missing,
+            example_ids=ids,
+            labels=labels,
+            record=record,
+            key=key,
+            batch_size=None,
+        )
+        return chosen.indices, chosen.weights
+
+    return select
+
+
+def _sample(
+    config: JoinConfig,
+    serialized: np.ndarray,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    record: Columns,
+) -> list[bytes]:
+    if not len(ids):
+        return []
+    is_class = config.task != constants.REGRESSION
+    labels = labels.astype(np.int64 if is_class else np.float32)
+    fields = {name: record[name] for name in constants.RECORD_FIELDS if name in record}
+    if constants.LOGITS not in fields and constants.LOSS not in fields:
+        fields[constants.LOSS] = np.full(len(ids), np.nan, np.float32)  # no record has come yet
+    indices, weights = _select(config)(
+        tf.constant(ids), tf.constant(labels), {k: tf.constant(v) for k, v in fields.items()}
+    )
+    kind = "int64_list" if is_class else "float_list"
+    out = []
+    for index, weight in zip(indices.numpy().tolist(), weights.numpy().tolist(), strict=True):
+        example = tf.train.Example.FromString(serialized[index])
+        feature = example.features.feature
+        getattr(feature[LABEL], kind).value[:] = [labels[index].item()]
+        feature[IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
+        out.append(example.SerializeToString(deterministic=True))
+    return out
+
+
+def split(columns: Columns, num_buckets: int) -> Sequence[tuple[int, Columns]]:
+    """The rows of each bucket that has some: (bucket, columns)."""
+    return [
+        (bucket, {name: data[rows] for name, data in columns.items()})
+        for bucket, rows in hashing.rows_by_partition(columns[EXAMPLE_ID], num_buckets)
+    ]
