@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         serving as serving,
         testing as testing,
     )
+    from ofb_tf.hashing import example_id_of as example_id_of
     from ofb_tf.records import (
         ForwardRecords as ForwardRecords,
         ForwardRecordWriter as ForwardRecordWriter,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         Uniform as Uniform,
         Window as Window,
     )
+    from ofb_tf.selection.scores import sequence_loss as sequence_loss
     from ofb_tf.training.callbacks import (
         BackupIterator as BackupIterator,
         OFBTensorBoard as OFBTensorBoard,
@@ -67,7 +69,9 @@ _MODULE_OF = {
     "TopLoss": "selection",
     "Uniform": "selection",
     "Window": "selection",
+    "example_id_of": "hashing",
     "join_forward_records": "transforms.join",
+    "sequence_loss": "selection.scores",
     "ofb_sample": "transforms.sample",
 }
 

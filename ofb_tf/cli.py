@@ -144,6 +144,7 @@ _RECORDS_FLAGS = {
     "id_field": ("jsonl, csv: field with the id.", "example_id"),
     "id_type": ("csv: type of the ids.", ("int", "string")),
     "logits_fields": ("jsonl, csv: a field with a list of logits, or one per logit.", ["logits"]),
+    "probabilities": ("The files hold probabilities instead of logits.", False),
     "loss_field": ("jsonl, csv: field with the loss.", str),
     "version_field": ("jsonl, csv: field with the model version.", "model_version"),
     "timestamp_field": ("jsonl, csv: field with the time.", "timestamp"),
@@ -396,6 +397,7 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
         num_outputs=values.num_outputs,
         secret_file=values.id_secret_file,
         compression=values.compression,
+        from_logits=not values.probabilities,
         id_type=values.id_type,
     )
     rows = {

@@ -1,5 +1,7 @@
 """Keyed hashes and ids: known values, the same in TensorFlow and numpy, uniform draws."""
 
+import uuid
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -95,3 +97,54 @@ def test_rows_by_partition_are_those_of_partition_of():
     for partition in range(7):
         rows = np.flatnonzero(hashing.partition_of(ids, 7) == partition)
         np.testing.assert_array_equal(dealt[partition], rows)
+
+
+def test_example_ids_of_columns_are_the_same_everywhere():
+    users = ["ann", "bob", "ann", "é\0"]
+    prices = np.array([1.5, -0.0, np.nan, 3.0])
+    counts, flags = np.array([1, 2, 3, 2**40]), np.array([True, False, True, True])
+    ids = hashing.example_id_of(np.array(users, object), prices, counts, flags)
+    assert ids.dtype == np.int64
+    assert len(set(ids.tolist())) == 4
+    columns = [tf.constant(users), tf.constant(prices), tf.constant(counts), tf.constant(flags)]
+    np.testing.assert_array_equal(hashing.example_id_of(*columns), ids)
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(columns)).map(hashing.example_id_of)
+    assert [int(i) for i in dataset] == ids.tolist()
+    rows = zip(users, prices.tolist(), counts.tolist(), flags.tolist(), strict=True)
+    assert [int(hashing.example_id_of(*row)) for row in rows] == ids.tolist()  # as in Beam
+    # A value that changes would change every id that users have recorded.
+    assert int(hashing.example_id_of("ann", 1.5, 1)) == 5281690485275557027
+
+
+def test_example_ids_of_columns_tell_types_places_and_zeros_apart():
+    of = hashing.example_id_of
+    assert len({int(of(v)) for v in (7, 7.0, "7", 0.0, True)}) == 5
+    assert of(1, 2) != of(2, 1)
+    assert of(-0.0) == of(0.0)
+    assert of(np.float32(0.1)) != of(0.1)
+    with pytest.raises(ValueError, match="at least one column"):
+        of()
+    with pytest.raises(ValueError, match="NoneType"):
+        of(np.array(["a", None], object))
+
+
+def test_example_ids_of_pandas_columns():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(
+        {"user": ["ann", "bob"], "day": pandas.to_datetime(["2026-01-01"] * 2)}
+    )
+    days = np.array(["2026-01-01"] * 2, "datetime64[us]").view(np.int64)
+    expected = hashing.example_id_of(tf.constant(["ann", "bob"]), tf.constant(days))
+    np.testing.assert_array_equal(hashing.example_id_of(table["user"], table["day"]), expected)
+
+
+def test_uuids_and_times_are_ids():
+    ids = [uuid.UUID(int=i) for i in range(3)]
+    expected = hashing.to_int64([str(i) for i in ids])
+    np.testing.assert_array_equal(hashing.to_int64(ids), expected)
+    np.testing.assert_array_equal(hashing.to_int64(np.array(ids, object)), expected)
+    assert hashing.to_int64(ids[0]) == expected[0]
+    times = np.array(["1970-01-02", "1970-01-01T00:00:01"], "datetime64[s]")
+    np.testing.assert_array_equal(hashing.to_int64(times), [86_400_000_000, 1_000_000])
+    with pytest.raises(ValueError, match="NaT"):
+        hashing.to_int64(np.array(["NaT"], "datetime64[s]"))

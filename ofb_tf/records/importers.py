@@ -171,6 +171,7 @@ def import_records(
     secret_file: str | None = None,
     compression: str | None = None,
     id_type: str = "int",
+    from_logits: bool = True,
 ) -> ImportReport:
     """Reads files and writes their records.
 
@@ -188,6 +189,7 @@ def import_records(
       id_type: what the ids of a CSV file are, which has only text: "int", where any other text
         makes a bad row, or "string". The other formats have typed ids: integers stay, text
         becomes its fingerprint even if it looks like a number.
+      from_logits: False where the files hold probabilities, whose logits are then recorded.
 
     Raises:
       ValueError: an argument is out of range.
@@ -212,6 +214,8 @@ def import_records(
             for batch in batches:
                 report.num_rows += len(batch.offsets)
                 num_served += len(batch.offsets) / batch.sampling_rate
+                if not from_logits and constants.LOGITS in batch.columns:
+                    batch.columns["probabilities"] = batch.columns.pop(constants.LOGITS)
                 error = _write(writer, batch, secret)
                 if not error:
                     continue

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import uuid
+import warnings
 import weakref
 from typing import Any
 
@@ -17,6 +18,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice, check_compression, check_count, check_positive
 from ofb_tf.records import blocks, files, reader
+from ofb_tf.records.outputs import logits_of, look_like_probabilities
 from ofb_tf.records.reader import Columns, ForwardRecords
 from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
@@ -145,6 +147,7 @@ class ForwardRecordWriter:
         example_ids: Any,
         logits: Any = None,
         *,
+        probabilities: Any = None,
         loss: Any = None,
         model_version: int | np.ndarray = 0,
         timestamp: int | np.ndarray | None = None,
@@ -155,6 +158,8 @@ class ForwardRecordWriter:
           example_ids: integers or text `[n]`; text becomes its 64-bit fingerprint.
           logits: float `[n, num_outputs]`, or `[n]` for one output: logits, or the prediction of
             a regression. Values that are not finite are written as given, and counted.
+          probabilities: instead of logits, of a model that ends in a sigmoid or softmax, in [0, 1];
+            their logits are recorded.
           loss: float `[n]`, if the label is already known; with logits or instead of them.
           model_version: int64, one or `[n]`.
           timestamp: int64 microseconds since 1970, one or `[n]`; now by default, and never before
@@ -167,6 +172,12 @@ class ForwardRecordWriter:
         """
         ids = hashing.id_vector(example_ids)
         columns: dict[str, Any] = {constants.EXAMPLE_ID: ids}
+        if probabilities is not None:
+            if logits is not None:
+                raise ValueError("write: give logits or probabilities. Received: both")
+            logits = logits_of(probabilities)
+        elif logits is not None and self._schema is None:
+            _warn_of_probabilities(logits)
         if logits is not None:
             columns[constants.LOGITS] = self._as_logits(logits, len(ids))
         if loss is not None:
@@ -427,6 +438,17 @@ def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
             f"Received: {list(array.shape)}"
         )
     return array.astype(np.float32, copy=False)
+
+
+def _warn_of_probabilities(logits: Any) -> None:
+    rows = np.asarray(logits)
+    # One output in [0, 1] may be a prediction: ofb_sample warns of it, which knows the task.
+    if rows.ndim == 2 and rows.shape[1] > 1 and look_like_probabilities(rows):
+        warnings.warn(
+            "write: logits lie in [0, 1] and sum to 1, as probabilities do. Recorded as logits "
+            "they make selection nearly uniform: pass them as probabilities=.",
+            stacklevel=3,
+        )
 
 
 def _as_int64(name: str, values: Any, num_records: int) -> int | np.ndarray:

@@ -18,6 +18,8 @@ correction with rare events data", NeurIPS 2021 (arXiv 2110.13048). There the pr
 those of a pilot model; here they are those of the model that served.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from ofb_tf import constants
@@ -33,14 +35,20 @@ _TOP_K = (
 )
 
 
-def check_log_odds(policy: Policy, task: str | None) -> None:
+def check_log_odds(policy: Policy, task: Any) -> None:
     """Raises ValueError where no log-odds correction exists.
 
     Args:
       policy: needs probabilities that are a function of the gradient-norm bound, none of them 0.
-      task: "multiclass" or "binary"; None where it is not known yet.
+      task: "multiclass" or "binary"; None where it is not known yet. Several heads, as `Heads` or
+        a mapping by their names, have one score for all their labels, and no correction.
     """
     remedy = "Use estimator='weights'."
+    if not isinstance(task, str | None):
+        raise ValueError(
+            "estimator='log_odds' corrects the logits of one head, which a joint score does not "
+            f"allow. Received: the heads {[getattr(h, 'name', h) for h in task]}. {remedy}"
+        )
     if task == constants.REGRESSION and policy.needs_records:
         raise ValueError(
             f"estimator='log_odds' is for classification. Received: task={task!r}. {remedy}"

@@ -25,6 +25,8 @@ regression also `[n]`); in the top-k form also `class_ids` int32 `[n, k]`, `logs
 `sum_squared_probabilities` float32 `[n]` and `num_outputs` int32 `[n]`.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from ofb_tf import constants
@@ -63,6 +65,44 @@ def example_loss(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -> 
     kept = record[constants.LOGSUMEXP] - tf.reduce_sum(tf.where(is_label, logits, 0.0), axis=-1)
     spread = -tf.math.log(_spread_probability(record))
     return tf.where(tf.reduce_any(is_label, axis=-1), kept, spread)
+
+
+def sequence_loss(token_losses: Any, mask: Any = None, *, reduction: str = "mean") -> tf.Tensor:
+    """The loss of each sequence from those of its tokens: what a record of it holds.
+
+    ```python
+    import numpy as np
+
+    import ofb_tf
+
+    token_losses, mask = np.array([[1.0, 3.0, 9.0]]), np.array([[True, True, False]])
+    with ofb_tf.ForwardRecordWriter("records") as writer:
+        writer.write([7], loss=ofb_tf.sequence_loss(token_losses, mask).numpy())
+    assert ofb_tf.ForwardRecords.load("records").losses == [2.0]
+    ```
+
+    Args:
+      token_losses: floats `[n, t, ...]`.
+      mask: which tokens count, bool or floats of the same shape; None for all.
+      reduction: "mean" over the tokens that count, 0 where none does, or "sum": as the loss that
+        is trained on weights its tokens.
+
+    Returns:
+      float32 `[n]`.
+
+    Raises:
+      ValueError: reduction is neither.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum'. Received: {reduction!r}")
+    losses = tf.cast(tf.convert_to_tensor(token_losses), tf.float32)
+    counted = tf.ones_like(losses) if mask is None else tf.cast(mask, tf.float32)
+    axes = list(range(1, losses.shape.rank or 2))
+    # A masked token's loss may be anything, also not a number.
+    total = tf.reduce_sum(tf.where(counted != 0.0, losses * counted, 0.0), axis=axes)
+    if reduction == "sum":
+        return total
+    return tf.math.divide_no_nan(total, tf.reduce_sum(counted, axis=axes))
 
 
 def gradient_norm_bound(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -> tf.Tensor:
@@ -123,26 +163,48 @@ def valid_examples(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -
     Returns:
       bool `[n]`.
     """
-    if labels.dtype.is_floating:
-        valid = tf.math.is_finite(labels)
-    else:
-        valid = tf.ones_like(labels, tf.bool)
-    if task == constants.BINARY:
-        labels = tf.cast(labels, tf.float32)
-        valid &= (labels >= 0.0) & (labels <= 1.0)
+    return with_finite_outputs(record, valid_labels(record, labels, task), task)
+
+
+def with_finite_outputs(record: dict[str, tf.Tensor], valid: tf.Tensor, task: str) -> tf.Tensor:
+    """`valid_examples` from `valid_labels`."""
     logits = record.get(constants.LOGITS)
     if logits is None:
         return valid
     if task != constants.MULTICLASS:
         return valid & tf.math.is_finite(_scalar_outputs(logits))
+    if constants.CLASS_IDS in record:
+        valid &= tf.math.is_finite(record[constants.LOGSUMEXP])
+        valid &= tf.math.is_finite(record[constants.SUM_SQUARED_PROBABILITIES])
+    return valid & tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+
+
+def valid_labels(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -> tf.Tensor:
+    """Where the label is in the task's range, whatever the record says.
+
+    Args:
+      record: as for `valid_examples`.
+      labels: `[n]`.
+      task: "multiclass", "binary" or "regression".
+
+    Returns:
+      bool `[n]`.
+    """
+    if task == constants.BINARY:
+        labels = tf.cast(labels, tf.float32)
+        return (labels >= 0.0) & (labels <= 1.0)
+    if labels.dtype.is_floating:
+        valid = tf.math.is_finite(labels)
+    else:
+        valid = tf.ones_like(labels, tf.bool)
+    logits = record.get(constants.LOGITS)
+    if task == constants.REGRESSION or logits is None:
+        return valid
     labels = tf.cast(labels, tf.int64)
     num_classes = tf.shape(logits, tf.int64)[-1]
     if constants.CLASS_IDS in record:
-        num_classes = tf.cast(record[constants.NUM_OUTPUTS], tf.int64)
-        valid &= tf.math.is_finite(record[constants.LOGSUMEXP])
-        valid &= tf.math.is_finite(record[constants.SUM_SQUARED_PROBABILITIES])
-    valid &= (labels >= 0) & (labels < num_classes)
-    return valid & tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+        num_classes = tf.cast(tf.reduce_max(record[constants.NUM_OUTPUTS]), tf.int64)
+    return valid & (labels >= 0) & (labels < num_classes)
 
 
 def stratification_key(

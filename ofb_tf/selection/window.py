@@ -26,11 +26,13 @@ class Scored(NamedTuple):
       scores: float32 `[n]`: what `Policy.score` asks for.
       usable: bool `[n]`: where the record is there and not too old, the label is valid for the
         task, and logits, loss and score are finite and the score is at least 0.
+      valid_labels: bool `[n]`: where the label is valid for the task, whatever the record says.
     """
 
     losses: tf.Tensor
     scores: tf.Tensor
     usable: tf.Tensor
+    valid_labels: tf.Tensor
 
 
 class Selection(NamedTuple):
@@ -40,6 +42,7 @@ class Selection(NamedTuple):
       indices: int32 `[m]`, in the order in which they leave.
       weights: float32 `[m]`, finite.
       usable: bool `[n]`: which examples had a usable record.
+      valid_labels: bool `[n]`: as `Scored.valid_labels`.
       probabilities: float64 `[n]`: inclusion probabilities.
       example_ids: int64 `[n]`: as given, or made from content and place.
       log_inclusion: float32 `[m, k]` of the selected, see `log_odds`; None with weights.
@@ -49,6 +52,7 @@ class Selection(NamedTuple):
     indices: tf.Tensor
     weights: tf.Tensor
     usable: tf.Tensor
+    valid_labels: tf.Tensor
     probabilities: tf.Tensor
     example_ids: tf.Tensor
     log_inclusion: tf.Tensor | None = None
@@ -79,8 +83,10 @@ def score(
     """
     if not policy.needs_records:
         zeros = tf.zeros(tf.shape(labels), tf.float32)
-        return Scored(zeros, zeros, tf.ones(tf.shape(labels), tf.bool))
-    usable = scores.valid_examples(record, labels, task)
+        valid = tf.ones(tf.shape(labels), tf.bool)
+        return Scored(zeros, zeros, valid, valid)
+    valid = scores.valid_labels(record, labels, task)
+    usable = scores.with_finite_outputs(record, valid, task)
     if constants.HAS_RECORD in record:
         usable &= record[constants.HAS_RECORD]
     losses = record.get(constants.LOSS)
@@ -97,7 +103,7 @@ def score(
         values = scores.gradient_norm_bound(record, labels, task)
     # Task losses are at least 0; a recorded loss of the user's own may not be.
     usable &= tf.math.is_finite(losses) & tf.math.is_finite(values) & (values >= 0.0)
-    return Scored(losses, values, usable)
+    return Scored(losses, values, usable, valid)
 
 
 def select(
@@ -198,7 +204,14 @@ def select(
         weights = tf.ones(tf.shape(labels), tf.float32)
     weights = _weights(weights, rate, probabilities, indices)
     return Selection(
-        indices, weights, scored.usable, probabilities, example_ids, log_inclusion, state
+        indices=indices,
+        weights=weights,
+        usable=scored.usable,
+        valid_labels=scored.valid_labels,
+        probabilities=probabilities,
+        example_ids=example_ids,
+        log_inclusion=log_inclusion,
+        state=state,
     )
 
 

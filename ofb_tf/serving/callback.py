@@ -1,5 +1,6 @@
 """Recording inside the process that calls `model.predict`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecordWriter
+from ofb_tf.records.outputs import gives_probabilities, logits_of
 
 
 class RecordPredictions(keras.callbacks.Callback):
@@ -37,7 +39,8 @@ class RecordPredictions(keras.callbacks.Callback):
         *,
         model_version: int = 0,
         id_output: str = constants.EXAMPLE_ID,
-        logits_output: str = constants.LOGITS,
+        logits_output: str | Sequence[str] = constants.LOGITS,
+        from_logits: bool | None = None,
     ):
         """Makes the callback.
 
@@ -47,7 +50,11 @@ class RecordPredictions(keras.callbacks.Callback):
             model outputs them.
           model_version: int64.
           id_output: the output with the ids, used if `example_ids` is None.
-          logits_output: the output with the logits, if the model's output is a dict.
+          logits_output: the output with the logits, if the model's output is a dict; for several
+            heads the names of all, which are recorded side by side in the order of their names.
+          from_logits: False where the model gives probabilities, whose logits are then recorded;
+            None takes it from the loss that the model is compiled with, or where it is not
+            compiled from the activation of its last layer.
 
         Raises:
           ValueError: example_ids is not `[n]`, or neither integers nor strings.
@@ -57,7 +64,11 @@ class RecordPredictions(keras.callbacks.Callback):
         self._writer = writer
         self._model_version = model_version
         self._id_output = id_output
-        self._logits_output = logits_output
+        self._has_heads = not isinstance(logits_output, str)
+        self._logits_outputs = sorted(
+            [logits_output] if isinstance(logits_output, str) else logits_output
+        )
+        self._from_logits = from_logits
         self._position = 0
 
     def on_predict_begin(self, logs: dict | None = None) -> None:
@@ -68,13 +79,17 @@ class RecordPredictions(keras.callbacks.Callback):
         """Writes the batch; a ValueError says that logits are missing or ids are too few."""
         logs = logs or {}
         # Keras merges a dict of outputs into the logs.
-        name = "outputs" if "outputs" in logs else self._logits_output
-        if name not in logs:
+        names = ["outputs"] if "outputs" in logs else self._logits_outputs
+        if not set(names) <= set(logs):
             raise ValueError(
-                f"RecordPredictions: the model's output must have {self._logits_output!r}. "
-                f"Received: {sorted(logs)}. Name it with logits_output."
+                f"RecordPredictions: the model's output must have {', '.join(names)}. "
+                f"Received: {sorted(logs)}. Name it with logits_output, or the outputs of several "
+                "heads with a list."
             )
-        logits = np.atleast_1d(np.asarray(logs[name]))
+        parts = [self._logits_of(name, np.atleast_1d(np.asarray(logs[name]))) for name in names]
+        logits = parts[0]
+        if self._has_heads:
+            logits = np.concatenate([np.reshape(part, [len(part), -1]) for part in parts], axis=1)
         if self._ids is not None:
             ids = self._ids[self._position : self._position + len(logits)]
             self._position += len(logits)
@@ -88,6 +103,17 @@ class RecordPredictions(keras.callbacks.Callback):
                 f"{self._id_output!r}. Received: neither"
             )
         self._writer.write(ids, logits, model_version=self._model_version)
+
+    def _logits_of(self, name: str, outputs: np.ndarray) -> np.ndarray:
+        """The logits of one output, which may be probabilities."""
+        from_logits = self._from_logits
+        if from_logits is None:
+            loss = getattr(self.model, "loss", None)
+            loss = loss.get(name) if isinstance(loss, dict) else loss
+            layers = getattr(self.model, "layers", None) or [None]
+            layer = next((each for each in layers if getattr(each, "name", "") == name), layers[-1])
+            from_logits = not gives_probabilities(loss, layer)
+        return outputs if from_logits else logits_of(outputs)
 
     def on_predict_end(self, logs: dict | None = None) -> None:
         """Raises a ValueError unless every id was used."""

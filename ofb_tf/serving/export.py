@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.records.importers import EXAMPLES
+from ofb_tf.records.outputs import gives_probabilities
 
 PREDICTIONS = "predictions"
 SIGNATURE = "serving_default"
@@ -27,6 +28,7 @@ def export_recording_model(
     *,
     id_key: str | None = constants.EXAMPLE_ID,
     task: str | None = None,
+    from_logits: bool | None = None,
     preprocess: Callable[[dict[str, tf.Tensor]], Any] | None = None,
 ) -> None:
     """Writes a SavedModel that returns logits and ids together with its predictions.
@@ -36,7 +38,8 @@ def export_recording_model(
     runs under TensorFlow Serving and TFX's BulkInferrer like any other model.
 
     Args:
-      model: Keras model whose output is the logits `[n, k]` (for regression the prediction).
+      model: Keras model whose output is logits or probabilities `[n, k]` (for regression the
+        prediction).
       path: directory of the SavedModel; TensorFlow Serving expects it to end in a version number.
       feature_spec: as for `tf.io.parse_example`: the model's inputs by name, and the id.
       id_key: feature with the id, int64 or string (by its 64-bit fingerprint), one per example.
@@ -45,6 +48,9 @@ def export_recording_model(
         `SerializeToString(deterministic=True)`, as `tfx_components` does.
       task: "multiclass" (predictions are the softmax), "binary" (the sigmoid) or "regression";
         None means multiclass, and needs more than one output.
+      from_logits: False where the model gives probabilities, which are then the predictions, and
+        `logits` their logits; None takes it from the loss that the model is compiled with, or
+        where it is not compiled from the activation of its last layer.
       preprocess: maps the parsed features to the model's input; by default, selects the features
         named like the model's inputs.
 
@@ -66,6 +72,10 @@ def export_recording_model(
             f"task must be 'binary' or 'regression' for one output, 'multiclass' for more. "
             f"Received: {task!r} for {num_outputs} outputs"
         )
+    if from_logits is None:
+        from_logits = not gives_probabilities(getattr(model, "loss", None), model.layers[-1])
+    if task == constants.REGRESSION:
+        from_logits = True
     prepare = preprocess or _input_selector(model, feature_spec)
 
     def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -76,8 +86,11 @@ def export_recording_model(
             example_ids = hashing.to_int64(tf.reshape(features[id_key], [-1]))
         logits = tf.cast(model(prepare(features), training=False), tf.float32)
         logits = tf.reshape(logits, [-1, num_outputs])
+        predictions = _ACTIVATIONS[task](logits) if from_logits else logits
+        if not from_logits:
+            logits = _logits_of(predictions)
         return {
-            PREDICTIONS: _ACTIVATIONS[task](logits),
+            PREDICTIONS: predictions,
             constants.LOGITS: logits,
             constants.EXAMPLE_ID: example_ids,
         }
@@ -87,6 +100,14 @@ def export_recording_model(
     signature = [tf.TensorSpec([None], tf.string, name=EXAMPLES)]
     archive.add_endpoint(SIGNATURE, serve, input_signature=signature)
     archive.write_out(os.fspath(path), verbose=False)
+
+
+def _logits_of(probabilities: tf.Tensor) -> tf.Tensor:
+    """As `ofb_tf.records.outputs.logits_of`, in the graph."""
+    epsilon = keras.config.epsilon()
+    p = tf.clip_by_value(probabilities, epsilon, 1.0 - epsilon)
+    log = tf.math.log(p)
+    return log - tf.math.log1p(-p) if probabilities.shape[-1] == 1 else log
 
 
 def _input_selector(

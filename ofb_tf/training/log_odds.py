@@ -86,6 +86,11 @@ def add_log_inclusion(
     Raises:
       ValueError: the two do not fit.
     """
+    if not tf.is_tensor(outputs):
+        raise ValueError(
+            f"{constants.LOG_INCLUSION!r} is for a model with one output. Received: "
+            f"{type(outputs).__name__}. Sample with estimator='weights'."
+        )
     width = 1 if outputs.shape.rank == 1 else outputs.shape[-1]
     if outputs.shape.rank not in (1, 2) or log_inclusion.shape[1:] != (width,):
         raise ValueError(

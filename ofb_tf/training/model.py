@@ -1,32 +1,41 @@
 """`OFBModel`: a `keras.Model` that trains on what `ofb_sample` emits."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from ofb_tf import constants
+from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice
-from ofb_tf.selection import Policy, get_policy, scores, window
+from ofb_tf.selection import Policy, get_policy, window
 from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.selection.policy import SYSTEMATIC
 from ofb_tf.training import metrics, step
 from ofb_tf.training.log_odds import add_log_inclusion
-from ofb_tf.transforms.element_spec import times
+from ofb_tf.transforms.element_spec import scores_of, times, weigh
 
 # The class that keras.Model(inputs, outputs) gives; Keras exports it under no other name.
 Functional: Any = type(keras.Model(_input := keras.Input((1,)), _input))
-NO_INPUT = frozenset(
-    {
-        *constants.RECORD_FIELDS,
-        constants.EXAMPLE_ID,
-        constants.LOG_INCLUSION,
-        constants.UNIFORM_PROBE,
-        constants.UNIFORM_HOLDOUT,
-    }
+_FLAGS = {constants.HAS_RECORD, constants.UNIFORM_PROBE, constants.UNIFORM_HOLDOUT}
+_NO_INPUT = (
+    constants.EXAMPLE_ID,
+    constants.LOG_INCLUSION,
+    constants.UNIFORM_PROBE,
+    constants.UNIFORM_HOLDOUT,
 )
+# What a model does in training and evaluation, and another model's step would not call.
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
+
+
+def no_input(fields: Mapping[str, Any]) -> set[str]:
+    """The names among an element's fields that are no features: id, offsets, probe, record.
+
+    A record's names count only where `has_record` is there; otherwise they are the user's own.
+    """
+    record = scores_of(fields) if constants.HAS_RECORD in fields else ()
+    return {name for name in (*_NO_INPUT, *record) if name in fields}
 
 
 def _is_functional_call(args: tuple, kwargs: dict) -> bool:
@@ -90,18 +99,22 @@ class OFBModel(keras.Model):
 
     Args:
       *args: as for `keras.Model`.
-      label_key: field of the label in dict elements.
+      label_key: field of the label in dict elements; for several heads, a field for each by the
+        name of its output. A label that is not known (NaN, or negative for a classification)
+        has no part in its head's loss.
       backward_rate: in (0, 1): the fraction of a batch that is selected in the step; None for
         batches that are selected already.
       selection_policy: "importance", or another name or `Policy`, for `backward_rate`. A model
         that is to be saved needs a name.
       estimator: "weights" or "log_odds", for `backward_rate`; see `ofb_sample`.
-      task: "multiclass", "binary" or "regression"; None takes it from the compiled loss.
+      task: "multiclass", "binary" or "regression", or one of them for each head by its name;
+        None takes it from the compiled loss.
       selection_seed: int64, of the draws in the step, with the optimiser's step count.
       **kwargs: as for `keras.Model`.
 
     Raises:
       ValueError: an argument is out of range, or the policy's design selects no fixed number.
+      RuntimeError: Keras runs on another backend than TensorFlow.
 
     Reference: Horvitz & Thompson, "A generalization of sampling without replacement from a finite
     universe", Journal of the American Statistical Association 47, 1952.
@@ -118,24 +131,42 @@ class OFBModel(keras.Model):
     def __init__(
         self,
         *args: Any,
-        label_key: str = constants.LABEL,
+        label_key: str | Mapping[str, str] = constants.LABEL,
         backward_rate: float | None = None,
         selection_policy: str | Policy = "importance",
         estimator: str = constants.WEIGHTS,
-        task: str | None = None,
+        task: str | Mapping[str, str] | None = None,
         selection_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(label_key, str) or not label_key:
-            raise ValueError(f"label_key must be a non-empty string. Received: {label_key!r}")
+        keys = label_key.values() if isinstance(label_key, Mapping) else [label_key]
+        if not keys or not all(isinstance(key, str) and key for key in keys):
+            raise ValueError(
+                f"label_key must be a non-empty string. Received: {label_key!r}. For several "
+                "heads give a dict, a field by the name of each."
+            )
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                f"OFBModel needs Keras's TensorFlow backend. Received: {keras.backend.backend()}. "
+                "Train a keras.Model on the (x, y, importance_weight) that ofb_sample gives."
+            )
         if backward_rate is not None and not 0.0 < backward_rate < 1.0:
             raise ValueError(f"backward_rate must be in (0, 1) or None. Received: {backward_rate}")
-        if task is not None and task not in constants.TASKS:
-            raise ValueError(f"task must be one of {constants.TASKS} or None. Received: {task!r}")
+        tasks = task.values() if isinstance(task, Mapping) else [task]
+        if task is not None and not set(tasks) <= set(constants.TASKS):
+            raise ValueError(
+                f"task must be one of {constants.TASKS}, a dict of them by the heads' names, or "
+                f"None. Received: {task!r}"
+            )
+        if backward_rate is not None and isinstance(label_key, Mapping):
+            raise ValueError(
+                "backward_rate selects by one output. Received: several heads, "
+                f"{sorted(label_key)}. Select with ofb_sample(task={{head: task}}) instead."
+            )
         check_choice("estimator", estimator, constants.ESTIMATORS)
         policy = get_policy(selection_policy)
         if estimator == constants.LOG_ODDS:
-            check_log_odds(policy, task)
+            check_log_odds(policy, label_key if isinstance(label_key, Mapping) else task)
         if backward_rate is not None and policy.design != SYSTEMATIC:
             raise ValueError(
                 "selection_policy must have design='systematic', which selects a fixed number. "
@@ -173,15 +204,52 @@ class OFBModel(keras.Model):
           `model` as its one layer.
 
         Raises:
-          ValueError: `model` is not a `keras.Model`.
+          ValueError: `model` is not a `keras.Model`, or has a training step or a loss of its own,
+            which would not be called.
         """
         if not isinstance(model, keras.Model):
             raise ValueError(f"model must be a keras.Model. Received: {type(model).__name__}")
+        base = OFBModel if isinstance(model, OFBModel) else keras.Model
+        own = [name for name in _STEPS if getattr(type(model), name) is not getattr(base, name)]
+        if own:
+            raise ValueError(
+                f"model must leave {own} to Keras, or training would not call them. Received: "
+                f"{type(model).__name__}, which defines them. Derive it from ofb_tf.OFBModel "
+                "instead of keras.Model, or train it as it is on (x, y, importance_weight)."
+            )
         if type(model) is Functional:
             return cls(model.input, model.output, name=model.name, **kwargs)
         if type(model) is keras.Sequential and model.built:
             return cls(model.inputs, model.outputs[0], name=model.name, **kwargs)
         return WrappedOFBModel(model, **kwargs)
+
+    def to_keras(self) -> keras.Model:
+        """A `keras.Model` with the same layers and weights, which needs no ofb-tf.
+
+        It can be saved and loaded where ofb-tf is not installed. It is not compiled.
+
+        ```python
+        import keras
+
+        import ofb_tf
+
+        x = keras.Input((2,))
+        model = ofb_tf.OFBModel(x, keras.layers.Dense(1)(x))
+        model.to_keras().save("model.keras")
+        ```
+
+        Returns:
+          The functional model, or the model that `wrap` was given.
+
+        Raises:
+          ValueError: the class has a `call` of its own; the message says what to do.
+        """
+        if isinstance(self, Functional):
+            return keras.Model(self.input, self.output, name=self.name)
+        raise ValueError(
+            f"to_keras() needs a functional or wrapped model. Received: {type(self).__name__}, "
+            "which derives from OFBModel. Save its weights, or export() it."
+        )
 
     def observe(self, observer: Any) -> None:
         """Has `observer.update(fields)` called in every training step, in the graph.
@@ -224,21 +292,46 @@ class OFBModel(keras.Model):
           ValueError: an input that the model names is not among the fields.
         """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        y, _ = _label_and_log_inclusion(y)
         if not isinstance(x, dict):
             return x, y, weight
         fields = dict(x)
-        if y is None:
-            y = fields.pop(self.label_key, None)
+        label_in_fields = y is None
+        if label_in_fields:
+            y = self._pop_labels(fields)
         importance = fields.pop(constants.IMPORTANCE_WEIGHT, None)
         if importance is not None:
             weight = importance if weight is None else times(importance, weight)
+        if label_in_fields and isinstance(y, dict):
+            if weight is None:
+                weight = tf.ones([tf.shape(keras.tree.flatten(y)[0])[0]])
+            y, weight = weigh(y, weight, {name: name for name in y}, self._tasks())
         return self._select_inputs(fields), y, weight
+
+    def _pop_labels(self, fields: dict[str, Any]) -> Any:
+        """Takes the label out of the fields, or those of all heads; None where there is none."""
+        if not isinstance(self.label_key, Mapping):
+            return fields.pop(self.label_key, None)
+        labels = {head: fields[key] for head, key in self.label_key.items() if key in fields}
+        for key in self.label_key.values():
+            fields.pop(key, None)
+        return labels or None
+
+    def _tasks(self) -> dict[str, str]:
+        """The tasks of the heads, by their names, as far as they are known."""
+        assert isinstance(self.label_key, Mapping)
+        losses = self.loss if isinstance(getattr(self, "loss", None), dict) else {}
+        tasks = self.task if isinstance(self.task, Mapping) else {}
+        found = {
+            head: tasks.get(head) or step.task_of_loss(losses.get(head)) for head in self.label_key
+        }
+        return {head: task for head, task in found.items() if task is not None}
 
     def _select_inputs(self, fields: dict[str, Any]) -> Any:
         """The fields that the model reads, in the structure that it was built with."""
+        excluded = no_input(fields)
+        features = {name: value for name, value in fields.items() if name not in excluded}
         if not isinstance(self, Functional):
-            return {name: value for name, value in fields.items() if name not in NO_INPUT}
+            return features
         names = [tensor.name for tensor in self.inputs]
         if isinstance(self.input, dict):
             names = list(self.input)
@@ -248,7 +341,9 @@ class OFBModel(keras.Model):
                 "input out, or use keras.Model with AddLogInclusion."
             )
         missing = [name for name in names if name not in fields]
-        if missing:
+        if len(features) == 1 and missing == names and len(names) == 1 and _is_unnamed(names[0]):
+            (fields,) = ({names[0]: value} for value in features.values())
+        elif missing:
             raise ValueError(
                 f"OFBModel: inputs {missing} are not among the element's fields "
                 f"{sorted(fields)}. Name each keras.Input(..., name=) after its field, "
@@ -258,6 +353,12 @@ class OFBModel(keras.Model):
             return {name: fields[name] for name in names}
         values = [fields[name] for name in names]
         return values if len(values) > 1 else values[0]
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of a `keras.Model`; of the fields of an element, takes those that it reads."""
+        if isinstance(inputs, dict) and no_input(inputs):
+            inputs = self._select_inputs(inputs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `keras.Model` on the unpacked (and selected) batch, weights counted."""
@@ -271,17 +372,20 @@ class OFBModel(keras.Model):
             return self._train_on(data)
 
     def _train_on(self, data: Any) -> dict[str, tf.Tensor]:
-        fields, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        fields = keras.utils.unpack_x_y_sample_weight(data)[0]
         fields = fields if isinstance(fields, dict) else {}
-        _, log_inclusion = _label_and_log_inclusion(y)
-        log_inclusion = fields.get(constants.LOG_INCLUSION, log_inclusion)
+        log_inclusion = fields.get(constants.LOG_INCLUSION)
         x, y, weight = self.unpack(data)
-        seen = {name: fields[name] for name in NO_INPUT if name in fields}
+        seen = {name: fields[name] for name in no_input(fields)}
+        for name in _FLAGS & seen.keys():
+            seen[name] = tf.cast(seen[name], tf.bool)
         if self.backward_rate is not None:
             x, y, weight, log_inclusion = self._select(
                 self.backward_rate, x, y, weight, log_inclusion, seen
             )
         counted = weight
+        if isinstance(weight, dict):
+            counted = step.largest(weight)
         if weight is None:
             counted = tf.ones([tf.shape(keras.tree.flatten(x)[0])[0]])
         self.importance_weight_statistics.update_state(counted)
@@ -304,7 +408,8 @@ class OFBModel(keras.Model):
         seen: dict[str, Any],
     ) -> tuple:
         """One forward pass over all, and what of the batch goes on, with weights or offsets."""
-        outputs_of = step.read_outputs(self.loss, self.task)
+        task = self.task if isinstance(self.task, str) else None
+        outputs_of = step.read_outputs(self.loss, task)
         if "training" in inspect.signature(self.call).parameters:
             outputs = self(x, training=False)
         else:
@@ -343,21 +448,17 @@ class OFBModel(keras.Model):
 
         The step's records are compared with what the model says now.
         """
-        y, _ = _label_and_log_inclusion(y)
         if training and self._step:
             self._compare_records(self._step, y, y_pred, sample_weight)
+        weight = step.align_weights(self.loss, y, y_pred, sample_weight)
         if training and self._log_inclusion is not None:
             outputs_of = step.read_cross_entropy(self.loss)
             y_pred = add_log_inclusion(
                 y_pred, self._log_inclusion, from_logits=outputs_of.from_logits
             )
         return super().compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+            x=x, y=y, y_pred=y_pred, sample_weight=weight, training=training
         )
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Keras's metrics, of the model's own outputs."""
-        return super().compute_metrics(x, _label_and_log_inclusion(y)[0], y_pred, sample_weight)
 
     def _compare_records(
         self, seen: dict[str, Any], y: Any, y_pred: Any, weight: tf.Tensor | None
@@ -366,22 +467,17 @@ class OFBModel(keras.Model):
         has_scores = constants.LOGITS in seen or constants.LOSS in seen
         if not has_scores and probe is None:
             return
-        outputs_of = step.read_outputs(self.loss, self.task)
-        current = {constants.LOGITS: tf.stop_gradient(outputs_of.logits(y_pred))}
-        labels = outputs_of.labels(y)
-        if weight is not None and weight.shape.rank > 1:
-            weight = tf.reduce_mean(weight, axis=range(1, weight.shape.rank))
-        if has_scores:
-            recorded = seen.get(constants.LOSS)
-            if recorded is None:
-                recorded = scores.example_loss(seen, labels, outputs_of.task)
+        recorded, losses, norms = step.figures(self.loss, self.task, seen, y, y_pred, weight)
+        if isinstance(weight, dict):
+            weight = step.largest(weight)
+        elif weight is not None:
+            weight = step.of_examples(weight)
+        if has_scores and recorded is not None:
             if constants.HAS_RECORD in seen:
                 recorded = tf.where(seen[constants.HAS_RECORD], recorded, float("nan"))
-            losses = scores.example_loss(current, labels, outputs_of.task)
             self.record_statistics.update_state(recorded, losses, weight)
             self._shown.add(self.record_statistics.name)
-        if probe is not None and weight is not None:
-            norms = scores.gradient_norm_bound(current, labels, outputs_of.task)
+        if probe is not None and weight is not None and norms is not None:
             self.variance_ratio.update_state(norms, weight, probe)
             self._shown.add(self.variance_ratio.name)
 
@@ -467,17 +563,30 @@ class OFBModel(keras.Model):
         @tf.autograph.experimental.do_not_convert
         def unpack(*element: Any) -> tuple:
             whole = element if len(element) > 1 else element[0]
-            fields = keras.utils.unpack_x_y_sample_weight(whole)[0]
             x, y, weight = self.unpack(whole)
             if table is not None:
                 factor = _class_weights_of(table, y)
                 weight = factor if weight is None else times(factor, weight)
-            if isinstance(fields, dict) and constants.LOG_INCLUSION in fields:
-                offsets = fields[constants.LOG_INCLUSION]
-                y = {constants.LABEL: y, constants.LOG_INCLUSION: offsets}
+            x = self._with_record(x, whole)
             return tuple(part for part in (x, y, weight) if part is not None)
 
         return data.map(unpack, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _with_record(self, x: Any, element: Any) -> Any:
+        """The model's inputs, and next to them what of the element is reported of."""
+        fields = keras.utils.unpack_x_y_sample_weight(element)[0]
+        seen = {name: fields[name] for name in no_input(fields)} if isinstance(fields, dict) else {}
+        if not seen:
+            return x
+        if not isinstance(x, dict):
+            names = [tensor.name for tensor in self.inputs]
+            x = dict(zip(names, keras.tree.flatten(x), strict=True))
+        # Keras adds batches up over replicas to build a model, which it can of numbers alone.
+        for name in _FLAGS & seen.keys():
+            seen[name] = tf.cast(seen[name], tf.uint8)
+        if constants.EXAMPLE_ID in seen:
+            seen[constants.EXAMPLE_ID] = hashing.to_int64(seen[constants.EXAMPLE_ID])
+        return {**x, **seen}
 
     def _own_config(self) -> dict[str, Any]:
         if not isinstance(self.selection_policy, str):
@@ -486,11 +595,11 @@ class OFBModel(keras.Model):
                 f"configuration. Received: {self.selection_policy!r}. Save the weights instead."
             )
         return {
-            "label_key": self.label_key,
+            "label_key": _plain(self.label_key),
             "backward_rate": self.backward_rate,
             "selection_policy": self.selection_policy,
             "estimator": self.estimator,
-            "task": self.task,
+            "task": _plain(self.task),
             "selection_seed": self.selection_seed,
         }
 
@@ -517,9 +626,22 @@ class WrappedOFBModel(OFBModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The wrapped model's outputs."""
-        if "training" in inspect.signature(self.model.call).parameters:
-            return self.model(inputs, training=training)
-        return self.model(inputs)
+        has_training = "training" in inspect.signature(self.model.call).parameters
+        try:
+            return self.model(inputs, **({"training": training} if has_training else {}))
+        except (TypeError, AttributeError, ValueError) as error:
+            if not isinstance(inputs, dict):
+                raise
+            raise ValueError(
+                f"OFBModel: {type(self.model).__name__} fails on a dict of the fields "
+                f"{sorted(inputs)}. If it takes a tensor, map the dataset to (x, y, weight): "
+                ".map(lambda e: (e['x'], e['label'], e['importance_weight'])). The error was: "
+                f"{error}"
+            ) from error
+
+    def to_keras(self) -> keras.Model:
+        """The wrapped model."""
+        return self.model
 
     def get_config(self) -> dict[str, Any]:
         """The wrapped model and the arguments of `OFBModel`."""
@@ -533,11 +655,14 @@ class WrappedOFBModel(OFBModel):
         return cls(model, **config)
 
 
-def _label_and_log_inclusion(y: Any) -> tuple[Any, tf.Tensor | None]:
-    """Splits what `_as_tuples` makes of y, where Keras knows no other place for the offsets."""
-    if isinstance(y, dict) and constants.LOG_INCLUSION in y:
-        return y[constants.LABEL], y[constants.LOG_INCLUSION]
-    return y, None
+def _is_unnamed(name: str) -> bool:
+    """Whether Keras made up an input's name."""
+    return name.startswith(("keras_tensor", "input_layer"))
+
+
+def _plain(value: Any) -> Any:
+    """What a configuration holds of a mapping that Keras tracks."""
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _create_outside(create: Callable, **kwargs: Any) -> Any:

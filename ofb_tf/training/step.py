@@ -1,6 +1,7 @@
 """What the training step needs to select: how a model's outputs are read, sizes and keys."""
 
 import dataclasses
+import functools
 import warnings
 from typing import Any
 
@@ -8,6 +9,9 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.selection import scores
+from ofb_tf.selection.heads import Heads, combine
+from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS
 
 _TASK_OF_LOSS = {
     "categorical_crossentropy": constants.MULTICLASS,
@@ -78,7 +82,7 @@ def read_outputs(loss: Any, task: str | None) -> OutputReading:
     Raises:
       ValueError: `task` is None and the loss is not known.
     """
-    known = _TASK_OF_LOSS.get(_name(loss))
+    known = task_of_loss(loss)
     task = task or known
     if task is None:
         raise ValueError(
@@ -103,7 +107,7 @@ def read_cross_entropy(loss: Any) -> OutputReading:
     smoothing = 0.0
     if isinstance(loss, keras.losses.Loss):
         smoothing = loss.get_config().get("label_smoothing", 0.0)
-    if not _name(loss).endswith("_crossentropy") or _name(loss) not in _TASK_OF_LOSS or smoothing:
+    if not _name(loss).endswith("_crossentropy") or task_of_loss(loss) is None or smoothing:
         raise ValueError(
             "OFBModel: estimator='log_odds' needs the loss 'binary_crossentropy', "
             "'categorical_crossentropy' or 'sparse_categorical_crossentropy', without label "
@@ -112,10 +116,85 @@ def read_cross_entropy(loss: Any) -> OutputReading:
     return read_outputs(loss, None)
 
 
+def task_of_loss(loss: Any) -> str | None:
+    """The task that a loss of Keras is for; None for another one."""
+    return _TASK_OF_LOSS.get(_name(loss))
+
+
 def _name(loss: Any) -> str:
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     name = name if name.islower() else _snake_case(name)
     return {"mse": "mean_squared_error", "mae": "mean_absolute_error"}.get(name, name)
+
+
+def align_weights(loss: Any, y: Any, y_pred: Any, weight: Any) -> Any:
+    """Weights `[n]` with as many dimensions as the losses have, so that row i belongs to example i.
+
+    Keras aligns weights with losses on the last axis: of losses `[n, t]`, one for each token, it
+    would weight tokens by the weights of examples where t is n, and fail elsewhere.
+
+    Args:
+      loss: what was given to `compile`.
+      y: labels, as the loss takes them.
+      y_pred: outputs.
+      weight: weights `[n]` or with more dimensions; None, or a dict with one for each output.
+
+    Returns:
+      The weights; `[n, 1, ...]` for losses with more dimensions.
+    """
+    if weight is None or y is None:
+        return weight
+    if isinstance(y_pred, dict | list | tuple):
+        names = list(y_pred) if isinstance(y_pred, dict) else range(len(y_pred))
+        given = (loss, y, y_pred, weight)
+        parts = {name: [_part(each, name) for each in given] for name in names}
+        aligned = {name: align_weights(*part) for name, part in parts.items()}
+        if all(aligned[name] is part[3] for name, part in parts.items()):
+            return weight
+        return aligned if isinstance(y_pred, dict) else list(aligned.values())
+    if not (tf.is_tensor(y_pred) and tf.is_tensor(weight)) or weight.shape.rank != 1:
+        return weight
+    further = _rank_of_losses(loss, y, y_pred) - 1
+    if further < 1:
+        return weight
+    return tf.reshape(weight, tf.concat([tf.shape(weight), [1] * further], axis=0))
+
+
+def _part(value: Any, name: Any) -> Any:
+    """What belongs to one output: the entry of its name, or what stands for all."""
+    if isinstance(value, dict):
+        return value.get(name)
+    return value[name] if isinstance(value, list | tuple) else value
+
+
+def _rank_of_losses(loss: Any, y: tf.Tensor, y_pred: tf.Tensor) -> int:
+    """The rank of what a loss gives before its reduction: 1 for a loss for each example."""
+    rank = y_pred.shape.rank or 1
+    if loss is None or rank < 2:
+        return 1
+    loss = keras.losses.get(loss)
+    if rank == 2 and loss.__module__.startswith("keras.src."):
+        return 1  # Keras's own losses reduce the last axis
+    # Only its shape is used; in a graph the operations are pruned.
+    return unreduced(loss, y, y_pred).shape.rank or 1
+
+
+def unreduced(loss: Any, y: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """The losses `[n]` or `[n, ...]` that a loss of Keras or a function gives before reduction."""
+    loss = keras.losses.get(loss)
+    function = loss.call if isinstance(loss, keras.losses.Loss) else loss
+    return tf.convert_to_tensor(function(y, y_pred))
+
+
+def of_examples(weight: tf.Tensor) -> tf.Tensor:
+    """Weights `[n]` from weights `[n, ...]`: their mean over the other axes."""
+    rank = weight.shape.rank or 1
+    return tf.reduce_mean(weight, axis=range(1, rank)) if rank > 1 else weight
+
+
+def largest(weights: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The importance weights `[n]` of heads: of a head whose label is not known it is 0."""
+    return functools.reduce(tf.maximum, map(of_examples, weights.values()))
 
 
 def _snake_case(name: str) -> str:
@@ -132,6 +211,74 @@ def warn_of_biased_reduction(loss: Any) -> None:
                 "'sum_over_batch_size'.",
                 stacklevel=3,
             )
+
+
+def figures(
+    loss: Any, task: Any, seen: dict[str, Any], y: Any, y_pred: Any, weight: Any
+) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor | None]:
+    """What record and model say of each example: recorded loss, loss and gradient norm now.
+
+    Args:
+      loss: what was given to `compile`.
+      task: of the model, of its heads by name, or None.
+      seen: the step's record fields.
+      y: labels; a dict for a model with a dict of outputs.
+      y_pred: outputs.
+      weight: weights; a dict where heads have weights, 0 for a label that is not known.
+
+    Returns:
+      float32 `[n]` each. The recorded loss is None where there is none; the norm is None for
+      outputs with more than two dimensions, whose loss is the mean over the others.
+
+    Raises:
+      ValueError: the task of an output is neither given nor known from its loss.
+    """
+    recorded = seen.get(constants.LOSS)
+    y_pred = keras.tree.map_structure(tf.stop_gradient, y_pred)
+    if not isinstance(y_pred, dict) and (y_pred.shape.rank or 0) > 2:
+        return recorded, of_examples(unreduced(loss, y, y_pred)), None
+    one_task = task if isinstance(task, str) else task_of_loss(loss)
+    several = tf.is_tensor(y_pred) and y_pred.shape.rank == 2 and y_pred.shape[1] != 1
+    if several and one_task == constants.BINARY:  # a head for each label
+        names = [f"{i:06d}" for i in range(y_pred.shape[1])]
+        y, y_pred = (dict(zip(names, tf.unstack(v, axis=1), strict=True)) for v in (y, y_pred))
+    if isinstance(y_pred, dict):
+        heads, logits, labels = _read_heads(loss, task, y, y_pred, weight)
+
+        def measure(record: dict[str, tf.Tensor], by: str) -> tf.Tensor:
+            return combine(heads, record, labels, by)[0][constants.LOSS]
+    else:
+        reading = read_outputs(loss, task)
+        logits, labels = reading.logits(y_pred), reading.labels(y)
+
+        def measure(record: dict[str, tf.Tensor], by: str) -> tf.Tensor:
+            bound = by == GRADIENT_NORM_BOUND
+            function = scores.gradient_norm_bound if bound else scores.example_loss
+            return function(record, labels, reading.task)
+
+    now = {constants.LOGITS: logits}
+    if recorded is None and constants.LOGITS in seen:
+        recorded = measure(seen, LOSS)
+    return recorded, measure(now, LOSS), measure(now, GRADIENT_NORM_BOUND)
+
+
+def _read_heads(
+    losses: Any, tasks: Any, y: Any, outputs: dict[str, tf.Tensor], weights: Any
+) -> tuple[Heads, tf.Tensor, dict[str, tf.Tensor]]:
+    """The heads of a model with several outputs, their logits side by side, and their labels."""
+    own: dict[str, Any] = {}
+    logits, labels = {}, {}
+    for name, output in outputs.items():
+        reading = read_outputs(_part(losses, name), _part(tasks, name))
+        logits[name] = reading.logits(output)
+        labels[name] = reading.labels(y[name])
+        width = logits[name].shape[1]
+        own[name] = (reading.task, width) if reading.task == constants.MULTICLASS else reading.task
+        if isinstance(weights, dict) and name in weights:
+            known = of_examples(weights[name]) > 0
+            labels[name] = tf.where(known, tf.cast(labels[name], tf.float32), float("nan"))
+    side_by_side = tf.concat([logits[name] for name in sorted(logits)], axis=1)
+    return Heads.of(own, None), side_by_side, labels
 
 
 def sizes(logits: tf.Tensor, rate: float) -> tuple[int | tf.Tensor, int | tf.Tensor]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords
 from ofb_tf.records.reader import as_tensor, release_freed
-from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec
+from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec, check_free
 
 MISSING_FLAG = "flag"
 _MISSING = (MISSING_FLAG, constants.MISSING_DROP, constants.MISSING_ERROR)
@@ -351,13 +351,19 @@ def join_forward_records(
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         elements = ElementSpec("join_forward_records", dataset.element_spec, id_key)
         elements.check_id()
+        if not elements.fields(elements.spec):
+            raise ValueError(
+                "join_forward_records: record fields need a dict, as the element or as x, got "
+                f"{elements.spec}. Make x a dict."
+            )
 
         # TensorFlow 2.16's autograph calls methods of `elements` without their instance.
         @tf.autograph.experimental.do_not_convert
         def join(*parts: Any) -> Any:
             batch = parts[0] if len(parts) == 1 else parts
-            example_ids = hashing.to_int64(elements.fields(batch)[id_key])
+            example_ids = hashing.to_int64(elements.ids(batch))
             record = lookup.fields(example_ids)
+            check_free("join_forward_records", elements.fields(batch), record)
             if missing == constants.MISSING_ERROR:
                 with tf.control_dependencies(
                     [assert_joined(record[constants.HAS_RECORD], example_ids)]

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,19 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords, PartitionedRecords
-from ofb_tf.selection import Policy, get_policy, stream_budget, window
+from ofb_tf.records.outputs import look_like_probabilities
+from ofb_tf.selection import Policy, get_policy, heads, stream_budget, window
+from ofb_tf.selection.heads import Heads
 from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.transforms import dense, statistics
-from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec, attach
+from ofb_tf.transforms.element_spec import (
+    DatasetTransform,
+    ElementSpec,
+    LabelKey,
+    attach,
+    gather,
+    scores_of,
+)
 from ofb_tf.transforms.join import (
     RecordLookup,
     UpdatableRecords,
@@ -29,6 +38,7 @@ from ofb_tf.transforms.join import (
 
 STAGE = "ofb_sample"
 _BATCH_SIZE = 256
+_MAX_WRONG_LABELS = 0.05  # of a window, before a warning
 
 
 def ofb_sample(
@@ -36,10 +46,11 @@ def ofb_sample(
     records: ForwardRecords | PartitionedRecords | str | Sequence[str] | None = None,
     rate: float = 0.1,
     policy: str | Policy = "importance",
-    task: str | None = None,
+    task: str | Mapping[str, Any] | None = None,
+    loss_weights: Mapping[str, float] | None = None,
     num_outputs: int | None = None,
     id_key: str = constants.EXAMPLE_ID,
-    label_key: str = constants.LABEL,
+    label_key: LabelKey = constants.LABEL,
     window_size: int = 4096,
     batch_size: int | None = None,
     drop_remainder: bool = False,
@@ -89,11 +100,19 @@ def ofb_sample(
       rate: in (0, 1]: the fraction that goes on to training.
       policy: "importance", "uniform", or a `Policy` with settings of your own.
       task: "multiclass", "binary" or "regression"; None infers it from the logits' width and
-        the label's dtype where they leave no doubt.
+        the label's dtype where they leave no doubt. For several heads a dict: by the name of
+        each, one of these, or ("multiclass", number of classes). Records then hold the heads'
+        logits side by side, in the order of their names. "binary" with a vector of labels is a
+        head for each.
+      loss_weights: of the heads, as for `keras.Model.compile`; None for ones.
       num_outputs: how many logits a record must have; None accepts what the records have.
       id_key: field with the example's id: scalar int64, int32 or string. Needed with `records`.
-      label_key: field with the label, a number (class id, 0 / 1, or target); for `(x, y)`
-        elements y is the label.
+        Where x is no dict, the id goes next to the tuple: `(example_id, (x, y))`.
+      label_key: field with the label: a number (class id, 0 / 1, or target), `[1]`, or a one-hot
+        row with task="multiclass". For `(x, y)` elements y is the label, or a dict with this
+        field. For several heads, a field for each by its name, by default the names themselves; a
+        NaN, and for a classification a negative number, is a label that is not known. None where
+        records hold the loss, and y is anything.
       window_size: how many examples are decided on together, at least 1 / rate.
       batch_size: size of the batches that come out; None for single examples. With it, the
         selection is never unbatched, which is the fast path.
@@ -136,9 +155,10 @@ def ofb_sample(
       An `OFBSampler`: a function for `dataset.apply`, with the methods `update`, `statistics` and
       `partitions`. Dicts come
       out with `importance_weight` (float32) added, `(x, y)` as `(x, y, importance_weight)`; a
-      sample weight or an importance weight that was there is multiplied. With "log_odds", dicts
-      and the x of tuples, which must be a dict, come out with `log_inclusion` instead; weights
-      that were there stay as they are.
+      sample weight or an importance weight that was there is multiplied. With several heads and
+      a y that is a dict, the weights are a dict too, 0 where a label is not known. With
+      "log_odds", dicts and the x of tuples, which must be a dict, come out with `log_inclusion`
+      instead; weights that were there stay as they are.
 
     Raises:
       ValueError: an argument out of range, no record file matches, or, at application,
@@ -153,10 +173,18 @@ def ofb_sample(
             DeprecationWarning,
             stacklevel=2,
         )
+    heads_or_task: str | Heads | None
+    if isinstance(task, Mapping):
+        heads_or_task = Heads.of(task, loss_weights)
+        label_key = _label_keys(heads_or_task, label_key)
+    elif loss_weights is not None:
+        raise ValueError("loss_weights is for several heads: give task as a dict by their names.")
+    else:
+        heads_or_task = task
     config = SamplingConfig(
         rate=rate,
         policy=get_policy(policy),
-        task=task,
+        task=heads_or_task,
         num_outputs=num_outputs,
         id_key=id_key,
         label_key=label_key,
@@ -187,10 +215,10 @@ class SamplingConfig:
 
     rate: float
     policy: Policy
-    task: str | None
+    task: str | Heads | None
     num_outputs: int | None
     id_key: str
-    label_key: str
+    label_key: LabelKey
     window_size: int
     batch_size: int | None
     drop_remainder: bool
@@ -220,7 +248,8 @@ class SamplingConfig:
                 "window_size * rate must be at least 1, or most windows select nothing. "
                 f"Received: window_size={self.window_size}, rate={self.rate}"
             )
-        if self.task is not None and self.task not in constants.TASKS:
+        is_one_task = not isinstance(self.task, Heads)
+        if is_one_task and self.task is not None and self.task not in constants.TASKS:
             raise ValueError(
                 f"task must be one of {constants.TASKS} or None. Received: {self.task!r}"
             )
@@ -247,6 +276,17 @@ class SamplingConfig:
         for name in ("parse_fn", "decode_fn"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function. Received: {getattr(self, name)!r}")
+
+
+def _label_keys(task: Heads, label_key: Any) -> dict[str, str]:
+    """The label's field of each head; by default it has the head's name."""
+    names = [head.name for head in task]
+    keys = dict(zip(names, names, strict=True)) if label_key == constants.LABEL else label_key
+    if not isinstance(keys, Mapping) or sorted(keys) != names:
+        raise ValueError(
+            f"label_key must name a field for each of the heads {names}. Received: {label_key!r}"
+        )
+    return dict(keys)
 
 
 def _integer(name: str, value: Any, least: int) -> int:
@@ -347,7 +387,10 @@ class OFBSampler:
                 f"{STAGE}: the records are partitioned, so the examples must be too: call "
                 "sampler.partitions(examples), where examples(k) is the dataset of partition k."
             )
-        return self._sampled(self._select_windows(dataset, self._gather))
+        elements, task = self._resolve(dataset.element_spec)
+        if self._records is not None:
+            _warn_of_probabilities(self._records, task)
+        return self._sampled(self._select_windows(dataset, self._gather), self._drop(elements))
 
     def partitions(self, examples: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
         """The sampled dataset, where neither records nor examples fit into memory.
@@ -391,7 +434,7 @@ class OFBSampler:
                 f"{STAGE}: partitions() needs records=PartitionedRecords(directory). "
                 f"Received: {type(self._records).__name__}"
             )
-        return self._sampled(self._select_partitions(examples, self._gather))
+        return self._sampled(self._select_partitions(examples, self._gather), ())
 
     def statistics(
         self, examples: tf.data.Dataset | Callable[[tf.Tensor], tf.data.Dataset]
@@ -443,7 +486,8 @@ class OFBSampler:
         kind = (then.__name__, repr(windows.element_spec))
         if kind not in self._functions:
             select = self._selector(dataset.element_spec, self._lookup, then)
-            self._functions[kind] = self._mapping(select, windows.element_spec)
+            task = self._resolve(dataset.element_spec)[1]
+            self._functions[kind] = self._mapping(select, windows.element_spec, task)
         return self._functions[kind](windows)
 
     def _select_partitions(self, examples: Callable, then: Callable) -> tf.data.Dataset:
@@ -459,7 +503,8 @@ class OFBSampler:
                 select = self._selector(dataset.element_spec, lookup, then)
                 epochs = tf.data.Dataset.from_tensors(epoch).repeat()
                 windows = self._windows(dataset, epochs)
-                return self._mapping(select, windows.element_spec)(windows)
+                task = self._resolve(dataset.element_spec)[1]
+                return self._mapping(select, windows.element_spec, task)(windows)
 
             return records.dataset(partition).flat_map(with_records)
 
@@ -473,21 +518,28 @@ class OFBSampler:
             parts.append(tf.data.Dataset.counter(dtype=tf.int64))
         return tf.data.Dataset.zip(*parts)
 
-    def _mapping(self, select: Callable, spec: Any) -> DatasetTransform:
+    def _mapping(self, select: Callable, spec: Any, task: str | Heads) -> DatasetTransform:
         """From windows of this spec to what `select` makes of each."""
         config = self._config
-        if config.budget == constants.BUDGET_STREAM and config.policy.needs_records:
-            traced = tf.function(select, autograph=False)
+        follows = config.budget == constants.BUDGET_STREAM and config.policy.needs_records
+        traced_once = dense.is_dense(spec) and not follows
+        function = select if traced_once else tf.function(select, autograph=False)
 
-            @tf.autograph.experimental.do_not_convert
-            def follow(state: stream_budget.StreamState, parts: tuple) -> tuple:
-                return traced(*parts, state=state)
+        @tf.autograph.experimental.do_not_convert
+        def sample(state: Any, parts: tuple) -> tuple:
+            selected, state, joined, seen = function(*parts, state=state)
+            _check(config, task, joined, seen)
+            return state, selected
 
-            return lambda windows: windows.scan(stream_budget.initial_state(), follow)
-        if dense.is_dense(spec):
-            return dense.Traced(select, spec).map
-        function = tf.function(select, autograph=False)
-        return lambda windows: windows.map(function, tf.data.AUTOTUNE, deterministic=True)
+        @tf.autograph.experimental.do_not_convert
+        def sample_alone(*parts: Any) -> Any:
+            return sample(None, parts)[1]
+
+        if follows:
+            return lambda windows: windows.scan(stream_budget.initial_state(), sample)
+        if traced_once:
+            return dense.Traced(sample_alone, spec).map
+        return lambda windows: windows.map(sample_alone, tf.data.AUTOTUNE, deterministic=True)
 
     def _batch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         size = self._config.window_size
@@ -513,12 +565,16 @@ class OFBSampler:
     ) -> Callable:
         """The function of one window, its epoch and number; raises if the elements do not fit.
 
-        With the state of `budget="stream"`, it returns the state that follows as well.
+        It returns what `then` makes, the state that follows under `budget="stream"`, and what
+        `_check` takes.
         """
         config = self._config
         elements, task = self._resolve(spec)
         leave_out = () if config.keep_record else (constants.MODEL_VERSION, constants.TIMESTAMP)
         num_outputs = self._records.num_outputs if self._records else config.num_outputs
+        asserts_joined = config.missing == constants.MISSING_ERROR
+        sees_labels = config.policy.needs_records and config.label_key is not None
+        sees_labels &= not isinstance(task, Heads)
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
@@ -535,52 +591,55 @@ class OFBSampler:
                 record = lookup.fields(example_ids, leave_out)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
-            labels = keys[elements.label_key]
-            if labels.dtype.is_integer or labels.dtype == tf.bool:
-                labels = tf.cast(labels, tf.int64)
-            elif config.estimator == constants.LOG_ODDS and config.policy.needs_records:
-                labels = _hard(labels, elements.label_key)
+            labels, scored, one_task = elements.labels(keys, task), record, constants.MULTICLASS
+            if isinstance(task, Heads):
+                scored, labels = heads.combine(task, record, labels, config.policy.score)
+            else:
+                one_task = task
+                if config.label_key is None and config.policy.needs_records:
+                    scored = _losses_alone(record)
             selection = window.select(
                 config.policy,
                 rate=config.rate,
-                task=task,
+                task=one_task,
                 missing=config.missing,
                 example_ids=example_ids,
                 labels=labels,
-                record=record,
+                record=scored,
                 key=key,
                 batch_size=config.batch_size,
                 estimator=config.estimator,
                 num_outputs=num_outputs,
                 state=state,
             )
-            selected = then(batch, labels, record, selection, key, task)
-            return selected if state is None else (selection.state, selected)
+            batch = elements.without_id(batch)
+            selected = then(elements, task, batch, labels, record, selection, key)
+            joined = (selection.usable, selection.example_ids) if asserts_joined else ()
+            seen = (labels, selection.valid_labels) if sees_labels else ()
+            return selected, selection.state, joined, seen
 
         return select
 
-    def _resolve(self, spec: Any) -> tuple[ElementSpec, str]:
+    def _resolve(self, spec: Any) -> tuple[ElementSpec, str | Heads]:
         elements = _element_spec(spec, self._config)
         num_outputs = None if self._records is None else self._records.num_outputs
         return elements, _check_fields(elements, num_outputs, self._config)
 
     def _gather(
         self,
+        elements: ElementSpec,
+        task: str | Heads,
         batch: Any,
         labels: tf.Tensor,
         record: dict,
         selection: window.Selection,
         key: tf.Tensor,
-        task: str,
     ) -> Any:
         """What was selected of a window with its weights (and flags and record fields).
 
         They are apart, `(batch, extras)`, where what was selected is still to be decoded.
         """
         config, indices = self._config, selection.indices
-        if config.missing == constants.MISSING_ERROR:
-            with tf.control_dependencies([assert_joined(selection.usable, selection.example_ids)]):
-                indices = tf.identity(indices)
         if config.estimator == constants.LOG_ODDS:
             extras = {constants.LOG_INCLUSION: selection.log_inclusion}
         else:
@@ -590,28 +649,35 @@ class OFBSampler:
         if config.keep_record:
             record = {constants.HAS_RECORD: selection.usable} | record
             extras |= {name: tf.gather(value, indices) for name, value in record.items()}
-        selected = tf.nest.map_structure(lambda part: tf.gather(part, indices), batch)
+        selected = gather(batch, indices)
         if config.parse_fn or config.decode_fn:
             return selected, extras
-        return attach(STAGE, selected, extras, self._drop())
+        return _weighted(config, selected, extras, self._drop(elements))
 
     def _count(
         self,
+        elements: ElementSpec,
+        task: str | Heads,
         batch: Any,
         labels: tf.Tensor,
         record: dict,
         selection: window.Selection,
         key: tf.Tensor,
-        task: str,
     ) -> dict[str, tf.Tensor]:
         return statistics.count(record, labels, selection, task)
 
-    def _drop(self) -> tuple[str, ...]:
-        # Fields that the join made are only in extras; those that came with the element go.
-        return () if self._records else constants.RECORD_FIELDS
+    def _drop(self, elements: ElementSpec) -> tuple[str, ...]:
+        """The record fields that elements came with: what is kept of them is in extras."""
+        if self._records is not None:
+            return ()
+        if not elements.serialized:
+            return scores_of(elements.fields(elements.spec))
+        # A serialized example had no fields: what it has when parsed is its own, unless it is
+        # among the extras too.
+        return scores_of(self._config.feature_spec or {}) if self._config.keep_record else ()
 
-    def _sampled(self, selected: tf.data.Dataset) -> tf.data.Dataset:
-        sampled = _leave(selected, self._config, self._drop())
+    def _sampled(self, selected: tf.data.Dataset, drop: tuple[str, ...]) -> tf.data.Dataset:
+        sampled = _leave(selected, self._config, drop)
         if self._config.updatable:
             # A checkpoint of an iterator leaves the variable with the records out.
             options = tf.data.Options()
@@ -657,31 +723,38 @@ def _repeats(dataset: tf.data.Dataset) -> bool:
     return False
 
 
+def _weighted(
+    config: SamplingConfig, element: Any, extras: dict[str, tf.Tensor], drop: tuple[str, ...]
+) -> Any:
+    return attach(STAGE, element, extras, drop, config.label_key, config.task)
+
+
 def _leave(
     selected: tf.data.Dataset, config: SamplingConfig, drop: tuple[str, ...]
 ) -> tf.data.Dataset:
     """Windows of selected examples → decoded, weighted examples or batches."""
     parallel = tf.data.AUTOTUNE
-    rebatch = config.batch_size is not None and config.decode_fn is None
+    parse_fn, decode_fn = config.parse_fn, config.decode_fn
+    rebatch = config.batch_size is not None and decode_fn is None
     if rebatch:
         selected = dense.rebatch(selected, config.batch_size, config.drop_remainder)
 
-    @tf.autograph.experimental.do_not_convert
-    def parse(batch: Any, extras: dict) -> Any:
-        parsed = config.parse_fn(batch)
-        return (parsed, extras) if config.decode_fn else attach(STAGE, parsed, extras)
+    if parse_fn is not None:
 
-    def decode(element: Any, extras: dict) -> Any:
-        # A serialized example had no fields before it was parsed: what it has now is its own.
-        parsed = config.parse_fn or tf.is_tensor(element)
-        return attach(STAGE, config.decode_fn(element), extras, () if parsed else drop)
+        @tf.autograph.experimental.do_not_convert
+        def parse(batch: Any, extras: dict) -> Any:
+            parsed = parse_fn(batch)
+            return (parsed, extras) if decode_fn else _weighted(config, parsed, extras, drop)
 
-    if config.parse_fn is not None:
         selected = selected.map(parse, num_parallel_calls=parallel, deterministic=True)
     if rebatch:
         return selected
     selected = selected.unbatch()
-    if config.decode_fn is not None:
+    if decode_fn is not None:
+
+        def decode(element: Any, extras: dict) -> Any:
+            return _weighted(config, decode_fn(element), extras, drop)
+
         selected = selected.map(decode, num_parallel_calls=parallel, deterministic=True)
     if config.batch_size is not None:
         selected = selected.batch(config.batch_size, drop_remainder=config.drop_remainder)
@@ -692,11 +765,13 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
     """Where id and label are in elements of this spec; raises ValueError where they do not fit."""
     feature_spec = config.feature_spec
     if feature_spec is None:
-        label_dtype = tf.float32 if config.task == constants.REGRESSION else tf.int64
-        feature_spec = {
-            config.id_key: tf.io.FixedLenFeature([], tf.int64),
-            config.label_key: tf.io.FixedLenFeature([], label_dtype),
-        }
+        feature_spec = {config.id_key: tf.io.FixedLenFeature([], tf.int64)}
+        if isinstance(config.task, Heads) and isinstance(config.label_key, Mapping):
+            for head in config.task:
+                feature_spec[config.label_key[head.name]] = _label_feature(head.task, -1)
+        elif isinstance(config.label_key, str):
+            task = None if isinstance(config.task, Heads) else config.task
+            feature_spec[config.label_key] = _label_feature(task, None)
     elements = ElementSpec(
         stage=STAGE,
         spec=spec,
@@ -723,15 +798,99 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
     return elements
 
 
-def _check_fields(elements: ElementSpec, num_outputs: int | None, config: SamplingConfig) -> str:
+def _label_feature(task: str | None, unknown: int | None) -> tf.io.FixedLenFeature:
+    """How a label is parsed; `unknown` stands for one that is not there, None where all are."""
+    if task == constants.REGRESSION:
+        default = None if unknown is None else float("nan")
+        return tf.io.FixedLenFeature([], tf.float32, default)
+    return tf.io.FixedLenFeature([], tf.int64, unknown)
+
+
+def _warn_of_probabilities(records: ForwardRecords, task: str | Heads) -> None:
+    columns = records.columns
+    if task not in (constants.BINARY, constants.MULTICLASS) or constants.CLASS_IDS in columns:
+        return
+    logits = columns.get(constants.LOGITS)
+    if logits is not None and look_like_probabilities(logits[:4096].numpy()):
+        warnings.warn(
+            f"{STAGE}: the recorded logits lie in [0, 1], as probabilities do; they make the "
+            "selection nearly uniform. Write them with probabilities=.",
+            stacklevel=4,
+        )
+
+
+def _losses_alone(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """What of a record counts where no label is looked at."""
+    if constants.LOSS not in record:
+        raise ValueError(
+            f"{STAGE}: label_key=None needs records that hold the loss, these have "
+            f"{sorted(record)}. Set label_key, or write records with loss=."
+        )
+    return {name: record[name] for name in (constants.HAS_RECORD, constants.LOSS) if name in record}
+
+
+def _check(config: SamplingConfig, task: str | Heads, joined: tuple, seen: tuple) -> None:
+    """Errors and a warning that a window causes when it is run.
+
+    Outside of the window's own function, as an iterator with stateful calls cannot be saved.
+
+    Args:
+      config: the arguments of `ofb_sample`.
+      task: the task.
+      joined: `usable` and `example_ids` where all must be usable.
+      seen: `labels` and `valid_labels` where they matter.
+    """
+    if joined:
+        assert_joined(*joined)
+    if seen:
+        labels, valid = seen
+        if config.estimator == constants.LOG_ODDS and labels.dtype.is_floating:
+            _assert_hard(labels, config.label_key)
+        _warn_of_labels(labels, valid, task)
+
+
+def _assert_hard(labels: tf.Tensor, label_key: Any) -> None:
+    """An error when run if a label is neither 0 nor 1 (nor missing)."""
+    is_soft = (labels > 0.0) & (labels < 1.0)
+    message = (
+        f"{STAGE}: {label_key!r} holds soft labels. estimator='log_odds' needs 0 or 1: use "
+        "estimator='weights'."
+    )
+    tf.debugging.Assert(~tf.reduce_any(is_soft), [message])
+
+
+def _warn_of_labels(labels: tf.Tensor, valid: tf.Tensor, task: str | Heads) -> None:
+    """Says on stderr that labels do not fit the task, once a window has more than a few of them."""
+
+    # Iterators start more slowly with every operation: these are the fewest that say it.
+    def warn() -> None:
+        wrong = tf.gather_nd(labels, tf.where(~valid))
+        text = tf.strings.format(
+            f"WARNING: {STAGE}: {{}} of {{}} labels of this window are out of range for "
+            f"task={task!r}, among them {{}}; these examples count as examples without a record. "
+            "Check label_key and task, or filter them out.\n",
+            (tf.size(wrong), tf.size(labels), wrong),
+        )
+        tf.raw_ops.PrintV2(input=text, output_stream="stderr", end="")
+
+    share = tf.reduce_mean(tf.cast(valid, tf.float32))
+    tf.cond(share < 1.0 - _MAX_WRONG_LABELS, warn, lambda: None)
+
+
+def _check_fields(
+    elements: ElementSpec, num_outputs: int | None, config: SamplingConfig
+) -> str | Heads:
     """Checks id, label and record fields."""
-    elements.check_label()
-    if config.estimator == constants.LOG_ODDS and not elements.serialized:
-        _check_holds_log_inclusion(elements)
+    label = elements.check_label(config.task)
+    if config.estimator == constants.LOG_ODDS:
+        _check_fits_log_odds(elements)
     if num_outputs is not None or elements.has_id():
         elements.check_id()
+    task = constants.REGRESSION if config.label_key is None else config.task
+    if task == constants.BINARY and label.shape.rank == 1:
+        task = Heads.of({f"{i:06d}": task for i in range(label.shape[0])}, None)
     if not config.policy.needs_records:
-        return config.task or constants.REGRESSION
+        return task or constants.REGRESSION
     keys = elements.keys_spec()
     if num_outputs is not None:
         width = num_outputs or None
@@ -755,17 +914,27 @@ def _check_fields(elements: ElementSpec, num_outputs: int | None, config: Sampli
             f"{STAGE}: {constants.LOGITS!r} must be [{config.num_outputs}], got [{width}] "
             f"({source}). Write records with the model that serves this stream."
         )
-    task = config.task or _infer_task(width, keys[config.label_key], source)
+    if config.label_key is None:
+        return constants.REGRESSION
+    if isinstance(task, Heads):
+        if width != task.num_outputs:
+            raise ValueError(
+                f"{STAGE}: {constants.LOGITS!r} must be [{task.num_outputs}] for the heads "
+                f"{[tuple(head[:3]) for head in task]}, got [{width}] ({source}). Write the "
+                "logits of all heads side by side, in the order of their names."
+            )
+        return task
+    task = task or _infer_task(width, label, source)
     if width is not None and (task == constants.MULTICLASS) != (width > 1):
         expected = "[num_classes], at least 2" if task == constants.MULTICLASS else "[1]"
         raise ValueError(
             f"{STAGE}: {constants.LOGITS!r} must be {expected} for task={task!r}, got [{width}] "
             f"({source}). Write records with the model that serves this stream, or set task."
         )
-    if task == constants.MULTICLASS and not keys[config.label_key].dtype.is_integer:
+    if task == constants.MULTICLASS and not label.dtype.is_integer:
         raise ValueError(
             f"{STAGE}: {config.label_key!r} must be an integer class id for task='multiclass', "
-            f"got {keys[config.label_key]}. Cast it, or set task."
+            f"got {label}. Cast it, or set task."
         )
     if config.estimator == constants.LOG_ODDS:
         check_log_odds(config.policy, task)
@@ -778,24 +947,21 @@ def _check_fields(elements: ElementSpec, num_outputs: int | None, config: Sampli
     return task
 
 
-def _check_holds_log_inclusion(elements: ElementSpec) -> None:
-    if not elements.fields(elements.spec):
+def _check_fits_log_odds(elements: ElementSpec) -> None:
+    label = elements.keys_spec()[constants.LABEL]
+    width = label.shape[0] if label.shape.rank else 1
+    if elements.label_key is None or width != 1:
+        received = "label_key=None" if elements.label_key is None else label
+        raise ValueError(
+            f"{STAGE}: estimator='log_odds' needs one label, a number or [1], got {received}. "
+            "Make class ids of one-hot rows by tf.argmax, or use estimator='weights'."
+        )
+    if not elements.serialized and not elements.fields(elements.spec):
         raise ValueError(
             f"{STAGE}: with estimator='log_odds' elements must be dicts, or tuples whose x is a "
             f"dict that can hold {constants.LOG_INCLUSION!r}, got {elements.spec}. Make x a dict, "
             "or use estimator='weights'."
         )
-
-
-def _hard(labels: tf.Tensor, label_key: str) -> tf.Tensor:
-    """Labels, unless one is neither 0 nor 1 (nor missing): an error when run."""
-    is_soft = (labels > 0.0) & (labels < 1.0)
-    message = (
-        f"{STAGE}: {label_key!r} holds soft labels. estimator='log_odds' needs 0 or 1: use "
-        "estimator='weights'."
-    )
-    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(is_soft), [message])]):
-        return tf.identity(labels)
 
 
 def _logits_width(spec: tf.TensorSpec) -> int | None:

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from ofb_tf import constants
+from ofb_tf.selection.heads import Heads
 from ofb_tf.selection.label_noise import confident_errors
 from ofb_tf.selection.label_noise import looks_noisy as errors_look_noisy
 from ofb_tf.selection.window import Selection
@@ -15,12 +16,12 @@ _SUMS = ("sum_weights", "sum_squared_weights", "max_weight", "expected_errors")
 
 
 def count(
-    record: dict[str, tf.Tensor], labels: tf.Tensor, selection: Selection, task: str
+    record: dict[str, tf.Tensor], labels: tf.Tensor, selection: Selection, task: str | Heads
 ) -> dict[str, tf.Tensor]:
     """Sums over one window, to be added over windows by `add`."""
     none = tf.constant(0, tf.int64)
     confident, errors, expected = none, none, tf.constant(0.0, tf.float64)
-    if constants.LOGITS in record and task != constants.REGRESSION:
+    if isinstance(task, str) and task != constants.REGRESSION and constants.LOGITS in record:
         confident, errors, expected = confident_errors(record, labels, selection.usable, task)
     has_record = record.get(constants.HAS_RECORD, tf.ones_like(selection.usable))
     weights = tf.cast(selection.weights, tf.float64)

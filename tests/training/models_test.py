@@ -135,6 +135,7 @@ def test_class_weight_multiplies_importance_weight(data):
 
 def test_subclass_sees_features_without_ids_and_record_fields(data):
     data |= {"logits": np.zeros((N, NUM_CLASSES), np.float32), "timestamp": np.zeros(N, np.int64)}
+    data["has_record"] = np.ones(N, bool)
     model = Subclassed()
     model.compile("sgd", LOSS)
     fit(model, data)

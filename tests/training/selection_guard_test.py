@@ -132,7 +132,7 @@ def test_guarded_iterator_refuses_a_checkpoint_by_name(task, tmp_path):
     policy = callbacks.SelectionGuard(fall_back=True).policy("importance")
     iterator = iter(sampled(train, fair, policy, probe=0.0))
     next(iterator)
-    with pytest.raises(tf.errors.FailedPreconditionError, match="ReadVariableOp.*stateful"):
+    with pytest.raises(tf.errors.FailedPreconditionError, match="stateful"):
         tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "checkpoint"))
 
 

@@ -167,6 +167,21 @@ def test_soft_labels_are_refused():
         list(sample(with_soft_labels(), task="binary"))
 
 
+def test_one_head_with_one_label_is_needed():
+    with pytest.raises(ValueError, match=r"one head.*\['click', 'sale'\].*estimator='weights'"):
+        ofb_tf.ofb_sample(**COMMON, task={"click": "binary", "sale": "binary"})
+    rows = with_logits().map(lambda e: e | {"label": tf.one_hot(e["label"], CLASSES)})
+    with pytest.raises(ValueError, match=r"one label.*\(4,\).*tf.argmax.*estimator='weights'"):
+        sample(rows, task="multiclass")
+    two = with_logits().map(lambda e: e | {"label": tf.zeros([2]), "logits": e["logits"][:2]})
+    with pytest.raises(ValueError, match=r"one label.*\(2,\).*estimator='weights'"):
+        sample(two, task="binary")
+    with pytest.raises(ValueError, match="one label.*label_key=None.*estimator='weights'"):
+        sample(with_logits().map(lambda e: e | {"loss": 1.0}), label_key=None)
+    with pytest.raises(ValueError, match=r"one head.*\['click'\].*estimator='weights'"):
+        ofb_tf.OFBModel(label_key={"click": "click"}, estimator="log_odds")
+
+
 def test_an_unknown_estimator():
     with pytest.raises(ValueError, match="estimator must be one of.*'odds'"):
         ofb_tf.ofb_sample(estimator="odds")

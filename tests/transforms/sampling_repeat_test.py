@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import ofb_tf
 from ofb_tf.records import maintenance
+from ofb_tf.testing import assert_checkpoint_roundtrip, tiny_dataset
 from tests.streams import (
     IDS,
     LOGITS,
@@ -237,3 +238,13 @@ def test_repeating_before_sampling_draws_again(repeated):
 def test_a_repeated_stream_is_still_a_function_of_the_seed():
     first, second = (ids_and_weights(sample(with_logits().repeat(2)))[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("estimator", ["weights", "log_odds"])
+def test_a_checkpoint_survives_checks_that_run_with_each_window(estimator):
+    """A record for everyone, labels in range and hard: asserted, and no state of the iterator."""
+    stream = tiny_dataset(400).map(lambda e: e | {"label": tf.cast(e["label"], tf.float32)})
+    sampler = ofb_tf.ofb_sample(
+        window_size=100, task="binary", missing="error", estimator=estimator, seed=3
+    )
+    assert_checkpoint_roundtrip(stream.apply(sampler))

@@ -244,8 +244,8 @@ def _score(
     policy: Policy, task: str, labels: np.ndarray, record: dict[str, tf.Tensor]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores, float32 `[n]`, 0 where unusable, and bool `[n]`: where usable."""
-    _, scores, usable = window.score(policy, task, tf.constant(labels), record)
-    return np.where(usable, scores, np.float32(0.0)), usable.numpy()
+    scored = window.score(policy, task, tf.constant(labels), record)
+    return np.where(scored.usable, scored.scores, np.float32(0.0)), scored.usable.numpy()
 
 
 def _class_scores(
