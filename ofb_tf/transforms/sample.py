@@ -735,9 +735,9 @@ def _leave(
     """Windows of selected examples → decoded, weighted examples or batches."""
     parallel = tf.data.AUTOTUNE
     parse_fn, decode_fn = config.parse_fn, config.decode_fn
-    rebatch = config.batch_size is not None and decode_fn is None
-    if rebatch:
-        selected = dense.rebatch(selected, config.batch_size, config.drop_remainder)
+    batch_size = config.batch_size if decode_fn is None else None
+    if batch_size is not None:
+        selected = dense.rebatch(selected, batch_size, config.drop_remainder)
 
     if parse_fn is not None:
 
@@ -747,7 +747,7 @@ def _leave(
             return (parsed, extras) if decode_fn else _weighted(config, parsed, extras, drop)
 
         selected = selected.map(parse, num_parallel_calls=parallel, deterministic=True)
-    if rebatch:
+    if batch_size is not None:
         return selected
     selected = selected.unbatch()
     if decode_fn is not None:
