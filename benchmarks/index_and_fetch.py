@@ -234,7 +234,7 @@ def compare(
 
     rows = []
     for name in peers.build:
-        row = {"bytes an example": size, "rate": rate, "peer": name}
+        row = {"bytes per example": size, "rate": rate, "peer": name}
         row["CPU µs"] = median(warm[name], "cpu_seconds") * 1e6
         row["wall µs"] = median(warm[name], "wall_seconds") * 1e6
         row["bytes read"] = median(warm[name], "bytes")

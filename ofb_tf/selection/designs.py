@@ -32,7 +32,10 @@ def capped_pps(sizes: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
 
     count = tf.cast(tf.minimum(tf.floor(budget) + 1.0, n), tf.int32)
     largest = tf.math.top_k(sizes, count).values
-    others = tf.maximum(tf.reduce_sum(sizes) - tf.reduce_sum(largest), 0.0)
+    # Summed apart, since a difference of sums would lose sizes far below the largest.
+    least = tf.reduce_min(largest)
+    ties = tf.cast(tf.math.count_nonzero(sizes >= least), tf.float64) - tf.cast(count, tf.float64)
+    others = tf.reduce_sum(tf.where(sizes < least, sizes, tf.zeros_like(sizes))) + ties * least
     rest = tf.cumsum(largest, reverse=True) + others
     left = budget - tf.range(tf.cast(count, tf.float64), dtype=tf.float64)
     # Sizes that are equal are capped together: the condition cannot separate them.

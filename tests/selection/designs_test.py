@@ -25,6 +25,14 @@ def test_capped_pps_equals_the_textbook_iteration(sizes, share):
     assert ((got >= 0.0) & (got <= 1.0)).all()
 
 
+def test_capped_pps_sees_sizes_far_below_the_largest():
+    """Their sum decides whether the next one is capped, and a difference of sums would lose it."""
+    sizes = np.r_[np.ones(5), 2e-19, np.full(10_000, 1e-20)]
+    got = designs.capped_pps(tf.constant(sizes), 60.0).numpy()
+    np.testing.assert_allclose(got, reference.capped_pps(sizes, 60.0), rtol=1e-12)
+    assert got[5] < 0.2
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.floats(0.0, 1.0), min_size=0, max_size=50),

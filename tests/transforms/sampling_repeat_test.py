@@ -195,7 +195,7 @@ def test_an_empty_dataset_stays_empty():
 
 
 def test_a_dataset_shorter_than_a_window_keeps_the_rate_on_average():
-    # One batch a pass. Passes of `repeat` draw anew as iterations do, and cost less.
+    # One batch per pass. Passes of `repeat` draw again, as iterations do, and cost less.
     sizes = [len(batch["example_id"]) for batch in sample(with_logits(25), batch_size=8).repeat(80)]
     assert len(sizes) == 80 and set(sizes) == {2, 3}
     assert abs(np.mean(sizes) - 2.5) < 5 * 0.5 / np.sqrt(80)
