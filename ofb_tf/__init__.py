@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         datasets as datasets,
         records as records,
         serving as serving,
+        streaming as streaming,
         testing as testing,
     )
     from ofb_tf.hashing import example_id_of as example_id_of
@@ -40,7 +41,9 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         OFBTensorBoard as OFBTensorBoard,
         RecordForwardPasses as RecordForwardPasses,
         SelectionGuard as SelectionGuard,
+        StreamCheckpoint as StreamCheckpoint,
     )
+    from ofb_tf.training.delayed_labels import FakeNegativeWeighted as FakeNegativeWeighted
     from ofb_tf.training.log_odds import AddLogInclusion as AddLogInclusion
     from ofb_tf.training.model import OFBModel as OFBModel
     from ofb_tf.transforms.element_spec import DatasetTransform as DatasetTransform
@@ -52,6 +55,7 @@ _MODULE_OF = {
     "BackupIterator": "training.callbacks",
     "BottomLoss": "selection",
     "DatasetTransform": "transforms.element_spec",
+    "FakeNegativeWeighted": "training.delayed_labels",
     "ForwardRecordWriter": "records",
     "ForwardRecords": "records",
     "Importance": "selection",
@@ -66,6 +70,7 @@ _MODULE_OF = {
     "RecordForwardPasses": "training.callbacks",
     "SelectionGuard": "training.callbacks",
     "SelectiveBackprop": "selection",
+    "StreamCheckpoint": "training.callbacks",
     "TopLoss": "selection",
     "Uniform": "selection",
     "Window": "selection",

@@ -1,4 +1,4 @@
-"""`ofb`: records | demo | compare | break-even. Flags → configuration → one library call.
+"""`ofb`: records | demo | compare | break-even | tail. Flags → configuration → one library call.
 
 Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
 """
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from ofb_tf import constants
 from ofb_tf.tables import format_table
 
 USAGE = """usage: ofb COMMAND [ARGUMENTS]
@@ -24,6 +25,7 @@ commands:
   compare     every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
   demo        the main job on one dataset: serve, record, join, sample, train, measure
   records     inspect and maintain files of forward records
+  tail        follow logs that grow, select from them, and report once a minute
 
 `ofb COMMAND --help` says more. Example:
   ofb demo --dataset=click_stream --output_dir=out/demo
@@ -86,6 +88,19 @@ examples:
   ofb break-even --model=model.keras --input_us=9 --key_us=6 --variance_ratio=0.2
   ofb break-even --step_us=78 --input_us=10 --select_us=1.2 --refresh_seconds=0.05 --json
 """
+TAIL_USAGE = """usage: ofb tail --examples=DIR --records=DIR [FLAGS]
+
+Follows a directory of examples (TFRecords of tf.Examples with id and label) and one of forward
+records, joins them and selects, as a training job with `SampledStream` does, but trains nothing.
+Prints a line per --every seconds: lag, coverage, realised rate, records in memory, examples per
+second. Ends at the end of the logs with --nofollow, or with Ctrl-C.
+
+examples:
+  ofb tail --examples=logs/examples --records=logs/records
+  ofb tail --examples=logs/examples --records=logs/records --task=binary --rate=0.05 \
+      --prometheus_file=/var/lib/node_exporter/ofb.prom
+  ofb tail --examples=logs/examples --records=logs/records --nofollow --json
+"""
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
 
@@ -121,7 +136,7 @@ def _integers(text: str) -> list[int]:
 
 
 # Booleans are `--name` and `--noname`, and what argparse does not know: `--name=true`.
-_BOOLEAN = re.compile(r"^--(json|delete_inputs|dry_run|progress)=(?:(true|t|1)|false|f|0)$", re.I)
+_BOOLEAN = re.compile(r"^--(json|delete_inputs|dry_run|progress|follow)=(?:(true|t|1)|false|f|0)$", re.I)
 
 
 # Flags by name: the help, and a type, a default, or choices of which the first is the default.
@@ -227,6 +242,28 @@ _BREAK_EVEN_FLAGS = {
     "variance_ratio": ("As OFBModel.fit reports it with uniform_probe.", float),
     "effective_sample_size": ("Of the weights, as OFBModel.fit reports it.", float),
 }
+
+_TAIL_FLAGS = {
+    "examples": ("Directory in which finished files of examples appear.", str),
+    "records": ("Directory in which finished record files appear.", str),
+    "rate": ("Fraction of the stream that is selected.", 0.1),
+    "policy": ("How it is selected.", "importance"),
+    "task": ("Task; by default inferred from the records.", (None, *constants.TASKS)),
+    "window_size": ("Examples per selection.", 4096),
+    "budget": ("Whether each window takes its share, or the stream.", constants.BUDGETS),
+    "id_key": ("Feature with the id.", constants.EXAMPLE_ID),
+    "label_key": ("Feature with the label.", constants.LABEL),
+    "max_age_hours": ("Records older than this count as missing.", 24.0),
+    "max_wait": ("Seconds that an example waits for a record.", 0.0),
+    "poll_interval": ("Seconds between two looks at the directories.", 1.0),
+    "every": ("Seconds between two reports.", 60.0),
+    "follow": ("Wait for new files; --nofollow ends with what there is.", True),
+    "prometheus_file": ("File to write the figures to in Prometheus' text format.", str),
+    "log_dir": ("Directory to write TensorBoard scalars to.", str),
+    "json": ("Print a line of JSON per report.", False),
+}
+
+_TAIL_SETTINGS = ("rate", "policy", "task", "window_size", "budget", "id_key", "label_key")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -533,6 +570,61 @@ def _break_even(values: argparse.Namespace) -> int:
     return 0
 
 
+def _tail(values: argparse.Namespace) -> int:
+    import threading
+
+    import tensorflow as tf
+
+    import ofb_tf
+    from ofb_tf import streaming
+
+    for name in ("examples", "records"):
+        if getattr(values, name) is None:
+            raise UsageError(f"--{name} is required")
+    stream = streaming.SampledStream(
+        ofb_tf.ofb_sample(
+            **{name: getattr(values, name) for name in _TAIL_SETTINGS},
+            batch_size=values.window_size,
+            max_age=3600.0 * values.max_age_hours,
+            seed=0,
+            parse_fn=lambda serialized: {"bytes": tf.strings.length(serialized)},
+        ),
+        examples=streaming.ExampleDirectory(os.path.expanduser(values.examples)),
+        records=streaming.RecordDirectory(os.path.expanduser(values.records), on_corrupt="skip"),
+        max_wait=values.max_wait,
+        poll_interval=values.poll_interval,
+        follow=values.follow,
+        on_corrupt="skip",
+    )
+    report = streaming.StreamReport(
+        stream, prometheus_file=values.prometheus_file, log_dir=values.log_dir
+    )
+    failures = []
+
+    def read() -> None:
+        try:
+            for _ in stream.dataset():
+                pass
+        except (ValueError, OSError, tf.errors.OpError) as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    if not values.json:
+        print(report.header(), flush=True)
+    try:
+        while reader.is_alive():
+            reader.join(values.every)
+            figures = report.report()
+            print(json.dumps(figures) if values.json else report.line(figures), flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+        return 130
+    for failure in failures:
+        print(f"ofb tail: {failure}", file=sys.stderr)
+    return int(bool(failures))
+
+
 COMMANDS = {
     "break-even": (
         BREAK_EVEN_USAGE,
@@ -542,6 +634,7 @@ COMMANDS = {
     "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
     "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
     "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),
+    "tail": (TAIL_USAGE, _TAIL_FLAGS, _tail),
 }
 
 if __name__ == "__main__":

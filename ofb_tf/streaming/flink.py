@@ -46,32 +46,6 @@ _POLLS_AHEAD = 4
 _BLOCK = Types.TUPLE([Types.STRING(), Types.LONG(), Types.LONG(), Types.PICKLED_BYTE_ARRAY()])
 
 
-def read_columns(kind: str, path: str, dtypes: dict[str, str]) -> Iterator[Columns]:
-    """Blocks of a finished file of a log.
-
-    Args:
-      kind: "records" (the record format), "examples" or "labels" (TFRecords of tf.Examples).
-      path: the file.
-      dtypes: the tf.Examples' features `example_id`, `timestamp` (int64 microseconds) and `label`:
-        "int64", "float32" or "string".
-
-    Yields:
-      Columns of n rows, as `join.Pending` has them.
-    """
-    if kind == RECORDS:
-        for block in read_blocks(path):
-            yield {name: expand(column) for name, column in block.columns.items()}
-        return
-    names = (EXAMPLE_ID, TIMESTAMP) if kind == EXAMPLES else (EXAMPLE_ID, TIMESTAMP, LABEL)
-    parsing = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in names}
-    for serialized in tf.data.TFRecordDataset(path).batch(_BATCH):
-        parsed = {k: v.numpy() for k, v in tf.io.parse_example(serialized, parsing).items()}
-        parsed[EXAMPLE_ID] = hashing.to_int64(parsed[EXAMPLE_ID])
-        if kind == EXAMPLES:
-            parsed[SERIALIZED] = serialized.numpy()
-        yield parsed
-
-
 class _Tail(KeyedProcessFunction):
     """A log's directory → its blocks by bucket. The name of the last file read is its state."""
 
@@ -101,7 +75,7 @@ class _Tail(KeyedProcessFunction):
             names = (n for n in names if n.endswith(SUFFIX))
         # One file per poll bounds what PyFlink must buffer before it can pass anything on.
         for name in sorted(n for n in names if n > last)[:1]:
-            for columns in read_columns(self._kind, os.path.join(directory, name), self._dtypes):
+            for columns in join.read_columns(self._kind, os.path.join(directory, name), self._dtypes):
                 newest = max(newest, int(columns[TIMESTAMP].max()) // 1000)
                 for bucket, rows in join.split(columns, self._num_buckets):
                     yield self._kind, bucket, newest, rows
@@ -159,8 +133,9 @@ class _Join(KeyedProcessFunction):
             pending.add(kind, columns)
         self._inbox.clear()
         watermark = ctx.timer_service().current_watermark() * 1000
-        selected, counts = join.leave(pending, watermark, self._config)
-        for name, count in counts.items():
+        left = join.leave(pending, watermark, self._config)
+        selected = join.sample(left, self._config)
+        for name, count in (left.counts | {"selected": len(selected)}).items():
             self._counters[name].inc(count)
         if pending:
             self._pending.update(pending)
@@ -194,7 +169,7 @@ def tail(
       index: a directory of text files with a directory of the log on each line; it may grow.
       max_disorder: seconds by which a timestamp may precede one that was read before it.
       num_buckets: the same for all three logs.
-      dtypes: see `read_columns`.
+      dtypes: see `join.read_columns`.
 
     Returns:
       A stream for `weighted_examples`. Its parallelism must be 1, so that its watermark is that of

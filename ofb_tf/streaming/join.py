@@ -7,33 +7,30 @@ All of it is numpy on blocks, so that an engine's cost per element is paid once 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.constants import EXAMPLE_ID, IMPORTANCE_WEIGHT, LABEL, TIMESTAMP
+from ofb_tf.records.reader import read_blocks
+from ofb_tf.records.schema import expand
 from ofb_tf.selection import window
 from ofb_tf.selection.policy import POISSON, Policy
 
 RECORDS, EXAMPLES, LABELS = "records", "examples", "labels"
 SERIALIZED = "serialized"
+_BATCH = 4096
 Columns = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JoinConfig:
-    """How the stream is joined and sampled. Times are in seconds of event time.
+class LabelConfig:
+    """When an example leaves, and with which label. Times are in seconds of event time.
 
     Attributes:
-      policy: with the Poisson design and no need of a window, such as `FixedScale`.
-      rate: in (0, 1]: what weights are relative to, rate / p.
-      task: "binary", "multiclass" or "regression".
-      missing: what becomes of an example without a usable record: "uniform", "keep" or "drop".
-      seed: of the draws; with `epoch` as in `ofb_sample`.
-      epoch: another one gives other draws.
       attribution_window: an example without a label leaves as a negative when its timestamp is
         this long past.
       max_wait: an example with a label waits so long after its timestamp for a record; at most
@@ -46,18 +43,49 @@ class JoinConfig:
       ValueError: a field out of range.
     """
 
-    policy: Policy
-    rate: float
-    task: str = constants.BINARY
-    missing: str = constants.MISSING_UNIFORM
-    seed: int = 0
-    epoch: int = 0
     attribution_window: float = 1800.0
     max_wait: float = 60.0
     interval: float = 60.0
     negative: float | None = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.max_wait <= self.attribution_window or self.interval <= 0.0:
+            raise ValueError(
+                "max_wait must be in [0, attribution_window] and interval above 0. Received: "
+                f"max_wait={self.max_wait!r}, attribution_window={self.attribution_window!r}, "
+                f"interval={self.interval!r}"
+            )
+
+    def micros(self, name: str) -> int:
+        """One of the times in microseconds, as timestamps are."""
+        return round(getattr(self, name) * constants.MICROSECONDS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JoinConfig(LabelConfig):
+    """How a stream in buckets is joined and sampled.
+
+    Attributes:
+      policy: with the Poisson design and no need of a window, such as `FixedScale`.
+      rate: in (0, 1]: what weights are relative to, rate / p.
+      task: "binary", "multiclass" or "regression".
+      missing: what becomes of an example without a usable record: "uniform", "keep" or "drop".
+      seed: of the draws; with `epoch` as in `ofb_sample`.
+      epoch: another one gives other draws.
+
+    Raises:
+      ValueError: a field out of range.
+    """
+
+    policy: Policy
+    rate: float
+    task: str = constants.BINARY
+    missing: str = constants.MISSING_UNIFORM
+    seed: int = 0
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.policy.design != POISSON:
             raise ValueError(
                 "policy must have the Poisson design: a stream in many buckets has no windows. "
@@ -70,16 +98,6 @@ class JoinConfig:
                 raise ValueError(
                     f"{name} must be one of {choices}. Received: {getattr(self, name)!r}"
                 )
-        if not 0.0 <= self.max_wait <= self.attribution_window or self.interval <= 0.0:
-            raise ValueError(
-                "max_wait must be in [0, attribution_window] and interval above 0. Received: "
-                f"max_wait={self.max_wait!r}, attribution_window={self.attribution_window!r}, "
-                f"interval={self.interval!r}"
-            )
-
-    def micros(self, name: str) -> int:
-        """One of the times in microseconds, as timestamps are."""
-        return round(getattr(self, name) * constants.MICROSECONDS)
 
 
 @dataclasses.dataclass
@@ -119,10 +137,27 @@ class Pending:
         return bool(self.tables)
 
 
-def leave(
-    pending: Pending, watermark: int, config: JoinConfig
-) -> tuple[list[bytes], dict[str, int]]:
-    """Takes from a bucket what is complete or has waited long enough, and samples it.
+class Left(NamedTuple):
+    """Examples that leave, ascending by id, m of them.
+
+    Attributes:
+      ids: int64 `[m]`.
+      serialized: bytes `[m]`: tf.Examples.
+      labels: floats `[m]`.
+      record: columns of the record format and `has_record`, arbitrary where that is false.
+      counts: "left", and of these "unlabelled", which are not among the m, and "without_record";
+        "records_without_example", "labels_without_example".
+    """
+
+    ids: np.ndarray
+    serialized: np.ndarray
+    labels: np.ndarray
+    record: Columns
+    counts: dict[str, int]
+
+
+def leave(pending: Pending, watermark: int, config: LabelConfig) -> Left:
+    """Takes from a bucket what is complete or has waited long enough.
 
     An example leaves with its label once its record is there or `max_wait` is over, or without a
     label at the end of the attribution window. Only labels no later than the window and records no
@@ -135,13 +170,12 @@ def leave(
       config: how.
 
     Returns:
-      Serialized tf.Examples with label and `importance_weight`, ascending by id, and counts.
+      What leaves.
     """
-    _drop_repeated(pending)
-    counts = {}
+    drop_repeated(pending)
+    left = Left(np.zeros(0, np.int64), np.zeros(0, object), np.zeros(0), {}, {})
     horizon = watermark - 2 * config.micros("attribution_window")
     examples = pending.tables.get(EXAMPLES)
-    out: list[bytes] = []
     if examples is not None:
         ids, times = examples[EXAMPLE_ID], examples[TIMESTAMP]
         record, has_record = _lookup(pending, RECORDS, ids, times + config.micros("max_wait"))
@@ -157,28 +191,31 @@ def leave(
         record[constants.HAS_RECORD] = has_record
         rows = np.flatnonzero(emitted)
         rows = rows[np.argsort(ids[rows])]
-        chosen = {name: data[rows] for name, data in record.items()}
-        out = _sample(config, examples[SERIALIZED][rows], ids[rows], labels[rows], chosen)
-        counts = {
-            "left": int(leaving.sum()),
-            "unlabelled": int((leaving & ~emitted).sum()),
-            "without_record": int((emitted & ~has_record).sum()),
-            "selected": len(out),
-        }
+        left = Left(
+            ids[rows],
+            examples[SERIALIZED][rows],
+            labels[rows],
+            {name: data[rows] for name, data in record.items()},
+            {
+                "left": int(leaving.sum()),
+                "unlabelled": int((leaving & ~emitted).sum()),
+                "without_record": int((emitted & ~has_record).sum()),
+            },
+        )
         pending.add("left", {EXAMPLE_ID: ids[leaving], TIMESTAMP: times[leaving]})
         pending.keep(EXAMPLES, ~leaving)
     for kind in (RECORDS, LABELS):
         if kind in pending.tables:
             joined = np.isin(pending.ids(kind), pending.ids("left"))
             late = ~joined & (pending.tables[kind][TIMESTAMP] < horizon)
-            counts[f"{kind}_without_example"] = int(late.sum())
+            left.counts[f"{kind}_without_example"] = int(late.sum())
             pending.keep(kind, ~joined & ~late)
     if "left" in pending.tables:
         pending.keep("left", pending.tables["left"][TIMESTAMP] >= horizon)
-    return out, counts
+    return left
 
 
-def _drop_repeated(pending: Pending) -> None:
+def drop_repeated(pending: Pending) -> None:
     """Keeps the first delivery of an example, and none of an example that has left."""
     ids = pending.ids(EXAMPLES)
     first = np.zeros(len(ids), bool)
@@ -231,32 +268,54 @@ def _select(config: JoinConfig) -> Callable[..., Any]:
     return select
 
 
-def _sample(
-    config: JoinConfig,
-    serialized: np.ndarray,
-    ids: np.ndarray,
-    labels: np.ndarray,
-    record: Columns,
-) -> list[bytes]:
-    if not len(ids):
+def sample(left: Left, config: JoinConfig) -> list[bytes]:
+    """Serialized tf.Examples with label and `importance_weight` of what is selected of `left`."""
+    if not len(left.ids):
         return []
     is_class = config.task != constants.REGRESSION
-    labels = labels.astype(np.int64 if is_class else np.float32)
-    fields = {name: record[name] for name in constants.RECORD_FIELDS if name in record}
+    labels = left.labels.astype(np.int64 if is_class else np.float32)
+    fields = {name: left.record[name] for name in constants.RECORD_FIELDS if name in left.record}
     if constants.LOGITS not in fields and constants.LOSS not in fields:
-        fields[constants.LOSS] = np.full(len(ids), np.nan, np.float32)  # no record has come yet
+        # No record has come yet.
+        fields[constants.LOSS] = np.full(len(labels), np.nan, np.float32)
     indices, weights = _select(config)(
-        tf.constant(ids), tf.constant(labels), {k: tf.constant(v) for k, v in fields.items()}
+        tf.constant(left.ids), tf.constant(labels), {k: tf.constant(v) for k, v in fields.items()}
     )
     kind = "int64_list" if is_class else "float_list"
     out = []
     for index, weight in zip(indices.numpy().tolist(), weights.numpy().tolist(), strict=True):
-        example = tf.train.Example.FromString(serialized[index])
+        example = tf.train.Example.FromString(left.serialized[index])
         feature = example.features.feature
         getattr(feature[LABEL], kind).value[:] = [labels[index].item()]
         feature[IMPORTANCE_WEIGHT].float_list.value[:] = [weight]
         out.append(example.SerializeToString(deterministic=True))
     return out
+
+
+def read_columns(kind: str, path: str, dtypes: dict[str, str]) -> Iterator[Columns]:
+    """Blocks of a finished file of a log.
+
+    Args:
+      kind: "records" (the record format), "examples" or "labels" (TFRecords of tf.Examples).
+      path: the file.
+      dtypes: the tf.Examples' features `example_id`, `timestamp` (int64 microseconds) and `label`:
+        "int64", "float32" or "string".
+
+    Yields:
+      Columns of n rows, as `Pending` has them.
+    """
+    if kind == RECORDS:
+        for block in read_blocks(path):
+            yield {name: expand(column) for name, column in block.columns.items()}
+        return
+    names = (EXAMPLE_ID, TIMESTAMP) if kind == EXAMPLES else (EXAMPLE_ID, TIMESTAMP, LABEL)
+    parsing = {name: tf.io.FixedLenFeature([], dtypes[name]) for name in names}
+    for serialized in tf.data.TFRecordDataset(path).batch(_BATCH):
+        parsed = {k: v.numpy() for k, v in tf.io.parse_example(serialized, parsing).items()}
+        parsed[EXAMPLE_ID] = hashing.to_int64(parsed[EXAMPLE_ID])
+        if kind == EXAMPLES:
+            parsed[SERIALIZED] = serialized.numpy()
+        yield parsed
 
 
 def split(columns: Columns, num_buckets: int) -> Sequence[tuple[int, Columns]]:

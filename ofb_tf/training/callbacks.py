@@ -1,6 +1,9 @@
 """Keras callbacks: recording forward passes, saving the input's place, guarding selection."""
 
+import json
 import os
+import pathlib
+import shutil
 import warnings
 from typing import Any
 
@@ -8,8 +11,10 @@ import keras
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.checks import check_count
 from ofb_tf.records import ForwardRecordWriter
 from ofb_tf.selection import Inclusion, Policy, Window, get_policy
+from ofb_tf.streaming import SampledStream
 from ofb_tf.training import metrics
 from ofb_tf.training.model import OFBModel
 
@@ -190,6 +195,109 @@ class BackupIterator(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the iterator."""
         self._manager.save()
+
+
+class StreamCheckpoint(keras.callbacks.Callback):
+    """Saves the model and its place in a `SampledStream` in one step.
+
+    A process that is killed at any moment and started again goes on from the last checkpoint,
+    with the examples that follow it: none is lost, none is trained on twice.
+
+    ```python
+    checkpoint = ofb_tf.StreamCheckpoint(stream, "checkpoints", every=1000)
+    checkpoint.restore(model)  # does nothing at the first start
+    model.fit(stream.dataset(), steps_per_epoch=1000, epochs=24, callbacks=[checkpoint])
+    ```
+
+    Args:
+      stream: whose `dataset()` is given to `fit`.
+      directory: of the checkpoints, on a file system that renames directories atomically. Each is
+        a directory with `model.weights.h5` (with the optimizer) and `stream.json`.
+      every: batches between two checkpoints. Another one is saved at the end of training.
+      keep: how many are kept.
+
+    Raises:
+      ValueError: `every` or `keep` is below 1.
+    """
+
+    _WEIGHTS, _STATE = "model.weights.h5", "stream.json"
+
+    def __init__(
+        self,
+        stream: SampledStream,
+        directory: str | os.PathLike,
+        *,
+        every: int = 1000,
+        keep: int = 2,
+    ) -> None:
+        super().__init__()
+        self._stream = stream
+        self._directory = pathlib.Path(directory)
+        self._every, self._keep = check_count("every", every), check_count("keep", keep)
+        self._steps = 0  # before this iteration over the stream
+        self._of_epochs = self._batches = self._saved = 0  # in it
+
+    @property
+    def batches(self) -> int:
+        """Batches trained, since the first start."""
+        return self._steps + self._batches
+
+    def restore(self, model: keras.Model) -> int:
+        """Goes back to the newest checkpoint, before `fit`; the model must be compiled.
+
+        Returns:
+          The batches trained up to there, 0 if there is no checkpoint.
+
+        Raises:
+          ValueError: the checkpoint is of another model, or of a stream with other settings.
+        """
+        found = self._complete()
+        if not found:
+            return 0
+        content = json.loads((found[-1] / self._STATE).read_text())
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(str(found[-1] / self._WEIGHTS))
+        self._stream.restore(content["stream"])
+        self._steps = content["batches"]
+        return self._steps
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """The stream begins where `restore` said, or at its beginning."""
+        self._of_epochs = self._batches = self._saved = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves, if it is time."""
+        self._batches = self._of_epochs + batch + 1
+        if self._batches // self._every > self._saved // self._every:
+            self._save()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Batches are numbered from 0 again in the next epoch."""
+        self._of_epochs = self._batches
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Saves, and a further `fit` goes on from here."""
+        if self._batches > self._saved:
+            self._save()
+        self._stream.restore(self._stream.state(self._batches))
+        self._steps, self._batches = self.batches, 0
+
+    def _save(self) -> None:
+        target = self._directory / f"batch-{self.batches:012d}"
+        unfinished = target.with_suffix(".tmp")
+        for path in self._directory.glob("*.tmp"):
+            shutil.rmtree(path)  # a process was killed while it saved
+        unfinished.mkdir(parents=True)
+        self.model.save_weights(str(unfinished / self._WEIGHTS))
+        content = {"batches": self.batches, "stream": self._stream.state(self._batches)}
+        (unfinished / self._STATE).write_text(json.dumps(content))
+        unfinished.rename(target)
+        self._saved = self._batches
+        for path in self._complete()[: -self._keep]:
+            shutil.rmtree(path)
+
+    def _complete(self) -> list[pathlib.Path]:
+        return sorted(path for path in self._directory.glob("batch-*") if not path.suffix)
 
 
 class SelectionGuard(keras.callbacks.Callback):

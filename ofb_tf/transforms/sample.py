@@ -1,11 +1,12 @@
 """`ofb_sample`: window → scores → policy → weighted examples, inside a tf.data pipeline."""
 
+import copy
 import dataclasses
 import operator
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -277,6 +278,11 @@ class SamplingConfig:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function. Received: {getattr(self, name)!r}")
 
+    @property
+    def follows_stream(self) -> bool:
+        """Whether a state goes from window to window."""
+        return self.budget == constants.BUDGET_STREAM and self.policy.needs_records
+
 
 def _label_keys(task: Heads, label_key: Any) -> dict[str, str]:
     """The label's field of each head; by default it has the head's name."""
@@ -330,6 +336,59 @@ class OFBSampler:
             make = UpdatableRecords if config.updatable else lookup_in_memory
             self._lookup = make(records, self._oldest)
         self._records = records
+        self._num_outputs = None if records is None else records.num_outputs
+
+    @property
+    def config(self) -> SamplingConfig:
+        """The arguments of `ofb_sample`."""
+        return self._config
+
+    def steps(self, spec: Any, num_outputs: int) -> "Steps":
+        """What is done with a window, step by step, for a source that joins records on its own.
+
+        Args:
+          spec: the `element_spec` of the examples.
+          num_outputs: of the records; 0 where they hold losses alone.
+
+        Raises:
+          ValueError: the sampler has records, or the elements do not fit; see `ofb_sample`.
+        """
+        if self._records is not None:
+            raise ValueError(
+                f"{STAGE}: a stream joins its own records, so the sampler must have records=None. "
+                "Received: a sampler with records"
+            )
+        sampler = copy.copy(self)
+        sampler._num_outputs = num_outputs
+        elements, task = sampler._resolve(spec)
+        elements.check_id()
+        config = self._config
+
+        def then(*arguments: Any) -> tuple:
+            return sampler._gather(*arguments), sampler._count(*arguments)
+
+        decide = sampler._decider(elements, task, then)
+
+        def keys_of(window: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            keys = elements.keys(window)
+            return keys, hashing.to_int64(keys[elements.id_key])
+
+        def select(window: Any, keys: dict, ids: tf.Tensor, record: dict, state: Any) -> tuple:
+            key = hashing.fold_in(np.int64(config.seed), np.int64(0))
+            (selected, counts), state, joined, seen = decide(window, keys, ids, record, key, state)
+            _check(config, task, joined, seen)
+            return selected, counts, state
+
+        def leave(selected: tf.data.Dataset) -> tf.data.Dataset:
+            return sampler._sampled(selected, ())
+
+        return Steps(
+            config=config,
+            keys=keys_of,
+            select=select,
+            state=stream_budget.initial_state() if config.follows_stream else None,
+            leave=leave,
+        )
 
     def update(
         self, records: ForwardRecords | str | Sequence[str], *, as_of: int | None = None
@@ -521,8 +580,7 @@ class OFBSampler:
     def _mapping(self, select: Callable, spec: Any, task: str | Heads) -> DatasetTransform:
         """From windows of this spec to what `select` makes of each."""
         config = self._config
-        follows = config.budget == constants.BUDGET_STREAM and config.policy.needs_records
-        traced_once = dense.is_dense(spec) and not follows
+        traced_once = dense.is_dense(spec) and not config.follows_stream
         function = select if traced_once else tf.function(select, autograph=False)
 
         @tf.autograph.experimental.do_not_convert
@@ -535,7 +593,7 @@ class OFBSampler:
         def sample_alone(*parts: Any) -> Any:
             return sample(None, parts)[1]
 
-        if follows:
+        if config.follows_stream:
             return lambda windows: windows.scan(stream_budget.initial_state(), sample)
         if traced_once:
             return dense.Traced(sample_alone, spec).map
@@ -571,10 +629,7 @@ class OFBSampler:
         config = self._config
         elements, task = self._resolve(spec)
         leave_out = () if config.keep_record else (constants.MODEL_VERSION, constants.TIMESTAMP)
-        num_outputs = self._records.num_outputs if self._records else config.num_outputs
-        asserts_joined = config.missing == constants.MISSING_ERROR
-        sees_labels = config.policy.needs_records and config.label_key is not None
-        sees_labels &= not isinstance(task, Heads)
+        decide = self._decider(elements, task, then)
 
         # AutoGraph finds nothing to convert here, and would double the time of tracing.
         @tf.autograph.experimental.do_not_convert
@@ -591,6 +646,27 @@ class OFBSampler:
                 record = lookup.fields(example_ids, leave_out)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
+            return decide(batch, keys, example_ids, record, key, state)
+
+        return select
+
+    def _decider(self, elements: ElementSpec, task: str | Heads, then: Callable) -> Callable:
+        """The function of one window with its keys and records; returns what `_selector`'s does."""
+        config = self._config
+        num_outputs = config.num_outputs if self._num_outputs is None else self._num_outputs
+        asserts_joined = config.missing == constants.MISSING_ERROR
+        sees_labels = config.policy.needs_records and config.label_key is not None
+        sees_labels &= not isinstance(task, Heads)
+
+        @tf.autograph.experimental.do_not_convert
+        def decide(
+            batch: Any,
+            keys: dict[str, Any],
+            example_ids: tf.Tensor | None,
+            record: dict[str, tf.Tensor],
+            key: tf.Tensor,
+            state: Any,
+        ) -> tuple:
             labels, scored, one_task = elements.labels(keys, task), record, constants.MULTICLASS
             if isinstance(task, Heads):
                 scored, labels = heads.combine(task, record, labels, config.policy.score)
@@ -618,12 +694,11 @@ class OFBSampler:
             seen = (labels, selection.valid_labels) if sees_labels else ()
             return selected, selection.state, joined, seen
 
-        return select
+        return decide
 
     def _resolve(self, spec: Any) -> tuple[ElementSpec, str | Heads]:
         elements = _element_spec(spec, self._config)
-        num_outputs = None if self._records is None else self._records.num_outputs
-        return elements, _check_fields(elements, num_outputs, self._config)
+        return elements, _check_fields(elements, self._num_outputs, self._config)
 
     def _gather(
         self,
@@ -668,7 +743,7 @@ class OFBSampler:
 
     def _drop(self, elements: ElementSpec) -> tuple[str, ...]:
         """The record fields that elements came with: what is kept of them is in extras."""
-        if self._records is not None:
+        if self._num_outputs is not None:
             return ()
         if not elements.serialized:
             return scores_of(elements.fields(elements.spec))
@@ -686,6 +761,25 @@ class OFBSampler:
             )
             sampled = sampled.with_options(options)
         return sampled
+
+
+class Steps(NamedTuple):
+    """What `ofb_sample` does with a window, in the order of use; see `OFBSampler.steps`.
+
+    Attributes:
+      config: the arguments of `ofb_sample`.
+      keys: from a window to the fields that selection looks at, and int64 ids `[n]`.
+      select: from a window, its keys, ids, record fields and the state of `budget="stream"` to
+        what was selected, counts as `statistics.count` gives them, and the next state.
+      state: the state before the first window, None for `budget="window"`.
+      leave: from a dataset of what was selected of each window to the dataset that comes out.
+    """
+
+    config: SamplingConfig
+    keys: Callable
+    select: Callable
+    state: stream_budget.StreamState | None
+    leave: Callable[[tf.data.Dataset], tf.data.Dataset]
 
 
 def _draws(seed: int) -> tf.data.Dataset:

@@ -52,7 +52,9 @@ def run(stream: Logs, blocks, config=CONFIG, end=None):
     for watermark, kind, rows in [*blocks, (end, None, None)]:
         if kind is not None:
             pending.add(kind, columns(stream, kind, rows))
-        selected, counts = join.leave(pending, watermark, config)
+        left = join.leave(pending, watermark, config)
+        selected = join.sample(left, config)
+        counts = left.counts | {"selected": len(selected)}
         out += selected
         totals = {name: totals.get(name, 0) + counts.get(name, 0) for name in totals | counts}
     return decoded(out), totals, pending

@@ -1,0 +1,553 @@
+"""`SampledStream`: examples and records that go on arriving, joined and sampled without end."""
+
+import collections
+import threading
+import time
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from ofb_tf import constants
+from ofb_tf.checks import check_choice
+from ofb_tf.selection.stream_budget import StreamState
+from ofb_tf.streaming.logs import ExampleDirectory, Follower, Log, Segment
+from ofb_tf.streaming.resident import ResidentRecords
+from ofb_tf.transforms import dense, statistics
+from ofb_tf.transforms.element_spec import gather, num_examples
+from ofb_tf.transforms.join import RecordLookup
+from ofb_tf.transforms.sample import OFBSampler
+
+_STATE_VERSION = 1
+_PREFETCH = 2
+
+
+class SampledStream:
+    """A stream that does not end: its examples, joined with their records and sampled.
+
+    Follows a log of examples and a log of forward records. Windows of consecutive examples are
+    joined and selected from as by `ofb_sample`, in one function that is traced once. What is
+    selected is a function of the logs: of the order of the examples, and of the times at which
+    files arrived, not of when they are read. So a stream that is read again, or goes on from a
+    `state` in another process, selects the same examples with the same weights.
+
+    An example's file that arrived at time t sees the records that arrived until t, and where some
+    are missing those until t + `max_wait`, one file after the other until none is missing. An
+    example without a record by then counts as missing, and so does one whose record is older than
+    t - `max_age`. Records stay in memory for as long as `max_age` lets them count.
+
+    ```python
+    import tensorflow as tf
+
+    import ofb_tf
+    from ofb_tf import streaming
+    from ofb_tf.testing import tiny_dataset
+
+    with ofb_tf.ForwardRecordWriter("records") as writer:  # by the server
+        for example in tiny_dataset(1000).batch(100):
+            writer.write(example["example_id"], example["logits"])
+    with tf.io.TFRecordWriter("examples.tmp") as writer:  # by whoever joins the labels
+        for example in tiny_dataset(1000):
+            features = {
+                name: tf.train.Feature(int64_list=tf.train.Int64List(value=[example[name]]))
+                for name in ("example_id", "label")
+            }
+            features = tf.train.Features(feature=features)
+            writer.write(tf.train.Example(features=features).SerializeToString())
+    tf.io.gfile.makedirs("examples")
+    tf.io.gfile.rename("examples.tmp", "examples/0.tfrecord")
+
+    feature_spec = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("example_id", "label")}
+    stream = streaming.SampledStream(
+        ofb_tf.ofb_sample(
+            window_size=250,
+            batch_size=25,
+            seed=17,
+            max_age=3600,
+            parse_fn=lambda serialized: tf.io.parse_example(serialized, feature_spec),
+        ),
+        examples=streaming.ExampleDirectory("examples"),
+        records=streaming.RecordDirectory("records"),
+    )
+    batches = stream.dataset().as_numpy_iterator()
+    first = [next(batches) for _ in range(2)]
+    stream.restore(stream.state(1))  # in production: with the weights, by StreamCheckpoint
+    assert (next(stream.dataset().as_numpy_iterator())["label"] == first[1]["label"]).all()
+    ```
+
+    Args:
+      sampler: what `ofb_sample` returns, without records and with `max_age`. It always redraws:
+        a stream has no epochs.
+      examples: a log of examples with ids and labels.
+      records: a log of forward records.
+      max_wait: seconds for which an example waits for a record that is not there yet.
+      poll_interval: seconds between two looks at the logs.
+      follow: whether to wait for what has not arrived yet; False ends at the end of the logs.
+      on_corrupt: of files of examples: "error", or "skip" to lose the rest of a damaged one, from
+        the block with the damage on, and count it.
+
+    Raises:
+      ValueError: an argument out of range, or the elements do not fit; see `ofb_sample`.
+    """
+
+    def __init__(
+        self,
+        sampler: OFBSampler,
+        *,
+        examples: ExampleDirectory | Any,
+        records: Log,
+        max_wait: float = 0.0,
+        poll_interval: float = 1.0,
+        follow: bool = True,
+        on_corrupt: str = "error",
+    ) -> None:
+        config = sampler.config
+        if config.max_age is None or config.batched_input:
+            raise ValueError(
+                "A stream needs a sampler with max_age, which bounds the memory of records, and "
+                "without batched_input. Received: "
+                f"max_age={config.max_age}, batched_input={config.batched_input}"
+            )
+        if not (0.0 <= max_wait < float("inf") and 0.0 < poll_interval < float("inf")):
+            raise ValueError(
+                "max_wait must be at least 0 and poll_interval above 0, both finite. Received: "
+                f"max_wait={max_wait!r}, poll_interval={poll_interval!r}"
+            )
+        self.config = config
+        self.max_wait, self.poll_interval, self.follow = max_wait, poll_interval, follow
+        self._sampler = sampler
+        self.examples, self.records = examples, records
+        self.on_corrupt = check_choice("on_corrupt", on_corrupt, ("error", "skip"))
+        self._start: dict[str, Any] | None = None
+        self._reading: _Reading | None = None
+        self._steps: _TracedSteps | None = None
+
+    def dataset(self) -> tf.data.Dataset:
+        """What training reads: batches, or single examples, as `ofb_sample` gives them.
+
+        Each iteration begins where `restore` said, or at the beginning of the logs, and ends the
+        one before. Waits until there is a file of records, from which the dataset takes its form.
+        """
+        if self._steps is None:
+            self._steps = _TracedSteps(self._sampler, self.examples.element_spec, self._schema())
+        steps = self._steps
+
+        def selected() -> Iterator[Any]:
+            if self._reading is not None:
+                self._reading.close()
+            self._reading = _Reading(self, steps, self._start)
+            return self._reading.selected()
+
+        return steps.leave(
+            tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
+        )
+
+    def state(self, elements: int) -> dict[str, Any]:
+        """Where the stream is after so many elements of the last iteration over `dataset()`.
+
+        Args:
+          elements: how many batches (or single examples) training has used. The pipeline may
+            have read ahead. Not less than at the last call.
+
+        Returns:
+          A dict for `restore`, in types that JSON has: positions in the logs, the number of the
+          window, the state of `budget="stream"` and the sums of `statistics`.
+
+        Raises:
+          ValueError: the iteration has not given so many elements.
+        """
+        if elements == 0 and self._reading is None:
+            return self._start or {}
+        if self._reading is None:
+            raise ValueError(f"No element was read yet. Received: elements={elements}")
+        return self._reading.state(elements * (self.config.batch_size or 1))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Makes the next iteration over `dataset()` begin there.
+
+        Args:
+          state: from `state`, of this or another process, with the same settings and logs.
+
+        Raises:
+          ValueError: another version's state, or that of a stream with other settings.
+        """
+        if state and state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"state must be of version {_STATE_VERSION}. Received: {state.get('version')!r}"
+            )
+        settings = self.settings()
+        if state and state["settings"] != settings:
+            raise ValueError(
+                f"The state is of a stream with {state['settings']}, this one has {settings}: it "
+                "would select other examples. Make the sampler with the same settings."
+            )
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+        self._start = state or None
+
+    def settings(self) -> dict[str, Any]:
+        """What a state must be restored with."""
+        names = ("window_size", "batch_size", "rate", "seed", "missing", "budget", "max_age")
+        return {name: getattr(self.config, name) for name in names} | {"max_wait": self.max_wait}
+
+    def status(self) -> dict[str, float]:
+        """Figures of the last iteration, at this moment.
+
+        Returns:
+          Those of `OFBSampler.statistics` since the beginning of the stream; `lag_seconds`, since
+          the arrival of the newest example that was selected from; `resident_records` and
+          `resident_bytes`; `windows`.
+        """
+        if self._reading is None:
+            return statistics.summarize(None)
+        return self._reading.status()
+
+    def close(self) -> None:
+        """Ends the iteration that is going on."""
+        if self._reading is not None:
+            self._reading.close()
+
+    def _schema(self) -> Any:
+        log = self.records.follow()
+        try:
+            while True:
+                for segment in log.poll():
+                    return log.read(segment).schema
+                if not self.follow:
+                    raise ValueError(
+                        "records must hold at least one finished file, or follow must be True."
+                    )
+                time.sleep(self.poll_interval)
+        finally:
+            log.close()
+
+
+class _TracedSteps:
+    """The sampler's steps as functions that are traced once, and the form of what they give."""
+
+    def __init__(self, sampler: OFBSampler, element_spec: Any, schema: Any) -> None:
+        steps = sampler.steps(element_spec, schema.num_outputs)
+        config = steps.config
+        self.schema, self.leave, self.state = schema, steps.leave, steps.state
+        kept = (constants.MODEL_VERSION, constants.TIMESTAMP) if config.keep_record else ()
+        self.columns = [
+            column.name
+            for column in schema.present
+            if column.name in kept or column.name not in (*_NOT_SCORED, constants.EXAMPLE_ID)
+        ]
+
+        @tf.autograph.experimental.do_not_convert
+        def select(
+            window: Any, keys: dict, ids: tf.Tensor, columns: dict, found: tf.Tensor, state: Any
+        ) -> tuple:
+            if constants.CLASS_IDS in columns:
+                columns = columns | {constants.NUM_OUTPUTS: tf.constant(schema.num_outputs)}
+            # The rows were found outside.
+            lookup = RecordLookup(lambda _: (tf.range(tf.size(ids)), found), columns, None, None)
+            return steps.select(window, keys, ids, lookup.fields(ids), state)
+
+        window = _batched(element_spec)
+        keys = tf.function(steps.keys, autograph=False).get_concrete_function(window)
+        columns = {
+            name: tf.TensorSpec([None, *column.shape[1:]], column.dtype)
+            for name, column in schema.empty().items()
+            if name in self.columns
+        }
+        found = tf.TensorSpec([None], tf.bool)
+        state = tf.nest.map_structure(tf.TensorSpec.from_tensor, steps.state)
+        outputs = keys.structured_outputs
+        traced = tf.function(select, autograph=False).get_concrete_function(
+            window, *outputs, columns, found, state
+        )
+        self.keys, self.select = keys, traced
+        self.selected_spec = traced.structured_outputs[0]
+        self.nothing = _nothing(self.selected_spec)
+
+
+_NOT_SCORED = (constants.MODEL_VERSION, constants.TIMESTAMP)
+
+
+def _batched(element_spec: Any) -> Any:
+    nothing = tf.data.Dataset.from_generator(lambda: (), output_signature=element_spec)
+    return nothing.batch(2).element_spec
+
+
+def _nothing(spec: Any) -> Any:
+    """No selected examples; None where they hold ragged or sparse features."""
+    if not dense.is_dense(spec):
+        return None
+    return tf.nest.map_structure(lambda part: tf.zeros([0, *part.shape[1:]], part.dtype), spec)
+
+
+class _Place(NamedTuple):
+    """Where a window begins, what it was joined with, and where its selection ends."""
+
+    window: int  # its number
+    segment: Segment | None  # with its first example
+    segment_number: int
+    row: int  # in that segment
+    records: tuple[int, int]  # numbers of the resident segments: the first, and behind the last
+    budget: StreamState | None
+    totals: dict[str, Any] | None
+    end: int  # selected examples of this iteration up to its end
+
+
+class _Reading:
+    """One iteration over a stream. Segments that a state names have numbers below 0."""
+
+    def __init__(
+        self, stream: SampledStream, steps: _TracedSteps, start: dict[str, Any] | None
+    ) -> None:
+        start = start or {"examples": {}, "records": {}}
+        self._stream, self._steps = stream, steps
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+        examples, records = start["examples"], start["records"]
+        self._examples: Follower = stream.examples.follow(examples.get("taken"))
+        self._segments: collections.deque[Segment] = collections.deque()  # not opened yet
+        self._segment_number, self._segment, self._row = -1, None, 0
+        self._blocks: Iterator[Any] | None = None  # of the open segment
+        self._left: tuple[Any, int, int] | None = None  # a block, its next row and their number
+        if examples.get("segment"):
+            self._open(Segment(*examples["segment"]), examples["row"])
+
+        self._records: Follower = stream.records.follow(records.get("taken"))
+        self._resident = ResidentRecords(steps.schema)
+        self._loaded = [Segment(*each) for each in records.get("resident", ())]
+        for segment in self._loaded:
+            self._resident.add(self._records.read(segment))
+        self._base = self._first = -len(self._loaded)  # numbers: of `_loaded`, and of the resident
+        self._queue: collections.deque[Segment] = collections.deque()  # not loaded yet
+        self._polled = float("-inf")
+
+        budget = start.get("budget")
+        self._next = _Place(
+            window=start.get("window", 0),
+            segment=self._segment,
+            segment_number=self._segment_number,
+            row=self._row,
+            records=(self._first, 0),
+            budget=StreamState(*map(np.float64, budget)) if budget else steps.state,
+            totals=start.get("totals"),
+            end=0,
+        )
+        self._places: collections.deque[_Place] = collections.deque()  # of windows made
+        self._skip = start.get("row", 0)  # selected examples of the first window that are done
+        self._begin = self._end = -self._skip  # selected examples: before `_places`, and in all
+        self._since: float | None = None  # arrival of the oldest example that waits
+        self._corrupt_files = 0
+
+    def selected(self) -> Iterator[Any]:
+        """What is selected of each window; nothing, again and again, while there is none."""
+        while not self._closed.is_set():
+            window, arrived = yield from self._collect()
+            if window is None:
+                return
+            keys, ids = self._steps.keys(window)
+            # A window that was begun with was joined before.
+            rows = self._resident.find(ids)
+            if not self._skip:
+                rows = yield from self._join(ids, arrived)
+            oldest = self._oldest(arrived)
+            columns = self._resident.fields(rows)
+            found = (rows >= 0) & (columns[constants.TIMESTAMP] >= oldest)
+            selected, counts, budget = self._steps.select(
+                window,
+                keys,
+                ids,
+                {name: tf.constant(columns[name]) for name in self._steps.columns},
+                tf.constant(found),
+                self._next.budget,
+            )
+            counts = {name: value.numpy().item() for name, value in counts.items()}
+            done, self._skip = self._skip, 0
+            self._settle(counts, budget, oldest)
+            yield gather(selected, tf.range(done, counts["selected"])) if done else selected
+
+    def state(self, rows: int) -> dict[str, Any]:
+        """See `SampledStream.state`; `rows` is a number of selected examples."""
+        with self._lock:
+            if not max(self._begin, 0) <= rows <= max(self._end, 0):
+                raise ValueError(
+                    "elements must be no less than at the last call, and no more than were read. "
+                    f"Received: {rows} examples; {max(self._begin, 0)} were asked for before, "
+                    f"{self._end} were selected"
+                )
+            while self._places and self._places[0].end <= rows:
+                self._begin = self._places.popleft().end
+            place = self._places[0] if self._places else self._next
+            first, behind = place.records
+            del self._loaded[: first - self._base]
+            self._base = first
+            return {
+                "version": _STATE_VERSION,
+                "settings": self._stream.settings(),
+                "window": place.window,
+                "row": rows - self._begin,
+                "examples": {
+                    "taken": self._examples.position(place.segment_number + 1),
+                    "segment": place.segment,
+                    "row": place.row,
+                },
+                "records": {
+                    "taken": self._records.position(max(behind, 0)),
+                    "resident": self._loaded[: behind - first],
+                },
+                "budget": place.budget and [np.asarray(part).tolist() for part in place.budget],
+                "totals": place.totals,
+            }
+
+    def status(self) -> dict[str, float]:
+        """See `SampledStream.status`."""
+        with self._lock:
+            since = self._since
+            return statistics.summarize(self._next.totals) | {
+                "windows": self._next.window,
+                "lag_seconds": 0.0 if since is None else max(time.time() - since, 0.0),
+                "resident_records": len(self._resident),
+                "resident_bytes": self._resident.num_bytes,
+                "corrupt_files": self._corrupt_files,
+            }
+
+    def close(self) -> None:
+        """Ends the iteration, also one that waits."""
+        self._closed.set()
+        self._examples.close()
+        self._records.close()
+
+    def _settle(self, counts: dict[str, Any], budget: StreamState | None, oldest: int) -> None:
+        """Closes the books on a window."""
+        with self._lock:
+            self._end += counts["selected"]
+            behind = self._base + len(self._loaded)
+            place = self._next._replace(records=(self._first, behind), end=self._end)
+            self._places.append(place)
+            self._first += self._resident.drop_before(oldest)
+            self._since = None
+            before = place.totals
+            self._next = _Place(
+                window=place.window + 1,
+                segment=self._segment,
+                segment_number=self._segment_number,
+                row=self._row,
+                records=(self._first, behind),
+                budget=budget,
+                totals=counts if before is None else statistics.add(before, counts),
+                end=0,
+            )
+
+    def _collect(self) -> Generator[Any, None, tuple[Any, float]]:
+        """The next window and when the last of its examples arrived; None at the end."""
+        parts: list[Any] = []
+        missing = self._stream.config.window_size
+        while missing:
+            if self._left is None and not (yield from self._next_block()):
+                break
+            assert self._left is not None and self._segment is not None
+            block, begin, end = self._left
+            number = min(missing, end - begin)
+            whole = number == end
+            parts.append(block if whole else gather(block, tf.range(begin, begin + number)))
+            self._left = (block, begin + number, end) if begin + number < end else None
+            self._row += number
+            self._since = self._since or self._segment.arrived
+            missing -= number
+        if not parts or self._closed.is_set():
+            return None, 0.0
+        assert self._segment is not None
+        return _concat(parts), self._segment.arrived
+
+    def _next_block(self) -> Generator[Any, None, bool]:
+        """Puts examples into `_left`; whether there are any more."""
+        while not self._closed.is_set():
+            if self._blocks is not None:
+                block = self._read_block()
+                if block is not None:
+                    self._left = block, 0, int(num_examples(block))
+                    return True
+                self._blocks = None
+            if not self._segments:
+                self._segments.extend(self._examples.poll())
+            if self._segments:
+                self._segment_number += 1
+                self._open(self._segments.popleft(), 0)
+            elif self._stream.follow:
+                yield from self._pause()
+            else:
+                return False
+        return False
+
+    def _open(self, segment: Segment, row: int) -> None:
+        dataset = self._examples.read(segment).skip(row)
+        dataset = dataset.batch(self._stream.config.window_size).prefetch(_PREFETCH)
+        self._segment, self._row, self._blocks = segment, row, iter(dataset)
+
+    def _read_block(self) -> Any:
+        assert self._blocks is not None and self._segment is not None
+        try:
+            return next(self._blocks, None)
+        except tf.errors.DataLossError as error:
+            if self._stream.on_corrupt == "error":
+                raise ValueError(
+                    f"Corrupt file of examples {self._segment.name!r}, {self._row} examples or "
+                    f"more from its start: {error.message}. on_corrupt='skip' goes on with the "
+                    "next file and counts it."
+                ) from error
+            self._corrupt_files += 1
+            return None
+
+    def _join(self, ids: tf.Tensor, arrived: float) -> Generator[Any, None, np.ndarray]:
+        """Rows of the records of a window, of which it waits for those that are missing."""
+        while self._load_one(arrived, arrived):
+            pass
+        rows = self._resident.find(ids)
+        deadline = arrived + self._stream.max_wait
+        while (rows < 0).any() and not self._closed.is_set():
+            if self._load_one(arrived, deadline):
+                rows = self._resident.find(ids)
+            elif self._stream.follow and time.time() < deadline:
+                yield from self._pause()
+            else:
+                break
+        return rows
+
+    def _load_one(self, arrived: float, latest: float) -> bool:
+        """Loads the next file of records, if it arrived until `latest`."""
+        if not self._queue and self._polled <= latest:
+            self._polled = time.time()
+            self._queue.extend(self._records.poll())
+        if not self._queue or self._queue[0].arrived > latest:
+            return False
+        segment = self._queue.popleft()
+        # After a long break there may be files of which every record is too old by now.
+        is_old = not self._resident.num_parts and segment.arrived < self._oldest(arrived) / constants.MICROSECONDS
+        if not is_old:
+            self._resident.add(self._records.read(segment))
+        with self._lock:
+            self._loaded.append(segment)
+            self._first += is_old
+        return True
+
+    def _oldest(self, arrived: float) -> int:
+        """The timestamp below which records do not count, in microseconds."""
+        return round((arrived - self._stream.config.max_age) * constants.MICROSECONDS)
+
+    def _pause(self) -> Iterator[Any]:
+        """Waits, and lets the pipeline see whether it was cancelled."""
+        self._closed.wait(self._stream.poll_interval)
+        if self._steps.nothing is not None:
+            yield self._steps.nothing
+
+
+def _concat(parts: list[Any]) -> Any:
+    """Blocks of examples, one after the other."""
+
+    def concat(*tensors: Any) -> Any:
+        if isinstance(tensors[0], tf.SparseTensor):
+            return tf.sparse.concat(0, tensors, expand_nonconcat_dims=True)
+        return tf.concat(tensors, axis=0)
+
+    return parts[0] if len(parts) == 1 else tf.nest.map_structure(concat, *parts)

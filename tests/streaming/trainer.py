@@ -1,0 +1,83 @@
+"""Trains on a stream with checkpoints; writes what each batch held. For `kill_test`."""
+
+import json
+import sys
+
+import keras
+import tensorflow as tf
+
+import ofb_tf
+from ofb_tf import streaming
+from tests.streaming.files import parse
+
+
+class Log(keras.callbacks.Callback):
+    """Ids, weights and the model's loss after each batch, one line each."""
+
+    def __init__(self, path, checkpoint):
+        super().__init__()
+        self.file, self.checkpoint = open(path, "a"), checkpoint
+
+    def on_train_batch_end(self, batch, logs=None):
+        ids, weights = LAST
+        line = {
+            "batch": self.checkpoint.batches,
+            "ids": ids.numpy().tolist(),
+            "weights": weights.numpy().tolist(),
+            "kernel": self.model.trainable_variables[0].numpy().tolist(),
+        }
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        print("trained", self.checkpoint.batches, flush=True)
+
+
+LAST = tf.Variable(tf.zeros([16], tf.int64)), tf.Variable(tf.zeros([16]))
+
+
+class Model(keras.Model):
+    """Keeps the ids and weights of its last batch."""
+
+    def train_step(self, data):
+        features, labels, weights = data
+        LAST[0].assign(features.pop("example_id"))
+        LAST[1].assign(weights)
+        return super().train_step((features, labels, weights))
+
+
+def main(logs, checkpoints, log, batches):
+    keras.utils.set_random_seed(0)
+    x = keras.Input([2], name="x")
+    model = Model({"x": x}, keras.layers.Dense(1)(x))
+    model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+    stream = streaming.SampledStream(
+        ofb_tf.ofb_sample(
+            window_size=320,
+            batch_size=16,
+            seed=17,
+            max_age=100.0,
+            task="binary",
+            budget="stream",
+            parse_fn=parse,
+        ),
+        examples=streaming.ExampleDirectory(logs + "/examples"),
+        records=streaming.RecordDirectory(logs + "/records"),
+        poll_interval=0.05,
+        max_wait=2.0,
+    )
+
+    def split(batch):
+        features = {name: batch[name] for name in ("x", "example_id")}
+        return features, batch["label"], batch["importance_weight"]
+
+    checkpoint = ofb_tf.StreamCheckpoint(stream, checkpoints, every=7)
+    left = int(batches) - checkpoint.restore(model)
+    model.fit(
+        stream.dataset().map(split),
+        steps_per_epoch=left,
+        callbacks=[checkpoint, Log(log, checkpoint)],
+        verbose=0,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
