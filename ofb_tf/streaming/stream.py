@@ -198,12 +198,12 @@ class SampledStream:
         """Figures of the last iteration, at this moment.
 
         Returns:
-          Those of `OFBSampler.statistics` since the beginning of the stream; `lag_seconds`, since
-          the arrival of the newest example that was selected from; `resident_records` and
-          `resident_bytes`; `windows`.
+          Those of `OFBSampler.statistics` since the beginning of the stream; while it is read also
+          `lag_seconds`, since the arrival of the oldest example that waits; `resident_records` and
+          `resident_bytes`, of the columns in memory; `windows`; `corrupt_files`, of examples.
         """
         if self._reading is None:
-            return statistics.summarize(None)
+            return statistics.summarize((self._start or {}).get("totals"))
         return self._reading.status()
 
     def close(self) -> None:
