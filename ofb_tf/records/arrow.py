@@ -294,7 +294,9 @@ class _Decoder:
         for reason, rows in self._reasons.items():
             yield Batch(rows + self._start, reason)
         if lists is None:
-            yield from self._batches(columns, np.flatnonzero(self._good))
+            rows = np.flatnonzero(self._good)
+            if len(rows):
+                yield self._batch(columns, rows)
             return
         flat, starts, lengths = lists
         kept, first = np.unique(lengths[self._good], return_index=True)
@@ -304,22 +306,22 @@ class _Decoder:
                 logits = flat.reshape(-1, length)
             else:
                 logits = flat[starts[rows][:, None] + np.arange(length)]
-            yield from self._batches(columns, rows, {constants.LOGITS: logits})
+            batch = self._batch(columns, rows)
+            batch.columns[constants.LOGITS] = logits
+            yield batch
 
-    def _batches(
-        self, columns: dict[str, np.ndarray], rows: np.ndarray, more: Mapping[str, Any] = {}
-    ) -> Iterator[Batch]:
-        if len(rows):
-            whole = len(rows) == len(self._good)
-            taken = columns if whole else {name: data[rows] for name, data in columns.items()}
-            yield Batch(rows + self._start, columns={**taken, **more})
+    def _batch(self, columns: dict[str, np.ndarray], rows: np.ndarray) -> Batch:
+        whole = len(rows) == len(self._good)
+        taken = columns if whole else {name: data[rows] for name, data in columns.items()}
+        return Batch(rows + self._start, columns=dict(taken))
 
     def _column(self, path: str) -> Any:
         """The column at a path, None where there is none."""
-        names = [path] if path in self._table.schema.names else path.split(".")
-        if names[0] not in self._table.schema.names:
+        existing = self._table.schema.names
+        names = [path] if path in existing else path.split(".")
+        if names[0] not in existing:
             return None
-        column = self._table.column(names[0])
+        column = self._table.column(existing.index(names[0]))
         for name in names[1:]:
             if not self._pa.types.is_struct(column.type):
                 return None

@@ -120,13 +120,16 @@ def mlflow(row: Mapping[str, Any]) -> Event:
     rate = row.get("sampling_fraction")
     metadata = row.get("request_metadata")
     if isinstance(metadata, list):  # how Arrow gives a map
-        metadata = {pair[0]: pair[1] for pair in metadata if len(pair) == 2}
+        pairs = [pair for pair in metadata if isinstance(pair, tuple)]
+        version = next((value for key, value in pairs if key == "model_version"), None)
+    else:
+        version = metadata.get("model_version") if isinstance(metadata, Mapping) else None
     has_ms = row.get("timestamp_ms") is not None
     return Event(
         row.get("databricks_request_id"),
         row.get(_REQUEST),
         row.get(_RESPONSE),
-        metadata.get("model_version") if isinstance(metadata, Mapping) else None,
+        version,
         row.get("timestamp_ms") if has_ms else row.get("request_time"),
         "ms" if has_ms else values.AUTO,
         rate if isinstance(rate, float) and 0.0 < rate <= 1.0 else 1.0,

@@ -23,7 +23,7 @@ FORMATS = ("prediction_log", "jsonl", "csv", *TABLES, *calls.FORMATS)
 _OTHER_REASONS = "other reasons"
 _MAX_REASONS = 50
 # What follows in a reason is of its row.
-_DETAIL = re.compile(r"\. Received|: |\d{3,}|, got ")
+_DETAIL = re.compile(r"\. Received|: |, got ")
 
 
 class ImportRowError(ValueError):

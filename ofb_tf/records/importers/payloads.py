@@ -22,7 +22,7 @@ from ofb_tf.records.importers.batches import UnusableError
 from ofb_tf.records.importers.prediction_log import EXAMPLES, PredictFields
 
 _ROWS = ("predictions", "instances", "dataframe_records")  # one element per example
-_TENSORS = ("outputs", "inputs")  # by name, or a list of tensors, or of rows
+_TENSORS = ("inputs", "outputs")  # by name, or a list of tensors, or of rows; a request has both
 _MAX_NESTING = 4
 
 
