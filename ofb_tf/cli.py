@@ -394,7 +394,9 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
     from ofb_tf.records import importers, reader
 
     if not 0.0 <= values.max_bad_fraction <= 1.0:
-        raise UsageError(f"--max_bad_fraction must be in [0, 1]. Received: {values.max_bad_fraction}")
+        raise UsageError(
+            f"--max_bad_fraction must be in [0, 1]. Received: {values.max_bad_fraction}"
+        )
     if not (values.output_dir or values.dry_run):
         raise UsageError("import: --output_dir is required")
     if values.format in _CALL_FORMATS:
@@ -454,7 +456,8 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
     if report.bad_fraction > values.max_bad_fraction:
         print(
             f"ofb records import: {report.bad_fraction:.2%} of the rows are bad, more than "
-            f"--max_bad_fraction={values.max_bad_fraction:g}; the records of the others are written",
+            f"--max_bad_fraction={values.max_bad_fraction:g}; the records of the others are "
+            "written",
             file=sys.stderr,
         )
         return 1

@@ -24,7 +24,21 @@ MAX_SECONDS, MAX_KILOBYTES = 10.0, 512 * 1024
 LOGS = pathlib.Path(__file__).parent / "records" / "logs"
 ROWS = 24
 START = 1_714_564_800_000_000  # of the valid rows, in microseconds
-NUMBERS = (0, 1, -1, 77, 2**31, 2**31 - 1, 2**53 + 1, 2**63, 2**63 - 1, -(2**63), 10**40, 1e308, 0.5)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    77,
+    2**31,
+    2**31 - 1,
+    2**53 + 1,
+    2**63,
+    2**63 - 1,
+    -(2**63),
+    10**40,
+    1e308,
+    0.5,
+)
 TEXTS = ("", "a", "007", "NaN", "-Infinity", "\0", "\ud800", "é" * 50, "[" * 2000, "2255-01-01")
 
 
@@ -228,16 +242,21 @@ class Targets:
         times = columns.arrays["timestamp"]
         if len(columns) != report.num_records:
             raise Finding(f"{len(columns)} records of {report.num_records}")
-        if format not in ("prediction_log",) and not (
-            (times >= 946_684_800_000_000) & (times < 4_102_444_800_000_000)
-        ).all():
+        if (
+            format not in ("prediction_log",)
+            and not ((times >= 946_684_800_000_000) & (times < 4_102_444_800_000_000)).all()
+        ):
             raise Finding(f"a record in 1970 or 2255: {times}")
         if format in ("jsonl", "csv", "parquet", "arrow") and (
             report.num_rows != report.num_records + report.num_bad_rows
         ):
             raise Finding(f"rows do not add up: {report}")
         return dict(
-            zip(columns.arrays["example_id"].tolist(), columns.arrays["logits"].tolist(), strict=True)
+            zip(
+                columns.arrays["example_id"].tolist(),
+                columns.arrays["logits"].tolist(),
+                strict=True,
+            )
         )
 
     def rows(self):
@@ -248,9 +267,7 @@ class Targets:
 
     def others_are_right(self, found, changed):
         """Rows that were not mutated were written as they were, unless one of their id follows."""
-        wrong = [
-            i for i in range(ROWS) if i != changed and found.get(i) != [i / 2, -i / 4]
-        ]
+        wrong = [i for i in range(ROWS) if i != changed and found.get(i) != [i / 2, -i / 4]]
         if len(wrong) > 1:  # the mutated row may have the id of one other
             raise Finding(f"rows {wrong} are wrong, though only row {changed} was mutated")
 
@@ -385,7 +402,9 @@ def main(argv=None):
             findings += [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
             name, last, counts = json.loads(progress.read_text())
             for target, more in counts.items():
-                totals[target] = [a + b for a, b in zip(totals.get(target, (0, 0, 0)), more)]
+                totals[target] = [
+                    a + b for a, b in zip(totals.get(target, (0, 0, 0)), more, strict=True)
+                ]
             if not done.returncode:
                 break
             findings.append({"target": name, "seed": last, "finding": f"died: {done.returncode}"})

@@ -291,7 +291,7 @@ class _Decoder:
         elif fields.logits:
             parts = [self._floats(path) for path in fields.logits]
             columns[constants.LOGITS] = np.stack(parts, axis=1)
-        for reason, rows in self._reasons.items():
+        for reason, rows in sorted(self._reasons.items(), key=lambda item: item[1][0]):
             yield Batch(rows + self._start, reason)
         if lists is None:
             rows = np.flatnonzero(self._good)

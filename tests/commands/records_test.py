@@ -162,7 +162,9 @@ def test_a_dry_run_shows_the_first_records_and_writes_none(rows, tmp_path, run):
     assert re.search(r"\n3 +\[3.0, 0.5\] +0 +2001-09-09T01:46:40.000Z\n", out), out
     assert ("records written", "0") in {tuple(re.split("  +", line)) for line in out.splitlines()}
     assert sorted(os.listdir(tmp_path)) == ["rows.jsonl"]
-    content = json.loads(run("import", rows, "--format=jsonl", "--dry_run", "--json").split("\n")[0])
+    content = json.loads(
+        run("import", rows, "--format=jsonl", "--dry_run", "--json").split("\n")[0]
+    )
     assert [row["example_id"] for row in content["records"]] == list(range(10))
     assert "--output_dir is required" in run("import", rows, "--format=jsonl", code=2)
 

@@ -175,7 +175,7 @@ def test_halves_join_across_files(tmp_path):
 def test_waiting_is_bounded_and_the_oldest_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(calls, "_MAX_WAITING_BYTES", 20_000)
     requests = [event(f"c{i}", "request", {"instances": [{"example_id": i}]}) for i in range(50)]
-    responses = [event(f"c{i}", "response", {"predictions": [0.0]}) for i in range(50)]
+    responses = [event(f"c{i}", "response", {"predictions": [0]}) for i in reversed(range(50))]
     report, records = imported(tmp_path, requests, responses)
     kept = records.example_ids.numpy()
     assert 10 < len(kept) < 20

@@ -14,7 +14,7 @@ def targets(tmp_path_factory):
 
 
 def test_a_short_run_finds_nothing(targets):
-    accepted = {name: 0 for name in targets.names()}
+    accepted = dict.fromkeys(targets.names(), 0)
     for name in accepted:
         for seed in range(40):
             accepted[name] += targets.run(name, random.Random(f"{name}-{seed}"))

@@ -59,7 +59,9 @@ def cloud_event(row: Mapping[str, Any]) -> Event:
     encoded = event.get("database64", event.get("bytes"))
     if body is None and encoded is not None:
         try:
-            body = encoded if isinstance(encoded, bytes) else base64.b64decode(encoded, validate=True)
+            body = (
+                encoded if isinstance(encoded, bytes) else base64.b64decode(encoded, validate=True)
+            )
         except (TypeError, ValueError, binascii.Error) as error:
             raise UnusableError("data_base64 is not base64") from error
     found = Event(event.get("requestid") or event.get("id"), time=event.get("time"))
@@ -81,10 +83,10 @@ def v2_json(row: Mapping[str, Any]) -> Event:
                 setattr(found, kind, body)
                 if found.call_id is None and isinstance(body, Mapping):
                     found.call_id = body.get("id")
+    elif "inputs" in row:  # a request may say which outputs it wants
+        found.request = row
     elif "outputs" in row or "error" in row:
         found.response = row
-    elif "inputs" in row:
-        found.request = row
     else:
         raise UnusableError(f"neither inputs nor outputs. Received: {str(sorted(row))[:60]}")
     return found
@@ -115,8 +117,7 @@ def mlflow(row: Mapping[str, Any]) -> Event:
     https://docs.databricks.com/en/ai-gateway/inference-tables.html.
     """
     status = row.get("status_code")
-    if status is not None and str(status) != "200":
-        raise UnusableError(f"the server answered with an error: status {str(status)[:60]}")
+    failed = status is not None and str(status) != "200"
     rate = row.get("sampling_fraction")
     metadata = row.get("request_metadata")
     if isinstance(metadata, list):  # how Arrow gives a map
@@ -128,7 +129,7 @@ def mlflow(row: Mapping[str, Any]) -> Event:
     return Event(
         row.get("databricks_request_id"),
         row.get(_REQUEST),
-        row.get(_RESPONSE),
+        {"error": f"status {str(status)[:60]}"} if failed else row.get(_RESPONSE),
         version,
         row.get("timestamp_ms") if has_ms else row.get("request_time"),
         "ms" if has_ms else values.AUTO,
@@ -273,9 +274,7 @@ class CallReader:
             constants.MODEL_VERSION: half.version,
             constants.TIMESTAMP: half.time,
         }
-        return Batch(
-            [half.offset], error, {} if error else columns, half.sampling_rate, half.path
-        )
+        return Batch([half.offset], error, {} if error else columns, half.sampling_rate, half.path)
 
 
 def _both(first: _Half, second: _Half) -> _Half:

@@ -10,6 +10,7 @@ https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally (accepted inpu
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ def ids_of(body: Any, fields: PredictFields) -> np.ndarray | list[bytes] | None:
     if flat and all(isinstance(v, str) for v in flat):
         return [v.encode("utf-8", "surrogatepass") for v in flat]
     if flat and all(isinstance(v, int) and not isinstance(v, bool) for v in flat):
-        if -(2**63) <= min(flat) and max(flat) < 2**63:
+        with contextlib.suppress(OverflowError):
             return np.array(flat, np.int64)
     raise UnusableError(
         f"{fields.id_output!r} must hold int64 or text. Received: {str(found)[:60]}"
@@ -123,6 +124,8 @@ def _values(body: Any, name: str) -> list | None:
 
 
 def _of_rows(rows: list, name: str) -> list | None:
+    if not rows:
+        return rows
     if not all(isinstance(row, Mapping) for row in rows):
         return None if name else rows
     found = [row.get(name) for row in rows]

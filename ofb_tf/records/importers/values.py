@@ -3,7 +3,6 @@
 import calendar
 import datetime
 import decimal
-import math
 import re
 from typing import Any
 
