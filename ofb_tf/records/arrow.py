@@ -227,7 +227,7 @@ def _read(path: str, fields: RowFields | None) -> Iterator[tuple[int, Any]]:
                 )
                 batches = (
                     batch.slice(begin, size)
-                    for batch in whole
+                    for batch in map(_validated, whole)
                     for begin in range(0, batch.num_rows, size)
                 )
             for batch in batches:
@@ -235,6 +235,12 @@ def _read(path: str, fields: RowFields | None) -> Iterator[tuple[int, Any]]:
                 row += batch.num_rows
     except (pa.ArrowException, OSError, MemoryError) as error:
         yield row, UnusableError(f"the file is damaged from here on: {str(error)[:200]}")
+
+
+def _validated(batch: Any) -> Any:
+    """A batch of an Arrow file, whose buffers are used as they are: offsets may point anywhere."""
+    batch.validate(full=True)
+    return batch
 
 
 def _check(schema: Any, fields: RowFields | None) -> list[str] | None:
@@ -275,8 +281,8 @@ class _Decoder:
             (constants.MODEL_VERSION, fields.model_version, 0, self._versions),
             (constants.TIMESTAMP, fields.timestamp, now, self._times(fields.timestamp_unit)),
         ):
-            column = None if path is None else self._column(path)
-            if column is None:
+            column = self._column(path) if path else None
+            if path is None or column is None:
                 columns[name] = np.full(len(self._good), default, np.int64)
                 continue
             found, valid, reason = convert(column, path)
@@ -375,7 +381,7 @@ class _Decoder:
         elif not (types.is_floating(kind) or types.is_integer(kind)):
             raise self._wrong_type(path, kind, "numbers")
         with np.errstate(over="ignore"):
-            return _numpy(column).astype(np.float32)
+            return _numpy(column).astype(np.float32, copy=False)
 
     def _is_list(self, column: Any) -> bool:
         types = self._pa.types
@@ -396,10 +402,11 @@ class _Decoder:
         else:
             lengths = _numpy(compute.list_value_length(column).fill_null(0)).astype(np.int64)
         elements = column.flatten()  # without those of null lists
-        owners = np.repeat(np.arange(len(lengths)), lengths)
-        without = np.zeros(len(lengths), bool)
-        without[owners[_nulls(elements)]] = True
-        self._reject((lengths == 0) | without, f"field {path!r} must hold numbers")
+        unusable = lengths == 0
+        if elements.null_count:
+            owners = np.repeat(np.arange(len(lengths)), lengths)
+            unusable[owners[_nulls(elements)]] = True
+        self._reject(unusable, f"field {path!r} must hold numbers")
         return self._numbers(elements, path), np.cumsum(lengths) - lengths, lengths
 
     def _versions(self, column: Any, path: str) -> tuple[np.ndarray, np.ndarray, str]:

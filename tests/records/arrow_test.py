@@ -27,7 +27,7 @@ MICROSECONDS = 1_714_564_800_000_000
 
 def store(path, table, format):
     if format == "parquet":
-        parquet.write_table(table, path, row_group_size=37)
+        parquet.write_table(table, path, row_group_size=37, version="2.6")
     else:
         new = pa.ipc.new_file if format == "arrow" else pa.ipc.new_stream
         with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:

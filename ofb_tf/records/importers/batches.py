@@ -1,7 +1,6 @@
 """What importers yield: the records of some rows as columns, or what is wrong with the rows."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -13,7 +12,7 @@ class UnusableError(ValueError):
 class Batch:
     """Columns by the names of `ofb_tf.constants`, or else an error."""
 
-    offsets: Sequence[int]  # of the rows in their file: bytes, in Parquet and Arrow files rows
+    offsets: Any  # `[n]`, of the rows in their file: bytes, in Parquet and Arrow files rows
     error: str = ""
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     sampling_rate: float = 1.0  # of the log

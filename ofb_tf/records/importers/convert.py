@@ -159,8 +159,7 @@ def _importer(
     format: str, fields: Any, id_type: str
 ) -> tuple[Callable[[str], Iterator[Batch]], Callable[[], Iterable[Batch]]]:
     """What reads a file, and what is left after the last one."""
-    by_row = format in ("jsonl", "csv", *TABLES)
-    kind = RowFields if by_row else PredictFields
+    kind: Any = RowFields if format in ("jsonl", "csv", *TABLES) else PredictFields
     fields = kind() if fields is None else fields
     if not isinstance(fields, kind):
         raise ValueError(

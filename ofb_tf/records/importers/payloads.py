@@ -86,7 +86,7 @@ def _fingerprints(body: Any) -> np.ndarray | None:
         return None
     texts = [value.get("b64") if isinstance(value, Mapping) else value for value in found]
     try:
-        return hashing.to_int64([base64.b64decode(text, validate=True) for text in texts])
+        return hashing.to_int64([base64.b64decode(text or "!", validate=True) for text in texts])
     except (TypeError, ValueError) as error:
         raise UnusableError(
             f"the serialized examples must be base64 in 'b64'. Received: {str(found)[:60]}"

@@ -115,9 +115,9 @@ def _number(text: str) -> int | float | None:
 def _of_iso_8601(match: re.Match, name: str) -> int:
     *date, hour, minute, second, fraction, sign, offset_hours, offset_minutes = match.groups()
     try:
-        moment = datetime.datetime(
-            *map(int, date), *(int(part or 0) for part in (hour, minute, second))
-        )
+        year, month, day = map(int, date)
+        clock = datetime.time(int(hour or 0), int(minute or 0), int(second or 0))
+        moment = datetime.datetime.combine(datetime.date(year, month, day), clock)
     except ValueError as error:
         raise UnusableError(
             f"field {name!r} must be a time: {error}. Received: {match[0]}"
