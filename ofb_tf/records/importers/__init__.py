@@ -1,9 +1,9 @@
 """Other people's files into forward records: logs of servers and gateways, tables, text.
 
 `convert` runs an import, `batches` is what all importers yield, and there is one module per family
-of formats: `prediction_log` (TFRecords), `rows` (JSON lines and CSV, read by `text`), `calls`
-(CloudEvents, Triton, Vertex AI, MLflow, whose bodies `payloads` reads); Parquet and Arrow are in
-`ofb_tf.records.arrow`. docs/importing.md describes them.
+of formats: `prediction_log` (TFRecords), `rows` (JSON lines and CSV, read by `text`), `tables`
+(Parquet and Arrow, read by `ofb_tf.records.arrow`), `calls` (CloudEvents, Triton, Vertex AI,
+MLflow, whose bodies `payloads` reads). docs/importing.md describes them.
 """
 
 from ofb_tf.records.importers.batches import Batch, UnusableError

@@ -14,7 +14,7 @@ import numpy as np
 
 from ofb_tf import constants
 from ofb_tf.records import arrow
-from ofb_tf.records.importers import payloads, text, values
+from ofb_tf.records.importers import payloads, tables, text, values
 from ofb_tf.records.importers.batches import Batch, UnusableError
 from ofb_tf.records.importers.prediction_log import PredictFields
 
@@ -176,7 +176,7 @@ class CallReader:
 
     def read(self, path: str) -> Iterator[Batch]:
         """The calls that are complete with this file, as one batch each."""
-        rows = arrow.read_rows(path) if arrow.is_arrow(path) else text.json_rows(path)
+        rows = tables.read_rows(path) if arrow.is_arrow(path) else text.json_rows(path)
         for offset, row in rows:
             for each in row if isinstance(row, list) else [row]:  # a batch of CloudEvents
                 try:

@@ -12,7 +12,7 @@ import tqdm
 from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice
 from ofb_tf.records import arrow, files
-from ofb_tf.records.importers import calls
+from ofb_tf.records.importers import calls, tables
 from ofb_tf.records.importers.batches import Batch
 from ofb_tf.records.importers.prediction_log import PredictFields, read_prediction_log
 from ofb_tf.records.importers.rows import RowFields, read_rows
@@ -170,7 +170,7 @@ def _importer(
         return reader.read, reader.finish
     if format in TABLES:
         arrow.require_arrow()
-        return lambda path: arrow.read_records(path, fields), tuple
+        return lambda path: tables.read_records(path, fields), tuple
     if format == "prediction_log":
         return lambda path: read_prediction_log(path, fields), tuple
     return lambda path: read_rows(path, format, fields, id_type), tuple
