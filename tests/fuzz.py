@@ -3,7 +3,7 @@
 Inputs are made of valid ones, by their structure: TFRecords keep right checksums around mutated
 messages, JSON stays JSON around a mutated value, and plain bytes are mutated too. The same target
 and seed make the same input. A finding is an exception that is not documented, a process that
-dies, an input that takes longer than 10 seconds or 512 MiB, a report that does not add up, or a
+dies, an input that takes 10 seconds of CPU or 512 MiB, a report that does not add up, or a
 record that nobody wrote.
 """
 
@@ -149,7 +149,7 @@ class Targets:
     def run(self, name, rng):
         """Reads one input; returns whether it was accepted, or raises a Finding."""
         target, _, argument = name.partition("_") if name.startswith("calls_") else (name, "", "")
-        begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             getattr(self, target)(rng, *([argument] if argument else []))
             accepted = True
@@ -159,7 +159,7 @@ class Targets:
             accepted = False
         except Exception as error:
             raise Finding(traceback.format_exc(limit=-4)) from error
-        seconds = time.monotonic() - begin
+        seconds = time.process_time() - begin  # whatever else the machine does
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if seconds > MAX_SECONDS or kilobytes > MAX_KILOBYTES:
             raise Finding(f"{seconds:.1f} seconds, {kilobytes // 1024} MiB")
@@ -359,6 +359,8 @@ def work(names, seed, seconds, inputs, progress):
         end = time.monotonic() + seconds
         while time.monotonic() < end and (inputs is None or inputs > 0):
             for name in names:
+                if name == "graph" and seed % 10:
+                    continue  # an iterator takes half a second, most of all inputs of a round
                 progress.write_text(json.dumps([name, seed, counts]))
                 rng = random.Random(f"{name}-{seed}")
                 tried, accepted, found = counts.get(name, (0, 0, 0))
