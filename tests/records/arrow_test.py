@@ -149,12 +149,13 @@ def test_dates_are_midnight(run, column, unit):
 
 def test_bad_rows_are_set_aside_with_their_reason(run):
     columns = {
-        "example_id": pa.array([1, None, 3, 4, 5, 6, 7, 2**63], pa.uint64()),
-        "logits": [[1.0, 2.0], [1, 2], None, [], [1, None], [1, 2, 3], [1, 2], [1, 2]],
-        "timestamp": pa.array([MICROSECONDS] * 6 + [77, 0], pa.int64()),
+        "example_id": pa.array([1, None, 3, 4, 5, 6, 7, 2**63, 9], pa.uint64()),
+        "logits": [[1.0, 2.0], [1, 2], None, [], [1, None], [1, 2, 3], [1, 2], [1, 2], [5, 6]],
+        "timestamp": pa.array([MICROSECONDS] * 6 + [77, 0, MICROSECONDS], pa.int64()),
     }
     report, records = run(columns)
-    np.testing.assert_array_equal(records.example_ids, [1])
+    np.testing.assert_array_equal(records.example_ids, [1, 9])
+    np.testing.assert_array_equal(records.logits, [[1, 2], [5, 6]])
     reasons = {row: reason for _, row, reason in report.bad_rows}
     assert set(reasons) == {1, 2, 3, 4, 5, 6, 7}
     assert "'example_id' is missing" in reasons[1]
@@ -164,8 +165,8 @@ def test_bad_rows_are_set_aside_with_their_reason(run):
     assert "shape" in reasons[5]
     assert "no time in 2000 to 2099" in reasons[6]
     assert "int64" in reasons[7]
-    assert (report.num_rows, report.num_bad_rows, report.num_records) == (8, 7, 1)
-    assert report.bad_fraction == 7 / 8
+    assert (report.num_rows, report.num_bad_rows, report.num_records) == (9, 7, 2)
+    assert report.bad_fraction == 7 / 9
     assert report.first_bad_row[1] == 1
     assert sum(report.reasons.values()) == 7
 
@@ -196,6 +197,19 @@ def test_a_damaged_file_is_one_bad_row(tmp_path, format):
         report = import_records(path, tmp_path / name, format=format, bad_rows="list")
         assert (report.num_rows, report.num_bad_rows) == (report.num_records + 1, 1)
         assert "damaged from here on" in report.bad_rows[0][2]
+
+
+def test_an_arrow_file_whose_offsets_point_elsewhere_is_damaged(tmp_path):
+    """Arrow uses its buffers as they are: unchecked, this reads memory that is not the file's."""
+    table = pa.table({"example_id": [1, 2], "logits": [[1.0] * 3, [1.0] * 4]})
+    store(tmp_path / "table", table, "arrow")
+    before, after = (np.array([0, 3, end], np.int32).tobytes() for end in (7, 1_000_000))
+    data = (tmp_path / "table").read_bytes()
+    assert data.count(before) == 1
+    (tmp_path / "table").write_bytes(data.replace(before, after))
+    report = import_records(tmp_path / "table", tmp_path / "out", format="arrow", bad_rows="list")
+    assert (report.num_records, report.num_bad_rows) == (0, 1)
+    assert "damaged from here on" in report.bad_rows[0][2]
 
 
 def test_many_files_and_batches_larger_than_a_block(tmp_path):
