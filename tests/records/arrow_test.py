@@ -16,6 +16,7 @@ from ofb_tf.records import (
     import_records,
     importers,
 )
+from ofb_tf.records.importers import tables
 from tests.records.record_files import flip, write
 
 pa = pytest.importorskip("pyarrow")
@@ -169,6 +170,14 @@ def test_bad_rows_are_set_aside_with_their_reason(run):
     assert report.bad_fraction == 7 / 9
     assert report.first_bad_row[1] == 1
     assert sum(report.reasons.values()) == 7
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_places_are_rows_of_the_file(run, monkeypatch, format):
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 16)
+    ids = [None if i == 90 else i for i in range(100)]
+    report, _ = run({"example_id": ids, "logits": [0.5] * 100}, format=format)
+    assert [row for _, row, _ in report.bad_rows] == [90]
 
 
 @pytest.mark.parametrize(
