@@ -13,11 +13,12 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 TAXI_CSV ?= ../shared/data/chicago_taxi.csv
 EXAMPLES ?= 1000000
+FUZZ_SECONDS ?= 600
 VERSION = $(shell sed -nE 's/^__version__ = "(.*)"$$/\1/p' ofb_tf/version.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tfx lint types format test test-core test-slow test-core-tfx test-tfx \
-	demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
+	fuzz demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
 	setup-flink test-flink pyflink-up pyflink-down package release release-check lock lock-tfx \
 	lock-docs lock-flink clean
 
@@ -85,6 +86,9 @@ test-core-tfx: setup-tfx  ## run the core tests on the TFX stack's TensorFlow
 test-tfx: setup-tfx  ## run the tests of the TFX components and pipelines
 	$(BIN_TFX)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder \
 		-W ignore::FutureWarning tests/e2e tests/tfx_components
+
+fuzz: setup  ## read mutated files with every reader for FUZZ_SECONDS (600)
+	$(BIN)/python -m tests.fuzz --seconds=$(FUZZ_SECONDS)
 
 test-flink: setup-flink  ## run the streaming join on Flink and kill a task manager (Java 17)
 	PYTHONPATH=. $(BIN_FLINK)/python -m pytest tests/streaming/flink_test.py

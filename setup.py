@@ -10,6 +10,7 @@ exec((ROOT / "ofb_tf" / "version.py").read_text(), VERSION)  # noqa: S102
 
 SERVING = ["tensorflow-serving-api>=2.16"]
 REPORT = ["matplotlib>=3.8"]
+ARROW = ["pyarrow>=14.0.1"]  # older releases execute what a file holds: CVE-2023-47248
 # What runs the tutorials of colab/ and keeps them in step with their scripts.
 NOTEBOOKS = [*REPORT, "jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30", "ruff>=0.9"]
@@ -39,6 +40,7 @@ setup(
     extras_require={
         "serving": SERVING,
         "report": REPORT,
+        "arrow": ARROW,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
         "tfx": ["tfx>=1.16"],
@@ -46,6 +48,8 @@ setup(
         "test": [
             *SERVING,
             *NOTEBOOKS,
+            *ARROW,
+            "pandas>=2",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,7 +41,9 @@ actions:
   compact    merge files into sorted ones with the newest record of each id
   partition  split by id into sorted files, one per partition
   expire     remove the records older than --max_age_hours
-  import     convert a server's logs or a gateway's files to records
+  import     convert logs of servers and gateways, tables and text to records; exit code 1 if
+             nothing was written, or more than --max_bad_fraction of the rows are bad
+  export     write the records as Parquet files
 
 examples:
   ofb records inspect records/
@@ -49,6 +52,8 @@ examples:
   ofb records partition records/ --output_dir=partitioned --num_partitions=16
   ofb records expire records/ --max_age_hours=48
   ofb records import logs/*.gz --format=prediction_log --output_dir=records --id_output=example_id
+  ofb records import served/*.parquet --format=parquet --output_dir=records --dry_run
+  ofb records export records/ --output_dir=parquet
 """
 DEMO_USAGE = """usage: ofb demo [FLAGS]
 
@@ -102,6 +107,7 @@ examples:
   ofb tail --examples=logs/examples --records=logs/records --nofollow --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
+_DRY_RUN_ROWS = 10
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
 
 
@@ -141,6 +147,11 @@ _BOOLEAN = re.compile(
 )
 
 
+# Without those of `ofb_tf.records.importers.FORMATS`, which needs TensorFlow, help is quick.
+_ROW_FORMATS = ("jsonl", "csv", "parquet", "arrow")
+_CALL_FORMATS = ("prediction_log", "cloudevents", "triton", "vertex", "mlflow")
+_IMPORT_FORMATS = (*_CALL_FORMATS, *_ROW_FORMATS)
+
 # Flags by name: the help, and a type, a default, or choices of which the first is the default.
 _RECORDS_FLAGS = {
     "json": ("Print JSON.", False),
@@ -154,19 +165,24 @@ _RECORDS_FLAGS = {
     "delete_inputs": ("Delete the inputs once the output is complete (compact only).", False),
     "on_corrupt": ("Whether damage is an error, or skipped and counted.", ("error", "skip")),
     "max_age_hours": ("Records older than this are removed (expire only).", _hours),
-    "dry_run": ("Only report what would be done (expire only).", False),
-    "format": ("Format of the files to import.", (None, "prediction_log", "jsonl", "csv")),
-    "id_output": ("prediction_log: tensor of ids; empty for fingerprints.", "example_id"),
-    "logits_output": ("prediction_log: tensor with the logits.", "logits"),
-    "id_field": ("jsonl, csv: field with the id.", "example_id"),
+    "dry_run": ("Only report what expire would do, or the first records of an import.", False),
+    "progress": ("Show a progress bar (import, export); --noprogress shows none.", True),
+    "format": ("Format of the files to import.", (None, *_IMPORT_FORMATS)),
+    "id_output": ("Logs of calls: tensor of ids; empty for fingerprints.", "example_id"),
+    "logits_output": ("Logs of calls: tensor with the logits.", "logits"),
+    "id_field": ("Rows: field, column or JSON path of the id.", "example_id"),
     "id_type": ("csv: type of the ids.", ("int", "string")),
-    "logits_fields": ("jsonl, csv: a field with a list of logits, or one per logit.", ["logits"]),
+    "logits_fields": ("Rows: a field with a list of logits, or one per logit.", ["logits"]),
     "probabilities": ("The files hold probabilities instead of logits.", False),
-    "loss_field": ("jsonl, csv: field with the loss.", str),
-    "version_field": ("jsonl, csv: field with the model version.", "model_version"),
-    "timestamp_field": ("jsonl, csv: field with the time.", "timestamp"),
-    "timestamp_unit": ("jsonl, csv: unit of the time since 1970.", ("us", "ms", "s")),
+    "loss_field": ("Rows: field with the loss.", str),
+    "version_field": ("Rows: field with the model version.", "model_version"),
+    "timestamp_field": ("Rows: field with the time.", "timestamp"),
+    "timestamp_unit": (
+        "Rows: unit of numbers since 1970; auto: the one that gives a time in 2000 to 2099.",
+        ("auto", "s", "ms", "us", "ns"),
+    ),
     "bad_rows": ("Whether bad rows are counted, listed or errors.", ("count", "list", "error")),
+    "max_bad_fraction": ("Fraction of bad rows from which on an import has failed.", 1.0),
     "num_outputs": ("Outputs of the imported model; by default those of the first row.", int),
     "id_secret_file": ("Hash imported ids with the secret in this file.", str),
 }
@@ -414,40 +430,107 @@ def _maintain(patterns: list[str], values: argparse.Namespace) -> int:
 
 
 def _import(patterns: list[str], values: argparse.Namespace) -> int:
-    from ofb_tf.records import importers
+    from ofb_tf.records import importers, reader
 
-    if values.format == "prediction_log":
+    if not 0.0 <= values.max_bad_fraction <= 1.0:
+        raise UsageError(
+            f"--max_bad_fraction must be in [0, 1]. Received: {values.max_bad_fraction}"
+        )
+    if not (values.output_dir or values.dry_run):
+        raise UsageError("import: --output_dir is required")
+    if values.format in _CALL_FORMATS:
         fields: Any = importers.PredictFields(values.id_output or None, values.logits_output)
     else:
         fields = importers.RowFields(
             example_id=values.id_field,
             logits=tuple(filter(None, values.logits_fields)),
             loss=values.loss_field,
-            model_version=values.version_field,
-            timestamp=values.timestamp_field,
+            model_version=values.version_field or None,
+            timestamp=values.timestamp_field or None,
             timestamp_unit=values.timestamp_unit,
         )
-    report = importers.import_records(
-        patterns,
-        values.output_dir,
-        format=values.format,
-        fields=fields,
-        bad_rows=values.bad_rows,
-        num_outputs=values.num_outputs,
-        secret_file=values.id_secret_file,
-        compression=values.compression,
-        from_logits=not values.probabilities,
-        id_type=values.id_type,
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        report = importers.import_records(
+            patterns,
+            temporary if values.dry_run else values.output_dir,
+            format=values.format,
+            fields=fields,
+            bad_rows=values.bad_rows,
+            num_outputs=values.num_outputs,
+            secret_file=values.id_secret_file,
+            compression=values.compression,
+            from_logits=not values.probabilities,
+            id_type=values.id_type,
+            max_rows=_DRY_RUN_ROWS if values.dry_run else None,
+            show_progress=values.progress,
+        )
+        first = []
+        if values.dry_run and report.num_records:
+            first = _first_records(reader.read_columns(temporary))
+    content = dataclasses.asdict(report) | {"bad_fraction": report.bad_fraction}
+    if values.dry_run:
+        content["records"] = first
+        if first and not values.json:
+            cells = [list(first[0]), *([str(cell) for cell in row.values()] for row in first)]
+            print(f"dry run: the first {len(first)} records, of which none is kept\n")
+            print(format_table(cells) + "\n")
     rows = {
         "files read": report.num_files,
         "rows read": report.num_rows,
-        "bad rows": report.num_bad_rows,
-        "records written": report.num_records,
+        "bad rows": f"{report.num_bad_rows:,} ({report.bad_fraction:.2%})",
+        "records written": 0 if values.dry_run else report.num_records,
         "not finite": report.num_nonfinite,
         "log sampling rate": f"{report.sampling_rate:g}",
     }
-    _show(values, dataclasses.asdict(report), rows.items(), report.bad_rows)
+    for reason, count in report.reasons.items():
+        rows[f"bad: {reason}"] = f"{count:,} ({count / report.num_rows:.2%})"
+    unit = importers.offset_unit(values.format)
+    _show(values, content, rows.items(), report.bad_rows, unit)
+    if report.first_bad_row is not None:
+        path, offset, reason = report.first_bad_row
+        print(f"first bad row: {path} at {unit} {offset}: {reason}", file=sys.stderr)
+    if not report.num_records:
+        print("ofb records import: no record was written", file=sys.stderr)
+        return 1
+    if report.bad_fraction > values.max_bad_fraction:
+        print(
+            f"ofb records import: {report.bad_fraction:.2%} of the rows are bad, more than "
+            f"--max_bad_fraction={values.max_bad_fraction:g}; the records of the others are "
+            "written",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _first_records(columns: Any) -> list[dict[str, Any]]:
+    """The first records in the order of reading, as text and numbers by column."""
+    some = columns.rows(slice(_DRY_RUN_ROWS))
+    rows = [
+        dict(zip(some.arrays, row, strict=True))
+        for row in zip(*(data.tolist() for data in some.arrays.values()), strict=True)
+    ]
+    for row in rows:
+        row["model_version"] = int(columns.version_table[row["model_version"]])
+        row["timestamp"] = _time(row["timestamp"])
+    return rows
+
+
+def _export(patterns: list[str], values: argparse.Namespace) -> int:
+    from ofb_tf.records import export_parquet
+
+    counts = export_parquet(
+        patterns,
+        values.output_dir,
+        on_corrupt=values.on_corrupt,
+        show_progress=values.progress,
+    )
+    rows = {
+        "files read": counts.num_files,
+        "corrupt blocks": counts.num_corrupt_blocks,
+        "records written": counts.num_read,
+    }
+    _show(values, dataclasses.asdict(counts), rows.items())
     return 0
 
 
@@ -457,11 +540,18 @@ ACTIONS = {  # with the flags that they cannot do without
     "compact": (_maintain, ("output_dir",)),
     "partition": (_maintain, ("output_dir", "num_partitions")),
     "expire": (_maintain, ("max_age_hours",)),
-    "import": (_import, ("format", "output_dir")),
+    "import": (_import, ("format",)),
+    "export": (_export, ("output_dir",)),
 }
 
 
-def _show(values: argparse.Namespace, content: Any, rows: Iterable, faults: Iterable = ()) -> None:
+def _show(
+    values: argparse.Namespace,
+    content: Any,
+    rows: Iterable,
+    faults: Iterable = (),
+    unit: str = "byte",
+) -> None:
     """Prints content as JSON, or else rows as a table, and faults of (path, offset, reason)."""
     if values.json:
         print(json.dumps(content))
@@ -469,7 +559,7 @@ def _show(values: argparse.Namespace, content: Any, rows: Iterable, faults: Iter
     texts = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
     print(format_table(texts, header=False, numbers=False))
     for path, offset, reason in faults:
-        print(f"{path} at byte {offset}: {reason}")
+        print(f"{path} at {unit} {offset}: {reason}")
 
 
 def _time(microseconds: int | None) -> str:

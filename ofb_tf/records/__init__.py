@@ -1,6 +1,7 @@
 """Forward records: what serving's forward pass leaves behind, on disk and in memory."""
 
 from ofb_tf.hashing import keyed_ids, partition_of, read_secret
+from ofb_tf.records.arrow import export_parquet
 from ofb_tf.records.files import CorruptRecordsError
 from ofb_tf.records.graph import sorted_file_dataset
 from ofb_tf.records.importers import import_records
@@ -18,6 +19,7 @@ __all__ = [
     "WriterCounts",
     "compact",
     "expire",
+    "export_parquet",
     "import_records",
     "inspect",
     "keyed_ids",

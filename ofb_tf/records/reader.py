@@ -202,6 +202,39 @@ class ForwardRecords:
         table = tf.constant(columns.version_table, tf.int64)
         return cls(tensors, table, columns.schema.num_outputs, counts)
 
+    def to_pandas(self) -> Any:
+        """The records as a `pandas.DataFrame`, to look at them; needs pandas.
+
+        ```python
+        import ofb_tf
+
+        records = ofb_tf.ForwardRecords.from_columns([2, 1], logits=[0.5, -1.0], timestamps=10**15)
+        table = records.to_pandas()
+        assert table.example_id.tolist() == [1, 2]
+        assert table.logits.tolist() == [-1.0, 0.5]
+        assert str(table.timestamp[0]) == "2001-09-09 01:46:40+00:00"
+        ```
+
+        Returns:
+          A row per record, a column per column: `logits` and `class_ids` are numbers, or arrays
+          `[k]` where there are more than one; `timestamp` is in UTC.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        arrays = {name: np.asarray(column) for name, column in self.columns.items()}
+        arrays[constants.MODEL_VERSION] = np.asarray(self.model_versions)
+        times = pandas.Series(arrays.pop(constants.TIMESTAMP).view("datetime64[us]"))
+        columns: dict[str, Any] = {
+            name: data if data.ndim == 1 else data[:, 0] if data.shape[1] == 1 else list(data)
+            for name, data in arrays.items()
+        }
+        return pandas.DataFrame(columns | {constants.TIMESTAMP: times.dt.tz_localize("UTC")})
+
     def __len__(self) -> int:
         return int(self.columns[constants.EXAMPLE_ID].shape[0])
 

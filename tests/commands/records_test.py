@@ -117,3 +117,69 @@ def test_the_type_of_ids_is_passed_on(tmp_path, run, monkeypatch):
     assert [settings.pop("id_type") for settings in given] == ["string", "int"]
     assert given[0] == given[1]
     assert given[0]["fields"].logits == ("logits",)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A file of 20 rows, of which 5 are bad."""
+    path = tmp_path / "rows.jsonl"
+    good = [f'{{"example_id": {i}, "logits": [{i}, 0.5], "timestamp": 1e9}}' for i in range(15)]
+    path.write_text("\n".join(["{}", *good, *['{"example_id": 1}'] * 4]))
+    return path
+
+
+def test_an_import_says_how_much_was_bad_and_why(rows, tmp_path, run):
+    flags = ["--format=jsonl", f"--output_dir={tmp_path}/out"]
+    out = run("import", rows, *flags, "--max_bad_fraction=0.25")
+    shown = {tuple(re.split("  +", line)) for line in out.splitlines()}
+    assert shown >= {
+        ("rows read", "20"),
+        ("bad rows", "5 (25.00%)"),
+        ("records written", "15"),
+        ("bad: field 'logits' is missing", "4 (20.00%)"),
+        ("bad: field 'example_id' is missing", "1 (5.00%)"),
+        (f"first bad row: {rows} at byte 0: field 'example_id' is missing",),
+    }
+    out = run("import", rows, *flags, "--max_bad_fraction=0.2", code=1)
+    assert "25.00% of the rows are bad, more than --max_bad_fraction=0.2" in out
+    assert "must be in [0, 1]" in run("import", rows, *flags, "--max_bad_fraction=20", code=2)
+    content = json.loads(run("import", rows, *flags, "--json").splitlines()[0])
+    assert content["bad_fraction"] == 0.25
+
+
+def test_an_import_that_writes_nothing_is_code_1(rows, tmp_path, run):
+    flags = ["--format=jsonl", f"--output_dir={tmp_path}/out"]
+    out = run("import", rows, *flags, "--logits_fields=scores", code=1)
+    assert "no record was written" in out
+    assert "first bad row" in out
+    assert "bad: field 'scores' is missing" in out
+    out = run("import", rows, *flags, "--timestamp_unit=ns", code=1)
+    assert "no time in 2000 to 2099 in 'ns'" in out
+
+
+def test_a_dry_run_shows_the_first_records_and_writes_none(rows, tmp_path, run):
+    out = run("import", rows, "--format=jsonl", "--dry_run")
+    assert re.search(r"\n3 +\[3.0, 0.5\] +0 +2001-09-09T01:46:40.000Z\n", out), out
+    assert ("records written", "0") in {tuple(re.split("  +", line)) for line in out.splitlines()}
+    assert sorted(os.listdir(tmp_path)) == ["rows.jsonl"]
+    content = json.loads(
+        run("import", rows, "--format=jsonl", "--dry_run", "--json").split("\n")[0]
+    )
+    assert [row["example_id"] for row in content["records"]] == list(range(10))
+    assert "--output_dir is required" in run("import", rows, "--format=jsonl", code=2)
+
+
+def test_formats_of_the_command_are_those_of_the_library():
+    assert set(cli._IMPORT_FORMATS) == set(importers.FORMATS)
+
+
+def test_export(directory, tmp_path, run):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = run("export", directory, f"--output_dir={tmp_path}/tables")
+    assert ("records written", "1,000") in {
+        tuple(re.split("  +", line)) for line in out.splitlines()
+    }
+    tables = [parquet.read_table(path) for path in (tmp_path / "tables").iterdir()]
+    assert sorted(id for table in tables for id in table["example_id"].to_pylist()) == sorted(
+        [*range(300, 800), *range(400, 900)]
+    )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, importers
+from ofb_tf.records.importers import text as text_files
 from tests.records.record_files import cut, flip, write_tfrecords
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
@@ -150,7 +151,7 @@ def test_a_damaged_log_is_read_up_to_the_damage(tmp_path, run):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_json_lines(tmp_path, run, name):
     lines = [
-        json.dumps({"example_id": 3, "logits": [1, 2.5], "model_version": 9, "timestamp": 77}),
+        json.dumps({"example_id": 3, "logits": [1, 2.5], "model_version": 9, "timestamp": 10**15}),
         "",
         json.dumps({"example_id": "abc", "logits": [0.5, -1], "extra": {"a": 1}}),
     ]
@@ -159,18 +160,18 @@ def test_json_lines(tmp_path, run, name):
     np.testing.assert_array_equal(records.example_ids, [3, fingerprint("abc")])
     np.testing.assert_array_equal(records.logits, [[1, 2.5], [0.5, -1]])
     np.testing.assert_array_equal(records.model_versions, [9, 0])
-    assert records.timestamps[0] == 77
+    assert records.timestamps[0] == 10**15
 
 
 def test_csv_with_mapped_fields(tmp_path, run):
-    lines = ["id,p,when,cost", "1,0.5,1.5,0.25", '"2","-1e3",2,4']
+    lines = ["id,p,when,cost", "1,0.5,1000000001.5,0.25", '"2","-1e3",1000000002,4']
     path = write_lines(tmp_path / "rows.csv", lines)
     fields = importers.RowFields("id", ("p",), "cost", None, "when", "s")
     _, records = run(path, "csv", fields=fields)
     np.testing.assert_array_equal(records.example_ids, [1, 2])
     np.testing.assert_array_equal(records.logits, [[0.5], [-1000]])
     np.testing.assert_array_equal(records.losses, [0.25, 4])
-    np.testing.assert_array_equal(records.timestamps, [1_500_000, 2_000_000])
+    np.testing.assert_array_equal(records.timestamps, [10**15 + 1_500_000, 10**15 + 2_000_000])
 
 
 @pytest.mark.parametrize("cell", ["1;2;3", "[1, 2, 3]", "1 2 3"])
@@ -195,7 +196,8 @@ def test_csv_lists(tmp_path, run, cell):
         ('{"example_id": 1, "logits": []}', "numbers"),
         ('{"example_id": 1, "logits": [1, 2, 3]}', "shape"),
         ('{"example_id": 1, "logits": [1, 2], "model_version": "x"}', "int64"),
-        ('{"example_id": 1, "logits": [1, 2], "timestamp": {}}', "one number"),
+        ('{"example_id": 1, "logits": [1, 2], "timestamp": {}}', "must be a time"),
+        ('{"example_id": 1, "logits": [1, 2], "timestamp": 77}', "no time in 2000 to 2099"),
     ],
 )
 def test_bad_lines_say_what_and_where(tmp_path, run, line, message):
@@ -221,7 +223,7 @@ def test_a_header_without_the_fields(tmp_path, run):
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 def test_damaged_gzip_is_one_bad_row(tmp_path, run, monkeypatch, format):
-    monkeypatch.setattr(importers, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 64)
     lines = [f'{{"example_id": {i}, "logits": 1}}' for i in range(500)]
     if format == "csv":
         lines = ["example_id,logits", *(f"{i},1" for i in range(500))]
@@ -261,8 +263,8 @@ def test_any_bytes_read_as_csv_or_json(tmp_path_factory, data, chunk):
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
     path.write_bytes(b"example_id,logits\n" + data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importers, "_CHUNK_BYTES", chunk)
-        lines = list(importers._lines(str(path)))
+        patch.setattr(text_files, "_CHUNK_BYTES", chunk)
+        lines = list(text_files.lines(str(path)))
         assert b"".join(line for _, line in lines) == path.read_bytes()
         assert [o for o, _ in lines] == [
             sum(len(line) for _, line in lines[:i]) for i in range(len(lines))
@@ -333,3 +335,75 @@ def test_arguments_out_of_range(tmp_path, run, arguments, message):
         run("x", **arguments)
     with pytest.raises(FileNotFoundError, match="No file matches"):
         run(str(tmp_path / "none*"), "csv")
+
+
+def test_nested_and_batched_paths(tmp_path, run):
+    calls = [
+        {
+            "model": {"version": version},
+            "request": {"rows": [{"id": 10 * version + i} for i in range(3)]},
+            "outputs": [{"name": "other"}, {"data": [[i, version] for i in range(3)]}],
+            "time": f"2024-05-01T12:00:0{version}Z",
+        }
+        for version in (1, 2)
+    ]
+    fields = importers.RowFields(
+        "request.rows[].id", ("outputs[1].data[]",), None, "model.version", "time"
+    )
+    lines = [json.dumps(call) for call in calls]
+    report, records = run(write_lines(tmp_path / "calls.jsonl", lines), fields=fields)
+    assert (report.num_rows, report.num_records) == (6, 6)
+    np.testing.assert_array_equal(records.example_ids, [10, 11, 12, 20, 21, 22])
+    np.testing.assert_array_equal(
+        records.logits, [[i, version] for version in (1, 2) for i in range(3)]
+    )
+    np.testing.assert_array_equal(records.model_versions, [1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(
+        records.timestamps, np.repeat([1_714_564_801_000_000, 1_714_564_802_000_000], 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"a": [{"id": 1}], "b": []}, "equally long"),
+        ({"a": [], "b": []}, "not empty"),
+        ({"a": {"id": 1}, "b": 3}, "not empty"),
+        ({"a": [{"id": 1}, {}], "b": [[1], [2]]}, "'a[].id' is missing"),
+        ([1], "not empty"),
+    ],
+)
+def test_batches_that_do_not_fit(tmp_path, run, row, message):
+    fields = importers.RowFields("a[].id", ("b[]",))
+    path = write_lines(tmp_path / "rows.jsonl", [json.dumps(row)])
+    report, _ = run(path, fields=fields)
+    ((_, offset, reason),) = report.bad_rows
+    assert (offset, message in reason) == (0, True), reason
+
+
+def test_a_name_with_dots_is_a_name_first(tmp_path, run):
+    line = json.dumps({"a.id": 5, "a": {"id": 6}, "b[": 1.5})
+    path = write_lines(tmp_path / "rows.jsonl", [line])
+    _, records = run(path, fields=importers.RowFields("a.id", ("b[",)))
+    np.testing.assert_array_equal(records.example_ids, [5])
+    np.testing.assert_array_equal(records.logits, [[1.5]])
+
+
+def test_reasons_are_counted_by_kind_and_without_control_characters(tmp_path, run):
+    lines = ['{"example_id": 1, "logits": 1}', "{}", "{}", '{"example_id": "\\u001b[31m"}']
+    lines += [f'{{"example_id": 1, "logits": "\\u001b[31m{i}"}}' for i in range(5)]
+    report, _ = run(write_lines(tmp_path / "rows.jsonl", lines), bad_rows="list")
+    assert report.reasons == {
+        "field 'logits' must hold numbers": 5,
+        "field 'example_id' is missing": 2,
+        "field 'logits' is missing": 1,
+    }
+    assert report.bad_fraction == 8 / 9
+    assert report.first_bad_row[1:] == (len(lines[0]) + 1, "field 'example_id' is missing")
+    assert all(reason.isprintable() for _, _, reason in report.bad_rows)
+
+
+def test_an_import_of_the_first_rows(tmp_path, run):
+    lines = [f'{{"example_id": {i}, "logits": {i}}}' for i in range(10_000)]
+    report, records = run(write_lines(tmp_path / "rows.jsonl", lines), max_rows=1)
+    assert report.num_rows == report.num_records == len(records) < 10_000
