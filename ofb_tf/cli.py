@@ -1,11 +1,10 @@
-"""`ofb`: records | demo | compare | break-even. Flags → configuration → one library call.
+"""`ofb`: break-even | compare | demo | evaluate | records. Flags → one library call.
 
 Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
 """
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
 import os
@@ -15,7 +14,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from ofb_tf.tables import format_table
+from ofb_tf.pictures import require_matplotlib
+from ofb_tf.tables import format_table, format_time
 
 USAGE = """usage: ofb COMMAND [ARGUMENTS]
 
@@ -23,6 +23,7 @@ commands:
   break-even  whether selection pays: what a rate saves, and from which model size on
   compare     every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
   demo        the main job on one dataset: serve, record, join, sample, train, measure
+  evaluate    the model that served, by records and labels, and what selection will gain
   records     inspect and maintain files of forward records
 
 `ofb COMMAND --help` says more. Example:
@@ -85,6 +86,19 @@ examples:
   ofb break-even --model=deep --records=records/
   ofb break-even --model=model.keras --input_us=9 --key_us=6 --variance_ratio=0.2
   ofb break-even --step_us=78 --input_us=10 --select_us=1.2 --refresh_seconds=0.05 --json
+"""
+EVALUATE_USAGE = """usage: ofb evaluate --records=RECORDS --examples=EXAMPLES [FLAGS]
+
+Evaluates the model that served, on every example that has a record and a label, without a forward
+pass: loss, normalized entropy, calibration and AUC, by model version, age of the record, time and
+feature. Predicts from the same pass what selection will gain, before anything is trained.
+docs/evaluate.md explains the figures.
+
+examples:
+  ofb evaluate --records=records/ --examples=train/ --task=binary
+  ofb evaluate --records=records/ --examples='train/*.tfrecord' --timestamp_key=served_at \\
+      --slice_keys=country,device --picture=out/evaluation.png
+  ofb evaluate --records=records/ --examples=train/ --task=multiclass --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _SEEDS = {STANDARD: 5, QUICK: 2, OWN: 3}
@@ -228,6 +242,19 @@ _BREAK_EVEN_FLAGS = {
     "effective_sample_size": ("Of the weights, as OFBModel.fit reports it.", float),
 }
 
+_EVALUATE_FLAGS = {
+    "records": ("Record file, glob or directory.", str),
+    "examples": ("TFRecord file, glob or directory of labelled tf.Examples.", str),
+    "task": ("What the model predicts.", ("binary", "multiclass", "regression")),
+    "id_key": ("Feature with the id.", "example_id"),
+    "label_key": ("Feature with the label.", "label"),
+    "timestamp_key": ("Feature with the time of the example, in microseconds since 1970.", str),
+    "slice_keys": ("Comma-separated features, to evaluate each value by itself.", _list),
+    "uniform_mix": ("Of the importance sampling whose gain is predicted.", 0.2),
+    "json": ("Print JSON.", False),
+    "picture": ("PNG file to draw quality over time, scores by age and gain by rate to.", str),
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser of flags as `--name=VALUE` or `--name VALUE`, and of positional arguments."""
@@ -315,8 +342,8 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
         "duplicates": found.num_duplicates,
         "outputs": f"{found.num_outputs}{top_k}",
         "columns": ", ".join(found.columns),
-        "first": _time(found.first_timestamp),
-        "last": _time(found.last_timestamp),
+        "first": format_time(found.first_timestamp),
+        "last": format_time(found.last_timestamp),
         "not finite": found.num_nonfinite,
         "files": f"{found.num_files:,} ({found.num_open_files:,} open)",
         "corrupt blocks": found.num_corrupt_blocks,
@@ -433,16 +460,6 @@ def _show(values: argparse.Namespace, content: Any, rows: Iterable, faults: Iter
         print(f"{path} at byte {offset}: {reason}")
 
 
-def _time(microseconds: int | None) -> str:
-    if microseconds is None:
-        return "-"
-    try:
-        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        return f"{microseconds} microseconds"
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _demo(values: argparse.Namespace) -> int:
     from ofb_tf.experiments import config as suites
     from ofb_tf.experiments import report, run
@@ -453,7 +470,7 @@ def _demo(values: argparse.Namespace) -> int:
         policies=values.policies and tuple(values.policies),
         **{name: getattr(values, name) for name in _DEMO_SETTINGS},
     )
-    report.require_matplotlib()
+    require_matplotlib()
     settings = {"workers": values.workers, "show_progress": values.progress}
     results = run.run_experiment(config, command=values.command, **settings)
     print("\n" + format_table(report.table_rows(results)) + "\n")
@@ -494,7 +511,7 @@ def _compare(values: argparse.Namespace) -> int:
     output = values.output_dir
     try:
         comparisons = _comparisons(values)
-        report.require_matplotlib()
+        require_matplotlib()
         failures = run.run_comparisons(
             comparisons, output, workers=values.workers, show_progress=values.progress
         )
@@ -533,6 +550,41 @@ def _break_even(values: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(values: argparse.Namespace) -> int:
+    for name in ("records", "examples"):
+        if not getattr(values, name):
+            raise UsageError(f"--{name} is required")
+    if values.picture:
+        require_matplotlib()
+    import tensorflow as tf
+
+    from ofb_tf.evaluation import report, stream, tfrecords
+
+    keys = {name: getattr(values, name) for name in ("id_key", "label_key", "timestamp_key")}
+    keys["slice_keys"] = values.slice_keys or ()
+    try:
+        examples = tfrecords.read_examples(os.path.expanduser(values.examples), **keys)
+        content = stream.evaluate(
+            os.path.expanduser(values.records),
+            examples,
+            task=values.task,
+            uniform_mix=values.uniform_mix,
+            batched_input=True,
+            **keys,
+        )
+    except tf.errors.OpError as error:
+        raise ValueError(f"the examples cannot be read: {error.message}") from error
+    if values.json:
+        print(json.dumps(content))
+    else:
+        print(*map(format_table, report.table_rows(content)), sep="\n\n")
+        print("\n" + "\n".join(report.notes(content)))
+    if values.picture:
+        path = report.write_picture(content, values.picture)
+        print("Wrote", path, file=sys.stderr if values.json else sys.stdout)
+    return 0
+
+
 COMMANDS = {
     "break-even": (
         BREAK_EVEN_USAGE,
@@ -541,6 +593,7 @@ COMMANDS = {
     ),
     "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
     "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
+    "evaluate": (EVALUATE_USAGE, _EVALUATE_FLAGS, _evaluate),
     "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),
 }
 
