@@ -15,7 +15,7 @@ from ofb_tf.tables import format_time
 from ofb_tf.transforms.statistics import ratio
 
 RECORD_AGE, TIME = "record_age", "time"
-MAX_TIMES = 60
+MAX_TIMES = 30
 """Intervals of time; where there would be more, longer ones are taken."""
 # Each divides the next, so that intervals can be put together: 1 ms to 364 days.
 _INTERVALS = (

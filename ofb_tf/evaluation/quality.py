@@ -109,20 +109,19 @@ def _compare(
     record: dict[str, tf.Tensor], labels: tf.Tensor, usable: tf.Tensor, task: str
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Prediction and what came of it, float64 `[n]`, and confident errors, float64 `[3]`."""
-    nothing = tf.zeros(tf.shape(labels), tf.float64)
-    if constants.LOGITS not in record:
-        return nothing, nothing, tf.zeros([3], tf.float64)
-    if task == constants.REGRESSION:
-        prediction = tf.reshape(tf.cast(record[constants.LOGITS], tf.float64), [-1])
-        return prediction, tf.cast(labels, tf.float64), tf.zeros([3], tf.float64)
-    errors = label_noise.confident_errors(record, labels, usable, task)
-    confident = tf.stack([tf.cast(each, tf.float64) for each in errors])
-    if task == constants.BINARY:
-        prediction = tf.sigmoid(tf.reshape(tf.cast(record[constants.LOGITS], tf.float64), [-1]))
+    confident = tf.zeros([3], tf.float64)
+    if constants.LOGITS in record and task != constants.REGRESSION:
+        errors = label_noise.confident_errors(record, labels, usable, task)
+        confident = tf.stack([tf.cast(each, tf.float64) for each in errors])
+    outputs = _outputs(record, labels)
+    if task != constants.MULTICLASS:
+        prediction = tf.sigmoid(outputs) if task == constants.BINARY else outputs
         return prediction, tf.cast(labels, tf.float64), confident
+    if constants.LOGITS not in record:
+        return outputs, outputs, confident
     predicted, confidence = label_noise.predictions(record, task)
-    right = tf.cast(predicted == tf.cast(labels, tf.int64), tf.float64)
-    return tf.cast(confidence, tf.float64), right, confident
+    is_right = predicted == tf.cast(labels, tf.int64)
+    return tf.cast(confidence, tf.float64), tf.cast(is_right, tf.float64), confident
 
 
 def _histogram(
@@ -139,13 +138,19 @@ def _histogram(
     if task == constants.MULTICLASS:
         classes = tf.where(usable, tf.cast(labels, tf.int64), 0)
         return classes[:, None], tf.ones_like(outcome)[:, None]
-    logits = tf.zeros_like(outcome)
-    if constants.LOGITS in record:
-        logits = tf.reshape(tf.cast(record[constants.LOGITS], tf.float64), [-1])
-    place = (tf.where(usable, logits, 0.0) / LARGEST_LOGIT + 1.0) * (NUM_BINS / 2)
+    logits = tf.where(usable, _outputs(record, labels), 0.0)
+    place = tf.floor((logits / LARGEST_LOGIT + 1.0) * (NUM_BINS / 2))
     # Clipped as a float: an integer would overflow.
-    bins = tf.cast(tf.clip_by_value(tf.floor(place), 0.0, NUM_BINS - 1.0), tf.int64)
+    bins = tf.cast(tf.clip_by_value(place, 0.0, NUM_BINS - 1.0), tf.int64)
     return tf.stack([bins, NUM_BINS + bins], 1), tf.stack([outcome, 1.0 - outcome], 1)
+
+
+def _outputs(record: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
+    """The output of a model with one, float64 `[n]`; zeros for other models."""
+    logits = record.get(constants.LOGITS)
+    if logits is None or logits.shape[1:].num_elements() != 1:
+        return tf.zeros(tf.shape(labels), tf.float64)
+    return tf.reshape(tf.cast(logits, tf.float64), [-1])
 
 
 class GroupSums:

@@ -8,7 +8,7 @@ from ofb_tf import constants
 from ofb_tf.evaluation.accumulator import RECORD_AGE, TIME
 from ofb_tf.pictures import STYLE
 
-MAX_ROWS = 20
+MAX_ROWS = 30
 """Rows of a table; the smaller groups beyond are left to the JSON, and counted."""
 _COLUMNS = {
     "examples": ("examples", ",d"),
@@ -39,7 +39,7 @@ def table_rows(content: dict[str, Any]) -> list[list[list[str]]]:
     counts += [[f"{total[name]:,d}" for name in names]]
     columns = {name: shown for name, shown in _COLUMNS.items() if name in total}
     tables = [counts, _rows("", {"all": total}, columns)]
-    for axis, groups in (content["by"] | content["slices"]).items():
+    for axis, groups in (*content["by"].items(), *content["slices"].items()):
         if groups:
             tables.append(_rows(axis.replace("_", " "), groups, columns))
     gain = [[heading for heading, _ in _GAIN.values()]]
