@@ -17,12 +17,12 @@ from ofb_tf.transforms.statistics import ratio
 RECORD_AGE, TIME = "record_age", "time"
 MAX_TIMES = 30
 """Intervals of time; where there would be more, longer ones are taken."""
-# Each divides the next, so that intervals can be put together: 1 ms to 364 days.
+# Each divides the next, so that intervals can be put together: 1 ms to ten times 364 days.
 _INTERVALS = (
     1000, 10_000, 100_000,
     *(seconds * constants.MICROSECONDS for seconds in (
         1, 5, 30, 60, 300, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800, 2_419_200,
-        31_449_600,
+        31_449_600, 314_496_000,
     )),
 )  # fmt: skip
 _AGES = {  # from how many seconds on
@@ -94,7 +94,7 @@ class Evaluation:
           slices: numbers or bytes `[n]` for each feature to slice by.
 
         Raises:
-          ValueError: a feature has more than `quality.MAX_GROUPS` values.
+          ValueError: a feature has more than `quality.MAX_GROUPS` values, or times span 300 years.
         """
         has_record = measured.has_record
         joined = measured.rows(has_record)
@@ -178,6 +178,11 @@ class Evaluation:
         found = np.unique(np.append(np.array(self._times.keys, np.int64), times))
         before, self._interval = self._interval, max(self._interval, at_least)
         while len(np.unique(self._beginning(found))) > MAX_TIMES:
+            if self._interval + 1 == len(_INTERVALS):
+                raise ValueError(
+                    "times must be microseconds since 1970, and lie within 300 years. Received: "
+                    f"{found[0]} to {found[-1]}"
+                )
             self._interval += 1
         if self._interval > before:
             finer, self._times = self._times, self._groups()

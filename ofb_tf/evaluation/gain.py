@@ -26,7 +26,7 @@ def predict(summary: ScoreSummary, rate: float, uniform_mix: float) -> dict[str,
 
     Args:
       summary: of the scores, which stand for gradient norms.
-      rate: in (0, 1).
+      rate: in (0, 1]; at 1 there is no gap to close.
       uniform_mix: of `Importance`, in [0, 1].
 
     Returns:
@@ -50,7 +50,7 @@ def predict(summary: ScoreSummary, rate: float, uniform_mix: float) -> dict[str,
     found: dict[str, Any] = {
         "rate": rate,
         "variance_ratio": variance,
-        "predicted_gap_closure": (1.0 - variance) / (1.0 - rate),
+        "predicted_gap_closure": ratio(1.0 - variance, 1.0 - rate),
         constants.EFFECTIVE_SAMPLE_SIZE: effective_sample_size(
             n, counts[reached].sum() + missing, counts @ weights + missing
         ),
