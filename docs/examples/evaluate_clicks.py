@@ -1,11 +1,11 @@
-"""A click stream that two versions of a model served: the input of docs/evaluate.md.
+r"""A click stream that two versions of a model served: the input of docs/evaluate.md.
 
 Version 1 is trained on the first third of the stream and serves the second; version 2 is trained on
 that and serves the last. Of the predictions 95% are recorded. Labels arrive after two minutes, an
 hour or a day, and what is clicked changes meanwhile.
 
     python docs/examples/evaluate_clicks.py out/evaluate
-    ofb evaluate --records=out/evaluate/records --examples=out/evaluate/examples \\
+    ofb evaluate --records=out/evaluate/records --examples=out/evaluate/examples \
         --timestamp_key=labelled_at --slice_keys=device
 """
 
@@ -64,9 +64,7 @@ def main(directory: pathlib.Path) -> None:
             if version:
                 kept = rng.random(THIRD) < 0.95
                 logits = model.predict(inputs, batch_size=4096, verbose=0)
-                writer.write(
-                    ids[kept], logits[kept], timestamp=served[kept], model_version=version
-                )
+                writer.write(ids[kept], logits[kept], timestamp=served[kept], model_version=version)
                 columns = {
                     "example_id": ids,
                     "label": fields["label"],

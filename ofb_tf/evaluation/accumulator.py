@@ -195,9 +195,7 @@ class Evaluation:
         self._pending = []
 
 
-def _add(
-    sums: GroupSums, values: np.ndarray, measured: Measured, key_of: Callable = int
-) -> None:
+def _add(sums: GroupSums, values: np.ndarray, measured: Measured, key_of: Callable = int) -> None:
     """Adds examples to the groups of their values `[n]`."""
     unique, groups = np.unique(values, return_inverse=True)
     sums.add([key_of(value) for value in unique], groups, measured)

@@ -37,9 +37,7 @@ def predict(summary: ScoreSummary, rate: float, uniform_mix: float) -> dict[str,
     """
     counts, sums = summary.counts, summary.sums()
     means = sums / counts
-    solved = solve(
-        summary, rate=rate, uniform_mix=uniform_mix, missing=constants.MISSING_UNIFORM
-    )
+    solved = solve(summary, rate=rate, uniform_mix=uniform_mix, missing=constants.MISSING_UNIFORM)
     probabilities = solved.probabilities(means, np.ones(len(means), bool))
     reached = probabilities > 0.0  # without a mix, a score of 0 is never selected
     weights = np.divide(rate, probabilities, out=np.zeros(len(means)), where=reached)

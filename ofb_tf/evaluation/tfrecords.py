@@ -54,9 +54,11 @@ def read_examples(
             )
     # A feature that the first example lacks is read as text.
     spec = {
-        name: tf.io.RaggedFeature(kinds.get(name, tf.string)) for name in (*needed, *slice_keys)
+        name: tf.io.RaggedFeature(kinds.get(name, tf.string), row_splits_dtype=tf.int64)
+        for name in (*needed, *slice_keys)
     }
 
+    @tf.autograph.experimental.do_not_convert
     def parse(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(batch, spec)
         columns = {name: _one_each(parsed[name], name) for name in needed if name != label_key}

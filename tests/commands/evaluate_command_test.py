@@ -17,14 +17,14 @@ LOGITS = _RNG.normal(-2.0, 1.5, N).astype(np.float32)
 LABELS = (_RNG.random(N) < 1 / (1 + np.exp(-LOGITS))).astype(np.int64)
 PLACES = _RNG.choice([b"north", b"south"], N)
 SERVED = 1_700_000_000_000_000 + np.arange(N) * 1_000_000
+DELAY = 90_000_000
 
 
 def write(path, rows, options="", **changes):
     with tf.io.TFRecordWriter(str(path), options) as writer:
         for i in rows:
-            features = {
-                "example_id": i, "label": LABELS[i], "place": PLACES[i], "at": SERVED[i] + 90_000_000,
-            }  # fmt: skip
+            at = SERVED[i] + DELAY
+            features = {"example_id": i, "label": LABELS[i], "place": PLACES[i], "at": at}
             features |= changes
             writer.write(serialized_example(**{k: v for k, v in features.items() if v is not None}))
 
@@ -42,7 +42,12 @@ def flags(tmp_path):
 def test_json_is_what_the_library_gives(flags, tmp_path, capsys):
     assert cli.main([*flags, "--timestamp_key=at", "--slice_keys=place", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    examples = {"example_id": np.arange(N), "label": LABELS, "place": PLACES, "at": SERVED + 90_000_000}
+    examples = {
+        "example_id": np.arange(N),
+        "label": LABELS,
+        "place": PLACES,
+        "at": SERVED + DELAY,
+    }
     expected = ofb_tf.evaluate(
         str(tmp_path / "records"), examples, task="binary", timestamp_key="at", slice_keys=["place"]
     )

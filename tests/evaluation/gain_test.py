@@ -40,7 +40,9 @@ def test_gap_closure_is_the_variance_that_selection_removes(rate, mix):
     weighted = variance_over_every_selection(gradients, p, rate / p)
     uniform = variance_over_every_selection(gradients, np.full(10, rate), np.ones(10))
     found = gain.predict(ScoreSummary.of(norms), rate, mix)
-    assert found["predicted_gap_closure"] == pytest.approx(1 - weighted / uniform, rel=1e-6, abs=1e-9)
+    assert found["predicted_gap_closure"] == pytest.approx(
+        1 - weighted / uniform, rel=1e-6, abs=1e-9
+    )
     squares = norms.astype(np.float64) ** 2
     assert found["variance_ratio"] == pytest.approx(np.average(rate / p, weights=squares), rel=1e-6)
 
@@ -93,7 +95,9 @@ def test_without_a_mix_scores_of_zero_are_never_selected():
     """Two of four are reached, with p = 0.4 each; Kish's formula in expectation."""
     found = gain.predict(ScoreSummary.of([1.0, 1.0, 0.0, 0.0]), 0.2, 0.0)
     assert found["variance_ratio"] == pytest.approx(0.5)
-    assert found["effective_sample_size"] == pytest.approx((2 * 0.2) ** 2 / (0.8 * (2 * 0.2**2 / 0.4)))
+    assert found["effective_sample_size"] == pytest.approx(
+        (2 * 0.2) ** 2 / (0.8 * (2 * 0.2**2 / 0.4))
+    )
 
 
 TOTAL = {"examples": 1000, "evaluated": 900, "coverage": 0.9}
@@ -107,9 +111,9 @@ def advice(scores, total=TOTAL, noise=None):
 def test_advice_says_what_the_figures_say():
     rare = np.where(np.arange(1000) < 10, 0.9, 0.01)
     found = advice(rare)
-    closure = gain.predict(ScoreSummary.of(rare), 0.02, 0.2)["predicted_gap_closure"]
+    closure = gain.predict(ScoreSummary.of(rare), 0.01, 0.2)["predicted_gap_closure"]
     assert found.startswith("Selection pays") and f"removes {closure:.0%}" in found
-    assert "at a rate of 0.02" in found
+    assert "at a rate of 0.01" in found
     noisy = advice(rare, noise=0.08)
     assert "8.0% of the labels contradict" in noisy and "estimator='weights'" in noisy
     residuals = np.abs(_RNG.normal(size=5000))  # as of ratings
