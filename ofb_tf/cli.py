@@ -573,7 +573,9 @@ def _evaluate(values: argparse.Namespace) -> int:
             **keys,
         )
     except tf.errors.OpError as error:
-        raise ValueError(f"the examples cannot be read: {error.message}") from error
+        said = re.search(r"assertion failed: \[(.*?)\]", error.message)
+        reason = said[1] if said else error.message
+        raise ValueError(f"the examples cannot be read: {reason}") from error
     if values.json:
         print(json.dumps(content))
     else:

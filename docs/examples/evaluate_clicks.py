@@ -1,8 +1,8 @@
 r"""A click stream that two versions of a model served: the input of docs/evaluate.md.
 
 Version 1 is trained on the first third of the stream and serves the second; version 2 is trained on
-that and serves the last. Of the predictions 95% are recorded. Labels arrive after two minutes, an
-hour or a day, and what is clicked changes meanwhile.
+that and serves the last. Of the predictions 95% are recorded. Labels arrive after two minutes,
+half an hour or three hours, and what is clicked changes all the time.
 
     python docs/examples/evaluate_clicks.py out/evaluate
     ofb evaluate --records=out/evaluate/records --examples=out/evaluate/examples \
@@ -24,7 +24,7 @@ from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
 
 THIRD, START, SECOND = 80_000, 1_700_000_000_000_000, 1_000_000
 DEVICES = np.array([b"phone", b"desktop", b"tablet"])
-DELAYS = np.array([120, 3600, 86_400]) * SECOND
+DELAYS = np.array([120, 1800, 10_800]) * SECOND
 
 
 def build() -> keras.Model:
@@ -52,7 +52,7 @@ def serialize(**features) -> bytes:
 def main(directory: pathlib.Path) -> None:
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    stream = ClickStream(num_examples=3 * THIRD, positive_rate=0.03, drift=2.0)
+    stream = ClickStream(num_examples=3 * THIRD, positive_rate=0.03, drift=1.0)
     model = build()
     (directory / "examples").mkdir(parents=True)
     with ofb_tf.ForwardRecordWriter(directory / "records") as writer:
@@ -74,7 +74,7 @@ def main(directory: pathlib.Path) -> None:
                 with tf.io.TFRecordWriter(f"{directory}/examples/{version}.tfrecord") as file:
                     for row in zip(*(c.tolist() for c in columns.values()), strict=True):
                         file.write(serialize(**dict(zip(columns, row, strict=True))))
-            model.fit(inputs, fields["label"], batch_size=256, epochs=1, verbose=0)
+            model.fit(inputs, fields["label"], batch_size=256, epochs=2, verbose=0)
 
 
 if __name__ == "__main__":

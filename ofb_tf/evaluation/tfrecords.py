@@ -96,7 +96,7 @@ def _first(values: tf.RaggedTensor, default: Any) -> tf.Tensor:
 
 
 def _one_each(values: tf.RaggedTensor, name: str) -> tf.Tensor:
-    message = f"{STAGE}: feature {name!r} must have one value in every example"
+    message = f"feature {name} must have one value in every example: leave out those without"
     with tf.control_dependencies(
         [tf.debugging.assert_equal(values.row_lengths(), tf.constant(1, tf.int64), message)]
     ):

@@ -121,7 +121,7 @@ def test_bad_input_is_named(flags, arguments, message, capsys):
 def test_damaged_and_different_examples_are_errors(flags, tmp_path, capsys):
     write(tmp_path / "examples/part-2", range(3), example_id=None)
     assert cli.main(flags) == 2
-    assert "'example_id' must have one value in every example" in capsys.readouterr().err
+    assert "feature example_id must have one value in every example" in capsys.readouterr().err
     path = tmp_path / "examples/part-2"
     content = (tmp_path / "examples/part-0.tfrecord").read_bytes()
     path.write_bytes(content[:5000] + b"x" + content[5001:])
