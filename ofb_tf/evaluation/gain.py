@@ -13,8 +13,8 @@ from ofb_tf.transforms.statistics import effective_sample_size, ratio
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 ADVICE_RATE = 0.1
-FLAT = 0.5
-"""Below this share of the gap that selection is to close, scores count as flat."""
+FLAT, STEEP = 0.45, 0.7
+"""Predicted gap closures: scores are flat below the first, and selection pays from the second on."""
 MIN_COVERAGE = 0.5
 
 
@@ -88,8 +88,9 @@ def advise(
         )
     good = [each for each in gain if (each["predicted_gap_closure"] or 0.0) >= closure - 0.05]
     least = min(good, key=lambda each: each["rate"] or 0.0)
+    pays = "Selection pays" if closure >= STEEP else "Selection may pay"
     advice = (
-        f"Selection pays: {worth} uniformly, and at a rate of {least['rate']:g} it removes "
+        f"{pays}: {worth} uniformly, and at a rate of {least['rate']:g} it removes "
         f"{least['predicted_gap_closure']:.0%} of the variance that uniform sampling adds"
     )
     if confident_error is not None:

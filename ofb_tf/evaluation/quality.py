@@ -67,8 +67,14 @@ class Measured(NamedTuple):
 
     def rows(self, chosen: np.ndarray) -> "Measured":
         """Some of the examples, by indices or bool `[n]`; without their confident errors."""
-        each = (self.sums, self.bins, self.amounts, self.scores, self.has_record)
-        return Measured(*(part[chosen] for part in each), confident=np.zeros(3))
+        return self._replace(
+            sums=self.sums[chosen],
+            bins=self.bins[chosen],
+            amounts=self.amounts[chosen],
+            scores=self.scores[chosen],
+            has_record=self.has_record[chosen],
+            confident=np.zeros(3),
+        )
 
 
 def measure(record: dict[str, tf.Tensor], labels: tf.Tensor, task: str) -> Measured:
@@ -170,14 +176,14 @@ class GroupSums:
         self._width = width if num_outputs else 0  # of a group's histogram
         self._rows: dict[Hashable, int] = {}
         self._sums = np.zeros((0, len(_SUMS)))
-        self._cells = np.zeros(0, np.int64)  # row * width + bin, ascending
-        self._amounts = np.zeros(0)
+        self._cells: np.ndarray = np.zeros(0, np.int64)  # row * width + bin, ascending
+        self._amounts: np.ndarray = np.zeros(0)
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # cells and amounts to be added
 
     @property
     def keys(self) -> list[Any]:
         """The groups, in ascending order of their keys."""
-        return sorted(self._rows)  # type: ignore[type-var]
+        return sorted(self._rows)
 
     def add(self, keys: Sequence[Hashable], groups: np.ndarray, measured: Measured) -> None:
         """Adds n examples, of which number i belongs to the group with `keys[groups[i]]`.
@@ -271,9 +277,10 @@ class GroupSums:
     def _consolidate(self) -> None:
         """Adds what is pending to the cells."""
         if self._pending:
-            cells, amounts = zip((self._cells, self._amounts), *self._pending, strict=True)
-            self._cells, places = np.unique(np.concatenate(cells), return_inverse=True)
-            self._amounts = np.bincount(places, np.concatenate(amounts), len(self._cells))
+            parts = [(self._cells, self._amounts), *self._pending]
+            cells, amounts = (np.concatenate(each) for each in zip(*parts, strict=True))
+            self._cells, places = np.unique(cells, return_inverse=True)
+            self._amounts = np.bincount(places, amounts, len(self._cells))
             self._pending = []
 
 

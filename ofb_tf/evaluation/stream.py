@@ -10,7 +10,6 @@ from ofb_tf import constants, hashing
 from ofb_tf.evaluation.accumulator import TIME, Evaluation
 from ofb_tf.evaluation.quality import measure
 from ofb_tf.records import ForwardRecords
-from ofb_tf.records.files import Pattern
 from ofb_tf.transforms.element_spec import ElementSpec
 from ofb_tf.transforms.join import load_records, lookup_in_memory
 
@@ -20,7 +19,7 @@ _MEASURED, _SLICES = "measured", "slices"
 
 
 def evaluate(
-    records: ForwardRecords | Pattern,
+    records: ForwardRecords | str | Sequence[str],
     examples: tf.data.Dataset | Mapping[str, Any],
     *,
     task: str,

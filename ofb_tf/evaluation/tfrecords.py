@@ -42,7 +42,7 @@ def read_examples(
     files = tf.data.Dataset.from_tensor_slices((paths, [compression_of(path) for path in paths]))
     serialized = files.flat_map(tf.data.TFRecordDataset)
     kinds = _kinds_of_first(paths, serialized)
-    needed = {id_key: (tf.int64, tf.string), label_key: (tf.int64, tf.float32)}
+    needed: dict[str, tuple] = {id_key: (tf.int64, tf.string), label_key: (tf.int64, tf.float32)}
     if timestamp_key is not None:
         needed[timestamp_key] = (tf.int64,)
     for name, allowed in needed.items():

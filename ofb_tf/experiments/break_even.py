@@ -91,7 +91,7 @@ def compare(costs: Costs, variance_ratio: float | None = None) -> dict[str, floa
     }
 
 
-def statistics(records: ForwardRecords, rate: float) -> dict[str, float]:
+def statistics(records: ForwardRecords, rate: float) -> dict[str, float | None]:
     """`variance_ratio` and `effective_sample_size` that records promise for importance sampling.
 
     Records hold no labels: they are drawn from the recorded probabilities, as if the model were

@@ -31,7 +31,7 @@ def variance_over_every_selection(gradients, probabilities, weights):
 @pytest.mark.parametrize("mix", [0.0, 0.2, 1.0])
 def test_gap_closure_is_the_variance_that_selection_removes(rate, mix):
     """Three of ten are capped at 0.5; draws are enumerated."""
-    norms = np.float32([9.0, 7.0, 6.5, 1.0, 0.8, 0.5, 0.3, 0.2, 0.15, 0.1])
+    norms = np.float32([9.0, 7.0, 6.5, 1.0, 0.8, 0.5, 0.3, 0.2, 0.15, 0.1]).astype(np.float64)
     directions = _RNG.normal(size=(10, 3))
     gradients = norms[:, None] * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     sizes = (1 - mix) * norms / norms.sum(dtype=np.float64) + mix / 10
@@ -116,6 +116,8 @@ def test_advice_says_what_the_figures_say():
     assert "at a rate of 0.01" in found
     noisy = advice(rare, noise=0.08)
     assert "8.0% of the labels contradict" in noisy and "estimator='weights'" in noisy
+    heavier = np.abs(_RNG.laplace(size=5000))
+    assert "Selection may pay" in advice(heavier)
     residuals = np.abs(_RNG.normal(size=5000))  # as of ratings
     assert "no gain to be had" in advice(residuals)
     assert "nothing left to learn" in advice(np.zeros(10))
