@@ -14,7 +14,7 @@ from ofb_tf.transforms.statistics import effective_sample_size, ratio
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 ADVICE_RATE = 0.1
 FLAT, STEEP = 0.45, 0.7
-"""Predicted gap closures: scores are flat below the first, and selection pays from the second on."""
+"""Predicted gap closures: scores are flat below the first, selection pays from the second on."""
 MIN_COVERAGE = 0.5
 
 
