@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # `X as X` exports X, as `__all__` is not a literal
         streaming as streaming,
         testing as testing,
     )
+    from ofb_tf.evaluation.stream import evaluate as evaluate
     from ofb_tf.hashing import example_id_of as example_id_of
     from ofb_tf.records import (
         ForwardRecords as ForwardRecords,
@@ -74,6 +75,7 @@ _MODULE_OF = {
     "TopLoss": "selection",
     "Uniform": "selection",
     "Window": "selection",
+    "evaluate": "evaluation.stream",
     "example_id_of": "hashing",
     "join_forward_records": "transforms.join",
     "sequence_loss": "selection.scores",

@@ -1,11 +1,10 @@
-"""`ofb`: records | demo | compare | break-even | tail. Flags → configuration → one library call.
+"""`ofb`: break-even | compare | demo | evaluate | records | tail. Flags → one library call.
 
 Imports TensorFlow only inside the commands, so that `--help` is quick and quiet.
 """
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
 import os
@@ -17,7 +16,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ofb_tf import constants
-from ofb_tf.tables import format_table
+from ofb_tf.pictures import require_matplotlib
+from ofb_tf.tables import format_table, format_time
 
 USAGE = """usage: ofb COMMAND [ARGUMENTS]
 
@@ -25,6 +25,7 @@ commands:
   break-even  whether selection pays: what a rate saves, and from which model size on
   compare     every policy on many tasks, resumable; writes the tables of docs/RESULTS.md
   demo        the main job on one dataset: serve, record, join, sample, train, measure
+  evaluate    the model that served, by records and labels, and what selection will gain
   records     inspect and maintain files of forward records
   tail        follow logs that grow, select from them, and report once a minute
 
@@ -102,9 +103,22 @@ second. Ends at the end of the logs with --nofollow, or with Ctrl-C.
 
 examples:
   ofb tail --examples=logs/examples --records=logs/records
-  ofb tail --examples=logs/examples --records=logs/records --task=binary --rate=0.05 \
+  ofb tail --examples=logs/examples --records=logs/records --task=binary --rate=0.05 \\
       --prometheus_file=/var/lib/node_exporter/ofb.prom
   ofb tail --examples=logs/examples --records=logs/records --nofollow --json
+"""
+EVALUATE_USAGE = """usage: ofb evaluate --records=RECORDS --examples=EXAMPLES [FLAGS]
+
+Evaluates the model that served, on every example that has a record and a label, without a forward
+pass: loss, normalized entropy, calibration and AUC, by model version, age of the record, time and
+feature. Predicts from the same pass what selection will gain, before anything is trained.
+docs/evaluate.md explains the figures.
+
+examples:
+  ofb evaluate --records=records/ --examples=train/ --task=binary
+  ofb evaluate --records=records/ --examples='train/*.tfrecord' --timestamp_key=served_at \\
+      --slice_keys=country,device --picture=out/evaluation.png
+  ofb evaluate --records=records/ --examples=train/ --task=multiclass --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _DRY_RUN_ROWS = 10
@@ -283,6 +297,19 @@ _TAIL_FLAGS = {
 
 _TAIL_SETTINGS = ("rate", "policy", "task", "window_size", "budget", "id_key", "label_key")
 
+_EVALUATE_FLAGS = {
+    "records": ("Record file, glob or directory.", str),
+    "examples": ("TFRecord file, glob or directory of labelled tf.Examples.", str),
+    "task": ("What the model predicts.", ("binary", "multiclass", "regression")),
+    "id_key": ("Feature with the id.", "example_id"),
+    "label_key": ("Feature with the label.", "label"),
+    "timestamp_key": ("Feature with the time of the example, in microseconds since 1970.", str),
+    "slice_keys": ("Comma-separated features, to evaluate each value by itself.", _list),
+    "uniform_mix": ("Of the importance sampling whose gain is predicted.", 0.2),
+    "json": ("Print JSON.", False),
+    "picture": ("PNG file to draw quality over time, scores by age and gain by rate to.", str),
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser of flags as `--name=VALUE` or `--name VALUE`, and of positional arguments."""
@@ -370,8 +397,8 @@ def _inspect(patterns: list[str], values: argparse.Namespace) -> int:
         "duplicates": found.num_duplicates,
         "outputs": f"{found.num_outputs}{top_k}",
         "columns": ", ".join(found.columns),
-        "first": _time(found.first_timestamp),
-        "last": _time(found.last_timestamp),
+        "first": format_time(found.first_timestamp),
+        "last": format_time(found.last_timestamp),
         "not finite": found.num_nonfinite,
         "files": f"{found.num_files:,} ({found.num_open_files:,} open)",
         "corrupt blocks": found.num_corrupt_blocks,
@@ -562,16 +589,6 @@ def _show(
         print(f"{path} at {unit} {offset}: {reason}")
 
 
-def _time(microseconds: int | None) -> str:
-    if microseconds is None:
-        return "-"
-    try:
-        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        return f"{microseconds} microseconds"
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _demo(values: argparse.Namespace) -> int:
     from ofb_tf.experiments import config as suites
     from ofb_tf.experiments import report, run
@@ -582,7 +599,7 @@ def _demo(values: argparse.Namespace) -> int:
         policies=values.policies and tuple(values.policies),
         **{name: getattr(values, name) for name in _DEMO_SETTINGS},
     )
-    report.require_matplotlib()
+    require_matplotlib()
     settings = {"workers": values.workers, "show_progress": values.progress}
     results = run.run_experiment(config, command=values.command, **settings)
     print("\n" + format_table(report.table_rows(results)) + "\n")
@@ -623,7 +640,7 @@ def _compare(values: argparse.Namespace) -> int:
     output = values.output_dir
     try:
         comparisons = _comparisons(values)
-        report.require_matplotlib()
+        require_matplotlib()
         failures = run.run_comparisons(
             comparisons, output, workers=values.workers, show_progress=values.progress
         )
@@ -717,6 +734,43 @@ def _tail(values: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _evaluate(values: argparse.Namespace) -> int:
+    for name in ("records", "examples"):
+        if not getattr(values, name):
+            raise UsageError(f"--{name} is required")
+    if values.picture:
+        require_matplotlib()
+    import tensorflow as tf
+
+    from ofb_tf.evaluation import report, stream, tfrecords
+
+    keys = {name: getattr(values, name) for name in ("id_key", "label_key", "timestamp_key")}
+    keys["slice_keys"] = values.slice_keys or ()
+    try:
+        examples = tfrecords.read_examples(os.path.expanduser(values.examples), **keys)
+        content = stream.evaluate(
+            os.path.expanduser(values.records),
+            examples,
+            task=values.task,
+            uniform_mix=values.uniform_mix,
+            batched_input=True,
+            **keys,
+        )
+    except tf.errors.OpError as error:
+        said = re.search(r"assertion failed: \[(.*?)\]", error.message)
+        reason = said[1] if said else error.message
+        raise ValueError(f"the examples cannot be read: {reason}") from error
+    if values.json:
+        print(json.dumps(content))
+    else:
+        print(*map(format_table, report.table_rows(content)), sep="\n\n")
+        print("\n" + "\n".join(report.notes(content)))
+    if values.picture:
+        path = report.write_picture(content, values.picture)
+        print("Wrote", path, file=sys.stderr if values.json else sys.stdout)
+    return 0
+
+
 COMMANDS = {
     "break-even": (
         BREAK_EVEN_USAGE,
@@ -725,6 +779,7 @@ COMMANDS = {
     ),
     "compare": (COMPARE_USAGE, _COMPARE_FLAGS, _compare),
     "demo": (DEMO_USAGE, _DEMO_FLAGS, _demo),
+    "evaluate": (EVALUATE_USAGE, _EVALUATE_FLAGS, _evaluate),
     "records": (RECORDS_USAGE, _RECORDS_FLAGS, _records),
     "tail": (TAIL_USAGE, _TAIL_FLAGS, _tail),
 }

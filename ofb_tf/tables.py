@@ -1,5 +1,6 @@
-"""The one formatter of tables: plain text, Markdown and HTML. Imports nothing heavy."""
+"""The one formatter of tables (text, Markdown, HTML) and of times. Imports nothing heavy."""
 
+import datetime
 import html
 from collections.abc import Sequence
 
@@ -45,3 +46,14 @@ def format_table(
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def format_time(microseconds: int | None) -> str:
+    """Microseconds since 1970 as ISO 8601, in UTC; "-" for None."""
+    if microseconds is None:
+        return "-"
+    try:
+        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return f"{microseconds} microseconds"
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -11,11 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # imports constants and hashing alone. `import ofb_tf` is for the stages below training.
 ORDER = (
     {"constants", "checks", "version"},
-    {"hashing", "tables"},
+    {"hashing", "tables", "pictures"},
     {"records", "selection", "datasets", "testing"},
     {"transforms", "serving"},
     {"streaming"},
-    {"training"},
+    {"training", "evaluation"},
     {"ofb_tf"},
     {"experiments"},
     {"cli", "tfx_components"},

@@ -104,3 +104,19 @@ def random_losses(count=150, largest=200):
         else:
             losses = np.where(rng.random(n) < 0.05, rng.random(n) * 5, rng.random(n) * 1e-3)
         yield losses.astype(np.float32)
+
+
+def auc(scores, labels):
+    """Share of pairs of a positive and a negative that are in order, ties half: by ranks."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels) > 0
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # mean rank of the tied
+    positives = labels.sum()
+    above = ranks[labels].sum() - positives * (positives + 1) / 2
+    return above / (positives * (~labels).sum())
+
+
+def entropy(shares):
+    """In nats, of shares that add up to 1."""
+    shares = np.asarray(shares, np.float64)
+    return -np.sum(shares[shares > 0] * np.log(shares[shares > 0]))

@@ -166,11 +166,13 @@ class SplitStatistics:
       total: every example.
       slices: "feature=value" → the examples with that value.
       examples_by_version: model version (as text) → examples joined to a record of that version.
+      evaluation: of the model that served, see `ofb_tf.evaluate`.
     """
 
     total: WeightStats = dataclasses.field(default_factory=WeightStats)
     slices: dict[str, WeightStats] = dataclasses.field(default_factory=dict)
     examples_by_version: dict[str, int] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def merge(cls, parts: "Iterable[SplitStatistics]") -> "SplitStatistics":
@@ -229,7 +231,12 @@ def read_statistics(uri: str) -> tuple[dict, dict[str, SplitStatistics]]:
     splits = {}
     for name, split in content["splits"].items():
         slices = {key: stats(fields) for key, fields in split["slices"].items()}
-        splits[name] = SplitStatistics(stats(split["total"]), slices, split["examples_by_version"])
+        splits[name] = SplitStatistics(
+            stats(split["total"]),
+            slices,
+            split["examples_by_version"],
+            split.get("evaluation", {}),  # of an artifact that an earlier release wrote
+        )
     return content["config"], splits
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.evaluation import gain
 from ofb_tf.experiments import models
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 from ofb_tf.selection import Importance, window
+from ofb_tf.selection.score_summary import ScoreSummary
 from ofb_tf.transforms.sample import ofb_sample
 
 _WINDOW, _BATCH, _ROUNDS = 4096, 256, 5
@@ -89,7 +91,7 @@ def compare(costs: Costs, variance_ratio: float | None = None) -> dict[str, floa
     }
 
 
-def statistics(records: ForwardRecords, rate: float) -> dict[str, float]:
+def statistics(records: ForwardRecords, rate: float) -> dict[str, float | None]:
     """`variance_ratio` and `effective_sample_size` that records promise for importance sampling.
 
     Records hold no labels: they are drawn from the recorded probabilities, as if the model were
@@ -111,18 +113,11 @@ def statistics(records: ForwardRecords, rate: float) -> dict[str, float]:
     below = tf.cumsum(tf.nn.softmax(of_classes), axis=1)[:, :-1].numpy()
     draws = hashing.hash01(ids.numpy(), np.int64(_LABEL_KEY))
     labels = tf.constant((below < draws[:, None]).sum(1))
-    record, policy, key = {constants.LOGITS: logits}, Importance(), tf.constant(0, tf.int64)
-    selection = window.select(
-        policy, rate=rate, task=task, missing=constants.MISSING_DROP, example_ids=ids,
-        labels=labels, record=record, key=key, batch_size=None,
-    )  # fmt: skip
-    usable = selection.usable.numpy()
-    squares = window.score(policy, task, labels, record).scores.numpy()[usable].astype(float) ** 2
-    weights = rate / selection.probabilities.numpy()[usable]
-    return {
-        "variance_ratio": float(np.average(weights, weights=squares)),
-        "effective_sample_size": float(1.0 / weights.mean()),
-    }
+    policy = Importance()
+    scored = window.score(policy, task, labels, {constants.LOGITS: logits})
+    summary = ScoreSummary.of(scored.scores.numpy()[scored.usable.numpy()])
+    found = gain.predict(summary, rate, policy.uniform_mix)
+    return {name: found[name] for name in ("variance_ratio", constants.EFFECTIVE_SAMPLE_SIZE)}
 
 
 def measure_step(model: str, batch_size: int) -> float:

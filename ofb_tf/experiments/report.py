@@ -16,6 +16,7 @@ import numpy as np
 from ofb_tf import tables
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import summary
+from ofb_tf.pictures import STYLE
 
 # Columns of results.csv: settings of a comparison, then what was measured of a policy.
 _SETTINGS = (
@@ -147,16 +148,6 @@ def as_markdown(content: dict[str, Any]) -> str:
         elif kind != "chart":
             blocks.append(forms[kind].format(value))
     return "\n\n".join(blocks) + "\n"
-
-
-def require_matplotlib() -> None:
-    """Raises ImportError with the remedy if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "The report needs matplotlib. Install it with: pip install ofb-tf[report]"
-        ) from error
 
 
 def as_html(results: dict[str, Any]) -> str:
@@ -291,7 +282,7 @@ def _svg(draw: Callable[..., None], label: str, *arguments: Any) -> str:
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     # The salt keeps the ids of different charts apart.
-    with rc_context(_STYLE | {"svg.fonttype": "none", "svg.hashsalt": label}):
+    with rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": label}):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
         axis = figure.subplots()
         draw(axis, *arguments)
@@ -303,14 +294,6 @@ def _svg(draw: Callable[..., None], label: str, *arguments: Any) -> str:
     return f'<svg role="img" aria-label="{html.escape(label)}"{drawing}'
 
 
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-}
 _COLOURS = {policy: f"C{number}" for number, policy in enumerate(configs.EVERY_POLICY)}
 
 
@@ -376,7 +359,7 @@ def write_picture(results: dict[str, Any], path: str | os.PathLike) -> pathlib.P
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=140)
         for axis, against in zip(figure.subplots(1, 2, sharey=True), _CURVES, strict=True):
             _draw_curves(axis, results, against)

@@ -38,6 +38,30 @@ class ConfidentErrors(NamedTuple):
     expected: tf.Tensor
 
 
+def predictions(record: dict[str, tf.Tensor], task: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """The predicted class and its probability.
+
+    Args:
+      record: as for `scores.example_loss`.
+      task: "multiclass" or "binary".
+
+    Returns:
+      int64 `[n]`, and float32 `[n]` in [1 / num_outputs, 1], at least 0.5 for binary.
+    """
+    logits = tf.cast(record[constants.LOGITS], tf.float32)
+    if task == constants.BINARY:
+        logits = tf.reshape(logits, [-1])
+        return tf.cast(logits > 0.0, tf.int64), tf.sigmoid(tf.abs(logits))
+    best = tf.argmax(logits, axis=-1)
+    predicted, log_total = best, record.get(constants.LOGSUMEXP)
+    if log_total is None:
+        log_total = tf.reduce_logsumexp(logits, axis=-1)
+    else:
+        class_ids = tf.cast(record[constants.CLASS_IDS], tf.int64)
+        predicted = tf.gather(class_ids, best, axis=1, batch_dims=1)
+    return predicted, tf.exp(tf.reduce_max(logits, axis=-1) - log_total)
+
+
 def confident_errors(
     record: dict[str, tf.Tensor], labels: tf.Tensor, usable: tf.Tensor, task: str
 ) -> ConfidentErrors:
@@ -52,25 +76,11 @@ def confident_errors(
     Returns:
       `ConfidentErrors` of `n / 4` of the usable examples, rounded down.
     """
-    logits = tf.cast(record[constants.LOGITS], tf.float32)
-    labels = tf.cast(labels, tf.int64)
-    if task == constants.BINARY:
-        logits = tf.reshape(logits, [-1])
-        predicted = tf.cast(logits > 0.0, tf.int64)
-        confidence = tf.sigmoid(tf.abs(logits))
-    else:
-        best = tf.argmax(logits, axis=-1)
-        predicted, log_total = best, record.get(constants.LOGSUMEXP)
-        if log_total is None:
-            log_total = tf.reduce_logsumexp(logits, axis=-1)
-        else:
-            class_ids = tf.cast(record[constants.CLASS_IDS], tf.int64)
-            predicted = tf.gather(class_ids, best, axis=1, batch_dims=1)
-        confidence = tf.exp(tf.reduce_max(logits, axis=-1) - log_total)
+    predicted, confidence = predictions(record, task)
     confidence = tf.where(usable, confidence, -1.0)
     count = tf.cast(CONFIDENT_SHARE * tf.cast(tf.math.count_nonzero(usable), tf.float64), tf.int32)
     confidence, places = tf.math.top_k(confidence, count)
-    wrong = tf.gather(predicted != labels, places)
+    wrong = tf.gather(predicted != tf.cast(labels, tf.int64), places)
     return ConfidentErrors(
         tf.cast(count, tf.int64),
         tf.math.count_nonzero(wrong),

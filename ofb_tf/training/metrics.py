@@ -11,6 +11,7 @@ from ofb_tf import constants
 RECORD_COVERAGE = "record_coverage"
 SCORE_CORRELATION = "score_correlation"
 VARIANCE_RATIO = "variance_ratio"
+SELECTED_VARIANCE_RATIO = "selected_variance_ratio"
 OWN_FIGURES = (
     constants.EFFECTIVE_SAMPLE_SIZE,
     constants.MEAN_WEIGHT,
@@ -19,6 +20,7 @@ OWN_FIGURES = (
     RECORD_COVERAGE,
     SCORE_CORRELATION,
     VARIANCE_RATIO,
+    SELECTED_VARIANCE_RATIO,
 )
 """What `OFBModel.fit` may report in addition to the user's metrics."""
 
@@ -148,6 +150,9 @@ class VarianceRatio(keras.metrics.Metric):
     weights w, and to that of g² for uniform sampling, apart from a term that both share. The ratio
     of the two is below 1 where selection helps and above 1 where uniform sampling would do
     better. The systematic design is better than independent draws for both.
+
+    Without a probe the selected examples estimate both means themselves, Σ w² g² over Σ w g², since
+    each stands for w examples of the stream: give the weights as `sample_weight`, too.
 
     Args:
       name: the metric's name.

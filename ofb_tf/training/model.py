@@ -77,7 +77,8 @@ class OFBModel(keras.Model):
     - `realized_rate`, with `backward_rate`: selected over seen.
     - `record_coverage`, `score_correlation`, where elements keep their record fields
       (`ofb_sample(keep_record=True)`).
-    - `variance_ratio`, where elements have the field `uniform_probe`.
+    - `variance_ratio`, where elements have the field `uniform_probe`, and
+      `selected_variance_ratio`, the same from the selected examples alone, with either.
 
     `ofb_sample` never emits a non-finite weight; one that comes from elsewhere makes these
     figures and the loss NaN, so that it shows. Metrics given as `metrics=` describe the selected
@@ -186,6 +187,7 @@ class OFBModel(keras.Model):
         self.realized_rate = metrics.Ratio(name=constants.REALIZED_RATE)
         self.record_statistics = metrics.RecordStatistics()
         self.variance_ratio = metrics.VarianceRatio()
+        self.selected_variance_ratio = metrics.VarianceRatio(metrics.SELECTED_VARIANCE_RATIO)
         self._shown = {self.importance_weight_statistics.name}
         self._observers: list[Any] = []  # see observe()
         self._step: dict[str, Any] | None = None
@@ -477,7 +479,11 @@ class OFBModel(keras.Model):
                 recorded = tf.where(seen[constants.HAS_RECORD], recorded, float("nan"))
             self.record_statistics.update_state(recorded, losses, weight)
             self._shown.add(self.record_statistics.name)
-        if probe is not None and weight is not None and norms is not None:
+        if weight is None or norms is None:
+            return
+        self.selected_variance_ratio.update_state(norms, weight, weight)
+        self._shown.add(self.selected_variance_ratio.name)
+        if probe is not None:
             self.variance_ratio.update_state(norms, weight, probe)
             self._shown.add(self.variance_ratio.name)
 

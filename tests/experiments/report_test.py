@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ofb_tf.experiments import report, summary
+from ofb_tf.pictures import require_matplotlib
 from tests.experiments.conftest import VALUES, summarize
 
 Figure = pytest.importorskip("matplotlib.figure").Figure
@@ -101,7 +102,7 @@ def test_figures_that_are_not_finite_or_absent_do_not_break_the_page(content):
 def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install ofb-tf\[report\]"):
-        report.require_matplotlib()
+        require_matplotlib()
 
 
 def test_csv_has_every_value(content):

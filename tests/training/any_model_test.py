@@ -164,7 +164,9 @@ def test_fields_with_names_of_records_are_features_unless_they_are_joined():
         assert ("record_coverage" in history) == bool(joined)
 
 
-FIGURES = {"record_coverage", "score_correlation", "variance_ratio"}
+FIGURES = {
+    "record_coverage", "score_correlation", "variance_ratio", "selected_variance_ratio",
+}  # fmt: skip
 
 
 def data_with_record():
@@ -199,7 +201,7 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     mirrored = build()
 history = fit(mirrored, data)
 assert set(history) >= FIGURES, history
-for name in ("record_coverage", "score_correlation", "variance_ratio", "mean_weight"):
+for name in (*FIGURES, "mean_weight"):
     np.testing.assert_allclose(history[name], plain[name], rtol=1e-3, err_msg=name)
 """
 

@@ -86,3 +86,22 @@ def test_variance_ratio_is_that_of_the_estimators():
         weighted / uniform, rel=5 * np.sqrt(4 / trials) + 4 * rate
     )
     assert metric.count() == 500
+
+
+def test_variance_ratio_of_the_selected_is_that_of_the_stream():
+    """Without a probe: pooled over many draws, sums over the selected stand for the stream."""
+    random = np.random.default_rng(3)
+    norms = random.exponential(size=500) ** 2
+    rate, trials = 0.1, 2000
+    probability = np.minimum(1, rate * (0.8 * norms / norms.mean() + 0.2))
+    weights = rate / probability
+    draws = random.uniform(size=(trials, 500)) < probability
+    metric = metrics.VarianceRatio()
+    for chosen in draws:
+        metric.update_state(norms[chosen], weights[chosen], weights[chosen])
+    truth = np.average(weights, weights=norms**2)
+    # The delta method: of the ratio of two sums over the selected.
+    residuals = draws @ (weights * norms**2 * (weights - truth))
+    error = residuals.std() / np.sqrt(trials) / (rate * (norms**2).sum())
+    assert float(metric.result()) == pytest.approx(truth, abs=5 * error)
+    assert 5 * error < 0.02 * truth

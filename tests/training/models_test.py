@@ -263,9 +263,12 @@ def test_kept_records_are_compared_and_not_fed(data):
     covered = weights[data["has_record"]].sum() / weights.sum()
     assert history["record_coverage"][0] == pytest.approx(covered, rel=1e-5)
     assert history["score_correlation"][0] == pytest.approx(1.0, abs=1e-4)
-    squares = (reference.gradients(data["logits"], data["label"]) ** 2).sum(1)[::2]
+    squares = (reference.gradients(data["logits"], data["label"]) ** 2).sum(1)
     assert history["variance_ratio"][0] == pytest.approx(
-        (squares * weights[::2]).sum() / squares.sum(), rel=1e-4
+        np.average(weights[::2], weights=squares[::2]), rel=1e-4
+    )
+    assert history["selected_variance_ratio"][0] == pytest.approx(
+        np.average(weights, weights=weights * squares), rel=1e-4
     )
 
 

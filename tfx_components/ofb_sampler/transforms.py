@@ -18,19 +18,21 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice
+from ofb_tf.evaluation.quality import Measured, measure
 from ofb_tf.records import ForwardRecords
 from ofb_tf.records.partitioned import partition_path
 from ofb_tf.selection import Importance, Policy, Uniform, log_odds, window
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
+from ofb_tf.selection.score_summary import ScoreSummary, SplitInclusion, solve
 from ofb_tf.transforms.join import lookup_in_memory
 from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats
 from tfx_components.component_utils import Columns, by_partition, check_ranges
+from tfx_components.evaluation import EvaluationFn
 from tfx_components.ofb_sampler import examples
-from tfx_components.ofb_sampler.inclusion import ScoreSummary, SplitInclusion, solve
 
 IMPORTANCE, UNIFORM = "importance", "uniform"
 
-_SUMMARY, _STATISTICS = "summary", "statistics"
+_SUMMARY, _STATISTICS, _JOINED = "summary", "statistics", "joined"
 # Columns of examples, besides the fields of `constants`.
 _FILE, _POSITION, _SLICES = "file", "position", "slices"
 _SCORE, _HAS_SCORE, _CLASS_SCORES = "score", "has_score", "class_scores"
@@ -114,7 +116,7 @@ def SampleSplit(
         | "ByPartition" >> beam.GroupByKey()
         | "Join"
         >> beam.FlatMap(_join, config, records_uri, manifest).with_outputs(
-            _SUMMARY, _STATISTICS, main="rows"
+            _SUMMARY, _STATISTICS, _JOINED, main="rows"
         )
     )
     inclusion = (
@@ -130,10 +132,21 @@ def SampleSplit(
         | "ByFile" >> beam.CoGroupByKey()
         | "WriteSelected" >> beam.Map(_write_file, config.feature())
     )
-    return (
+    statistics = (
         (joined[_STATISTICS], selected[_STATISTICS], written)
         | "AllStatistics" >> beam.Flatten()
         | "MergeStatistics" >> beam.CombineGlobally(SplitStatistics.merge)
+    )
+    evaluation = joined[_JOINED] | "Evaluate" >> beam.CombineGlobally(
+        EvaluationFn(
+            config.task,
+            manifest.num_outputs,
+            config.as_of or manifest.newest_timestamp,
+            config.uniform_mix,
+        )
+    )
+    return statistics | "AddEvaluation" >> beam.Map(
+        dataclasses.replace, evaluation=beam.pvalue.AsSingleton(evaluation)
     )
 
 
@@ -235,9 +248,28 @@ def _join(
         "sum_age": age,
         "max_age": age,
     }
-    counted = np.unique(record[constants.MODEL_VERSION].numpy()[found], return_counts=True)
+    measured = measure(record, tf.constant(labels), config.task)
+    model_versions = record[constants.MODEL_VERSION].numpy().astype(np.int64)
+    yield beam.pvalue.TaggedOutput(
+        _JOINED,
+        {
+            "measured": Measured(*(part.numpy() for part in measured)),
+            "model_versions": model_versions,
+            "timestamps": record[constants.TIMESTAMP].numpy().astype(np.int64),
+            "slices": _values(rows[_SLICES]),
+        },
+    )
+    counted = np.unique(model_versions[found], return_counts=True)
     versions = {str(version): int(count) for version, count in zip(*counted, strict=True)}
     yield _statistics(rows, columns, versions)
+
+
+def _values(slices: dict[str, tuple[list[str], np.ndarray]]) -> dict[str, np.ndarray]:
+    """The value of each example, by feature."""
+    return {
+        name: np.array([key.removeprefix(f"{name}=") for key in keys])[codes]
+        for name, (keys, codes) in slices.items()
+    }
 
 
 def _score(

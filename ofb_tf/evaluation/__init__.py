@@ -1,0 +1,1 @@
+"""How good the model that served is, and what selection by its records will gain."""

@@ -1,0 +1,143 @@
+"""An evaluation for people: tables and a picture."""
+
+import os
+import pathlib
+from typing import Any
+
+from ofb_tf import constants
+from ofb_tf.evaluation.accumulator import RECORD_AGE, TIME
+from ofb_tf.pictures import STYLE
+
+MAX_ROWS = 30
+"""Rows of a table; the smaller groups beyond are left to the JSON, and counted."""
+_COLUMNS = {
+    "examples": ("examples", ",d"),
+    constants.COVERAGE: ("coverage", ".1%"),
+    constants.LOSS: ("loss", ".4g"),
+    "normalized_entropy": ("NE", ".4f"),
+    "r_squared": ("R²", ".4f"),
+    "calibration": ("calibration", ".3f"),
+    "accuracy": ("accuracy", ".4f"),
+    "auc": ("AUC", ".4f"),
+    "auc_error": ("± at most", ".4f"),
+    "mean_score": ("score", ".4g"),
+}
+_GAIN = {
+    "rate": ("rate", "g"),
+    "variance_ratio": ("variance ratio", ".3f"),
+    "predicted_gap_closure": ("predicted gap closure", ".2f"),
+    constants.EFFECTIVE_SAMPLE_SIZE: ("ESS", ".2f"),
+}
+_UNDEFINED = "–"
+
+
+def table_rows(content: dict[str, Any]) -> list[list[list[str]]]:
+    """The tables of `Evaluation.result`: counts, metrics by group, gain by rate."""
+    total = content["total"]
+    counts = [["examples", "without record", "invalid label", "not finite", "evaluated"]]
+    names = ("examples", "without_record", "invalid_labels", "unusable", "evaluated")
+    counts += [[f"{total[name]:,d}" for name in names]]
+    columns = {name: shown for name, shown in _COLUMNS.items() if name in total}
+    tables = [counts, _rows("", {"all": total}, columns)]
+    for axis, groups in (*content["by"].items(), *content["slices"].items()):
+        if groups:
+            tables.append(_rows(axis.replace("_", " "), groups, columns))
+    gain = [[heading for heading, _ in _GAIN.values()]]
+    for row in content["gain"]:
+        gain.append([_text(row[name], form) for name, (_, form) in _GAIN.items()])
+    return [*tables, gain]
+
+
+def notes(content: dict[str, Any]) -> list[str]:
+    """What belongs below the tables; the last line is the advice."""
+    lines = []
+    if content[constants.CONFIDENT_ERROR] is not None:
+        lines.append(
+            f"Suspicious labels: {content[constants.CONFIDENT_ERROR]:.2%} contradict the most "
+            f"confident quarter of the predictions, which expects "
+            f"{content[constants.EXPECTED_CONFIDENT_ERROR]:.2%}."
+        )
+    if content["score_drift"] is not None:
+        lines.append(
+            f"Score drift: {content['score_drift']:+.1%} from the youngest to the oldest records."
+        )
+    return [*lines, content["advice"]]
+
+
+def _rows(title: str, groups: dict[str, dict[str, Any]], columns: dict) -> list[list[str]]:
+    largest = sorted(groups, key=lambda name: -groups[name]["examples"])[:MAX_ROWS]
+    rows = [[title, *(heading for heading, _ in columns.values())]]
+    for name, metrics in groups.items():
+        if name in largest:
+            row = [_text(metrics[field], form) for field, (_, form) in columns.items()]
+            rows.append([name or '""', *row])
+    if len(groups) > MAX_ROWS:
+        left = sum(metrics["examples"] for metrics in groups.values())
+        left -= sum(groups[name]["examples"] for name in largest)
+        others = f"{len(groups) - MAX_ROWS} more"
+        rows.append([others, f"{left:,d}", *[""] * (len(columns) - 1)])
+    return rows
+
+
+def _text(value: Any, form: str) -> str:
+    return _UNDEFINED if value is None else format(value, form)
+
+
+def write_picture(content: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
+    """Draws quality and calibration over time, the score by age, and the gain by rate."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    quality = next(q for q in ("normalized_entropy", "r_squared", "loss") if q in content["total"])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 6.4), layout="constrained", dpi=140)
+        axes = list(figure.subplots(2, 2).flat)
+        _draw_times(axes[0], content, quality)
+        _draw_times(axes[1], content, "calibration")
+        _draw_ages(axes[2], content["by"][RECORD_AGE])
+        _draw_gain(axes[3], content["gain"])
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _draw_times(axis: Any, content: dict[str, Any], field: str) -> None:
+    """A metric in each interval of time, and of the whole."""
+    groups = content["by"][TIME]
+    values = [_number(metrics.get(field)) for metrics in groups.values()]
+    axis.plot(range(len(values)), values, marker=".")
+    total = content["total"].get(field)
+    if total is not None:
+        axis.axhline(total, color="#888888", linestyle=":", linewidth=1, label="all")
+        axis.legend(frameon=False)
+    names = list(groups)
+    shown = range(0, len(names), max(1, (len(names) + 3) // 4))
+    axis.set_xticks(shown, [names[place].replace("T", "\n").split(".")[0] for place in shown])
+    axis.set_ylabel(field.replace("_", " "))
+    axis.set_xlabel("beginning of the interval (UTC)")
+
+
+def _draw_ages(axis: Any, groups: dict[str, dict[str, Any]]) -> None:
+    values = [_number(metrics["mean_score"]) for metrics in groups.values()]
+    axis.barh(list(groups), values)
+    axis.invert_yaxis()
+    axis.set_xlabel("mean score (gradient-norm bound)")
+    axis.set_ylabel("age of the record")
+
+
+def _draw_gain(axis: Any, gain: list[dict[str, float | None]]) -> None:
+    rates = [row["rate"] for row in gain]
+    for name in ("predicted_gap_closure", constants.EFFECTIVE_SAMPLE_SIZE):
+        values = [_number(row[name]) for row in gain]
+        axis.plot(rates, values, marker=".", label=name.replace("_", " "))
+    axis.set_xscale("log")
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axis.minorticks_off()
+    axis.set_ylim(min(0.0, *axis.get_ylim()), 1.02)
+    axis.set_xlabel("rate")
+    axis.legend(frameon=False)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,103 @@
+"""The columns that an evaluation needs, from TFRecord files of tf.Examples."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from ofb_tf.evaluation.stream import STAGE
+from ofb_tf.records.files import compression_of, expand
+
+_BATCH = 4096
+_KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.string}
+
+
+def read_examples(
+    pattern: str,
+    *,
+    id_key: str,
+    label_key: str,
+    timestamp_key: str | None = None,
+    slice_keys: Sequence[str] = (),
+) -> tf.data.Dataset:
+    """Reads some features of tf.Examples, in batches, for `evaluate(batched_input=True)`.
+
+    Args:
+      pattern: a file, glob or directory of TFRecord files, each compressed in its own way.
+      id_key: feature with one int64 or bytes value in every example.
+      label_key: feature with one number; a NaN, float64, where there is none or are several.
+      timestamp_key: feature with one int64 value in every example, or None.
+      slice_keys: features of which the first value counts, empty text where there is none.
+
+    Returns:
+      A dataset of dicts with these keys, `[n]` each.
+
+    Raises:
+      FileNotFoundError: no file matches.
+      ValueError: the first example lacks id, label or time, or has them in another type.
+      tf.errors.InvalidArgumentError: when run, a later example does.
+    """
+    paths = _files(pattern)
+    files = tf.data.Dataset.from_tensor_slices((paths, [compression_of(path) for path in paths]))
+    serialized = files.flat_map(tf.data.TFRecordDataset)
+    kinds = _kinds_of_first(paths, serialized)
+    needed: dict[str, tuple] = {id_key: (tf.int64, tf.string), label_key: (tf.int64, tf.float32)}
+    if timestamp_key is not None:
+        needed[timestamp_key] = (tf.int64,)
+    for name, allowed in needed.items():
+        if kinds.get(name) not in allowed:
+            kind = kinds[name].name if name in kinds else "none"
+            raise ValueError(
+                f"{STAGE}: feature {name!r} must be {' or '.join(t.name for t in allowed)}, got "
+                f"{kind} in the first example of {paths[0]}; its features are {sorted(kinds)}."
+            )
+    # A feature that the first example lacks is read as text.
+    spec = {
+        name: tf.io.RaggedFeature(kinds.get(name, tf.string), row_splits_dtype=tf.int64)
+        for name in (*needed, *slice_keys)
+    }
+
+    @tf.autograph.experimental.do_not_convert
+    def parse(batch: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_example(batch, spec)
+        columns = {name: _one_each(parsed[name], name) for name in needed if name != label_key}
+        columns |= {name: _first(tf.as_string(parsed[name]), "") for name in slice_keys}
+        labels = _first(tf.cast(parsed[label_key], tf.float64), float("nan"))
+        is_one = parsed[label_key].row_lengths() == 1
+        return columns | {label_key: tf.where(is_one, labels, float("nan"))}
+
+    return serialized.batch(_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _files(pattern: str) -> list[str]:
+    paths = [pattern]
+    if tf.io.gfile.isdir(pattern):
+        paths = [os.path.join(pattern, name) for name in sorted(tf.io.gfile.listdir(pattern))]
+    else:
+        paths = expand(pattern)
+    paths = [path for path in paths if not os.path.basename(path).startswith((".", "_"))]
+    if not paths:
+        raise FileNotFoundError(f"The examples pattern {pattern!r} matches no file.")
+    return paths
+
+
+def _kinds_of_first(paths: list[str], serialized: tf.data.Dataset) -> dict[str, tf.DType]:
+    first = next(serialized.take(1).as_numpy_iterator(), None)
+    if first is None:
+        raise ValueError(f"{STAGE}: there is no example in {len(paths)} files, such as {paths[0]}.")
+    features = tf.train.Example.FromString(first).features.feature
+    found = {name: feature.WhichOneof("kind") for name, feature in features.items()}
+    return {name: _KINDS[kind] for name, kind in found.items() if kind}
+
+
+def _first(values: tf.RaggedTensor, default: Any) -> tf.Tensor:
+    return tf.squeeze(values[:, :1].to_tensor(default, shape=[None, 1]), 1)
+
+
+def _one_each(values: tf.RaggedTensor, name: str) -> tf.Tensor:
+    message = f"feature {name} must have one value in every example: leave out those without"
+    with tf.control_dependencies(
+        [tf.debugging.assert_equal(values.row_lengths(), tf.constant(1, tf.int64), message)]
+    ):
+        return tf.identity(values.flat_values)
