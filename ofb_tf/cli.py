@@ -539,7 +539,7 @@ def _first_records(columns: Any) -> list[dict[str, Any]]:
     ]
     for row in rows:
         row["model_version"] = int(columns.version_table[row["model_version"]])
-        row["timestamp"] = _time(row["timestamp"])
+        row["timestamp"] = format_time(row["timestamp"])
     return rows
 
 
