@@ -1,8 +1,10 @@
 """The programs of docs/ecosystem.md run: a newcomer's first ones, and other learners."""
 
+import ast
 import importlib.util
 import pathlib
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import tensorflow as tf
 import ofb_tf
 from tests.streams import serialized_example
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "ecosystem.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FIRST, OTHER = (BLOCK.findall(section) for section in PAGE.split("## Other learners"))
 N = 640
@@ -55,3 +58,14 @@ def test_another_learner_learns_from_the_selection(code, given):
     given |= {"train": examples.apply(sampler), "test_x": x, "test_y": y}
     exec(compile(code, "another learner", "exec"), given)  # noqa: S102
     assert given["accuracy"] > 0.8
+
+
+def test_the_example_of_two_heads_learns_both(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["two_heads.py", "--num_examples=51200", "--positive_rate=0.2"])
+    runpy.run_path(str(DOCS / "examples" / "two_heads.py"), run_name="__main__")
+    before, after = (
+        ast.literal_eval(line.partition(": ")[2]) for line in capsys.readouterr().out.splitlines()
+    )
+    assert set(before) == set(after) == {"click", "conversion"}
+    for head, divergence in after.items():
+        assert divergence < 0.7 * before[head]
