@@ -332,8 +332,7 @@ class CompiledModel:
         self._inputs = _input_specs(self.model)
         self._has_offsets = workload.task in (constants.BINARY, constants.MULTICLASS)
         labels = {
-            name: tf.TensorSpec([None], workload.test[name].dtype)
-            for name in workload.label_fields
+            name: tf.TensorSpec([None], workload.test[name].dtype) for name in workload.label_fields
         }
         fields = self._inputs | labels
         self._fields = list(fields)

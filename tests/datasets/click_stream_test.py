@@ -256,7 +256,9 @@ def test_conversions_are_known_of_clicks_alone_and_have_their_rate():
 
 
 def test_what_conversions_do_not_have(tmp_path):
-    with pytest.raises(ValueError, match=r"conversion_rate must be in \(0, 1\) or None. Received: 1"):
+    with pytest.raises(
+        ValueError, match=r"conversion_rate must be in \(0, 1\) or None. Received: 1"
+    ):
         ClickStream(conversion_rate=1.0)
     with pytest.raises(ValueError, match="write_tfrecords writes no conversions"):
         ClickStream(conversion_rate=0.5).write_tfrecords(tmp_path)

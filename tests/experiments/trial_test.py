@@ -213,7 +213,9 @@ def test_metrics_against_numpy():
     off = conversions.evaluate(np.stack([of_clicks, np.zeros(200)], axis=1))
     lost = np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p)
     assert off["excess_kl"] == perfect["excess_kl"]
-    assert off["conversion_excess_kl"] == pytest.approx((truth * lost).sum() / truth.sum(), rel=1e-5)
+    assert off["conversion_excess_kl"] == pytest.approx(
+        (truth * lost).sum() / truth.sum(), rel=1e-5
+    )
     classes = array_workload(3)
     flat = classes.evaluate(np.zeros([30, 3]))
     assert flat["test_loss"] == pytest.approx(np.log(3))

@@ -205,7 +205,9 @@ def test_the_step_selects_by_the_joint_score(form, jit_compile, tmp_path):
     stock = two_heads(jit_compile=jit_compile)
     outputs = stock.predict(X, verbose=0)
     logits = np.concatenate([outputs[name] for name in FACTORS], axis=1)
-    joint = combine(Heads.of(TASKS, FACTORS), {"logits": tf.constant(logits)}, tensors(Y).get_single_element())
+    joint = combine(
+        Heads.of(TASKS, FACTORS), {"logits": tf.constant(logits)}, tensors(Y).get_single_element()
+    )
     np.testing.assert_allclose(joint.record["loss"], joint_scores(logits), rtol=1e-5)
     key = ofb_tf.hashing.fold_in(tf.constant(0, tf.int64), tf.constant(0, tf.int64))
     indices, weights = window.select_count(
@@ -215,7 +217,9 @@ def test_the_step_selects_by_the_joint_score(form, jit_compile, tmp_path):
     known = {name: (label >= 0)[indices] * weights.numpy() for name, label in Y.items()}
     stock.train_on_batch(X[indices], y, sample_weight=known)
     recorder = callbacks.RecordForwardPasses(tmp_path, batch_size=N)
-    data = {"example_id": IDS, "x": X, **Y} if form == "fields" else ({"example_id": IDS, "x": X}, Y)
+    data = (
+        {"example_id": IDS, "x": X, **Y} if form == "fields" else ({"example_id": IDS, "x": X}, Y)
+    )
     history = model.fit(tensors(data), callbacks=[recorder], verbose=0).history
     assert_same_weights(model, stock, atol=1e-6)
     assert history["realized_rate"] == [0.25]
@@ -239,7 +243,9 @@ def test_models_with_a_list_of_outputs_train_alike(records):
     assert histories[0] == pytest.approx(histories[1], rel=1e-5)
     assert_same_weights(of_dict, of_list, atol=1e-6)
     stock = two_heads(as_list=True)
-    stock.fit(dataset.map(lambda x, y, w: (x["x"], tuple(y.values()), tuple(w.values()))), verbose=0)
+    stock.fit(
+        dataset.map(lambda x, y, w: (x["x"], tuple(y.values()), tuple(w.values()))), verbose=0
+    )
     assert_same_weights(stock, of_list, atol=1e-6)
 
 
@@ -250,7 +256,11 @@ def test_a_list_of_outputs_is_recorded_by_the_names_of_layers(tmp_path, records)
     np.testing.assert_array_equal(ofb_tf.ForwardRecords.load(tmp_path).logits, records.logits)
 
 
-@pytest.mark.parametrize(("loss", "factors"), [(LOSSES, FACTORS), (LOSSES["click"], None)], ids=["of each", "one for all"])
+@pytest.mark.parametrize(
+    ("loss", "factors"),
+    [(LOSSES, FACTORS), (LOSSES["click"], None)],
+    ids=["of each", "one for all"],
+)
 def test_unknown_labels_count_nothing_without_a_selection_too(loss, factors):
     """`evaluate` and `fit` of `(x, y)` as they come, where a label of -1 would do as a class."""
     model = two_heads(ofb_tf.OFBModel)
@@ -294,14 +304,18 @@ def test_figures_of_heads_are_weighted_as_the_loss():
 
 
 def test_class_weights_are_refused_for_heads():
-    with pytest.raises(ValueError, match=r"class_weight is for one label.*\['click', 'conversion'\]"):
+    with pytest.raises(
+        ValueError, match=r"class_weight is for one label.*\['click', 'conversion'\]"
+    ):
         two_heads(ofb_tf.OFBModel).fit(tensors((X, Y)), class_weight={0: 2.0}, verbose=0)
 
 
 def test_records_of_the_largest_logits_are_refused_with_a_remedy(tmp_path):
     with ofb_tf.ForwardRecordWriter(tmp_path, top_k=1) as writer:
         recorder = RecordPredictions(writer, IDS, logits_output=["click", "conversion"])
-        with pytest.raises(ValueError, match="not those of each head: make the writer without top_k"):
+        with pytest.raises(
+            ValueError, match="not those of each head: make the writer without top_k"
+        ):
             two_heads().predict(X, callbacks=[recorder], verbose=0)
         writer.write(IDS, np.zeros([N, 2], np.float32))
     with pytest.raises(ValueError, match="not those of each head. Write them without top_k"):
@@ -311,7 +325,10 @@ def test_records_of_the_largest_logits_are_refused_with_a_remedy(tmp_path):
 def test_labels_of_a_head_that_are_out_of_range_are_warned_of(records, capfd):
     list(sampled((TUPLES[0], Y | {"click": CLICK + 1}), records))
     error = capfd.readouterr().err
-    assert f"{CLICK.sum()} of {2 * N} labels of this window are out of range for task={{'click'" in error
+    assert (
+        f"{CLICK.sum()} of {2 * N} labels of this window are out of range for task={{'click'"
+        in error
+    )
     list(sampled(TUPLES, records))
     assert "out of range" not in capfd.readouterr().err
 
@@ -320,11 +337,10 @@ def test_a_vector_of_labels_has_no_unknown_ones(records, capfd):
     """Keras takes no weight for a single label of a vector."""
     labels = np.stack([CLICK, CONVERSION], axis=1)
     settings = {"task": "binary", "loss_weights": None}
-    dataset = sampled((TUPLES[0], labels), records, keep_record=True, **settings)
-    for x, y, w in dataset:  # without a usable record: uniform, with weight 1
-        unknown = y.numpy()[:, 1] < 0
-        np.testing.assert_array_equal(x["has_record"], ~unknown)
-        np.testing.assert_array_equal(w.numpy()[unknown], 1.0)
+    for _, y, weight in sampled((TUPLES[0], labels), records, **settings):
+        unknown = y.numpy()[:, 1] < 0  # as without a record: uniform, with weight 1
+        np.testing.assert_array_equal(weight.numpy()[unknown], 1.0)
+        assert (weight.numpy()[~unknown] != 1.0).all()
     assert "out of range for task='binary', among them [-1" in capfd.readouterr().err
 
 

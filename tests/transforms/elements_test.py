@@ -216,7 +216,10 @@ def test_an_id_made_of_columns(form):
 @pytest.mark.parametrize(
     ("id_key", "message"),
     [
-        (["user", "hour"], r"field \('user', 'hour'\) is missing .*have \['label', 'time', 'user'\]"),
+        (
+            ["user", "hour"],
+            r"field \('user', 'hour'\) is missing .*have \['label', 'time', 'user'\]",
+        ),
         (["user", "rows"], r"\('user', 'rows'\) must be a scalar, got TensorSpec\(shape=\(2,\)"),
         ([], "is missing from the elements"),
     ],
