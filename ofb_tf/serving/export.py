@@ -42,7 +42,8 @@ def export_recording_model(
 
     Args:
       model: Keras model whose output is logits or probabilities `[n, k]` (for regression the
-        prediction), or a dict of such outputs, one for each head.
+        prediction), or a dict or list of such outputs, one for each
+        head; those of a list have the names of their layers.
       path: directory of the SavedModel; TensorFlow Serving expects it to end in a version number.
       feature_spec: as for `tf.io.parse_example`: the model's inputs by name, and the id.
       id_key: feature with the id, int64 or string (by its 64-bit fingerprint), one per example.
@@ -81,8 +82,8 @@ def export_recording_model(
             example_ids = hashing.fingerprint(examples)
         else:
             example_ids = hashing.to_int64(tf.reshape(features[id_key], [-1]))
-        outputs = model(prepare(features), training=False)
-        outputs = outputs if isinstance(outputs, dict) else {PREDICTIONS: outputs}
+        outputs = _by_head(model, model(prepare(features), training=False))
+        outputs = outputs if isinstance(outputs, Mapping) else {PREDICTIONS: outputs}
         answer = {constants.EXAMPLE_ID: example_ids}
         logits: dict[str, tf.Tensor] = {}
         for head in heads:
@@ -101,10 +102,18 @@ def export_recording_model(
     archive.write_out(os.fspath(path), verbose=False)
 
 
+def _by_head(model: keras.Model, outputs: Any) -> Any:
+    """A list of outputs as a dict, by the names of their layers."""
+    if isinstance(outputs, list | tuple):
+        return dict(zip(model.output_names, outputs, strict=True))
+    return outputs
+
+
 def _heads_of(model: keras.Model, task: Any) -> Sequence[Head]:
     """The heads that a task names; one head, called `predictions`, of a model with one output."""
-    shape = model.output_shape
-    if isinstance(shape, Mapping):
+    outputs = _by_head(model, model.output)
+    if isinstance(outputs, Mapping):
+        shape = {name: output.shape for name, output in outputs.items()}
         if not isinstance(task, Mapping) or set(task) != set(shape):
             raise ValueError(
                 f"task must be a dict with a task for each of the outputs {sorted(shape)}. "
@@ -124,9 +133,9 @@ def _heads_of(model: keras.Model, task: Any) -> Sequence[Head]:
                     f"Received: {head.name!r}"
                 )
         return heads
-    num_outputs = shape[-1] if isinstance(shape, tuple) else None
+    num_outputs = outputs.shape[-1]
     if num_outputs is None:
-        raise ValueError(f"model must have one output [n, k] or a dict of them. Received: {shape}")
+        raise ValueError(f"model must have outputs [n, k]. Received: {outputs.shape}")
     if task is None and num_outputs > 1:
         task = constants.MULTICLASS
     if task not in constants.TASKS or (task != constants.MULTICLASS and num_outputs != 1):

@@ -302,7 +302,7 @@ class OFBModel(keras.Model):
             if weight is None:
                 weight = tf.ones([tf.shape(keras.tree.flatten(y)[0])[0]])
             y, weight = weigh(y, weight, {name: name for name in y}, self._tasks(y))
-        if of_heads and isinstance(self, Functional) and isinstance(self.output, list | tuple):
+        if of_heads and self._has_list():
             # No lists, which tf.data would stack.
             y, weight = (tuple(of[name] for name in self.output_names) for of in (y, weight))
         return x, y, weight
@@ -318,7 +318,7 @@ class OFBModel(keras.Model):
 
     def _tasks(self, y: dict[str, Any]) -> dict[str, str]:
         """The tasks of heads with a label for each example, by their names, as far as known."""
-        loss = getattr(self, "loss", None)
+        loss = self._by_head(getattr(self, "loss", None), sorted(y))
         found = {
             head: step.part(self.task, head) or step.task_of_loss(step.part(loss, head))
             for head, label in y.items()
@@ -499,15 +499,20 @@ class OFBModel(keras.Model):
         # Keras keeps these where it has them for saving; there is no public attribute.
         settings = getattr(getattr(self, "_compile_config", None), "config", {})
         weights = settings.get("loss_weights")
+        names = sorted(outputs) if isinstance(outputs, dict) else []
         given = (self.loss, self.task, weights, y, outputs, weight)
-        if isinstance(outputs, list | tuple):
-            given = tuple(
-                dict(zip(self.output_names, each, strict=True))
-                if isinstance(each, list | tuple)
-                else each
-                for each in given
-            )
+        given = tuple(self._by_head(each, names) for each in given)
         return step.read_step(*given)
+
+    def _by_head(self, value: Any, names: list[str]) -> Any:
+        """A list of what belongs to outputs as a dict; `names` are those of a dict of outputs."""
+        if not isinstance(value, list | tuple):
+            return value
+        return dict(zip(self.output_names if self._has_list() else names, value, strict=True))
+
+    def _has_list(self) -> bool:
+        """Whether the outputs are a list, whose names are those of their layers."""
+        return isinstance(self, Functional) and isinstance(self.output, list | tuple)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.

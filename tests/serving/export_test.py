@@ -90,27 +90,28 @@ def test_saved_model_cli_shows_and_runs_it(exported, examples, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "example_id.npy"), examples[0][:2])
 
 
-def two_heads(**activation):
+def two_heads(as_list=False):
     keras.utils.set_random_seed(2)
     x = keras.Input([3], name="x")
     heads = {"topic": keras.layers.Dense(4, name="topic")(x)}
-    return keras.Model(x, heads | {"click": keras.layers.Dense(1, name="click", **activation)(x)})
+    heads["click"] = keras.layers.Dense(1, name="click", activation="sigmoid")(x)
+    return keras.Model(x, list(heads.values()) if as_list else heads)
 
 
 TASKS = {"topic": ("multiclass", 4), "click": "binary"}
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_heads_answer_by_their_names_and_leave_logits_side_by_side(examples, tmp_path, compiled):
+@pytest.mark.parametrize("form", ["dict", "list", "compiled"])
+def test_heads_answer_by_their_names_and_leave_logits_side_by_side(examples, tmp_path, form):
     ids, inputs, serialized = examples
-    model = two_heads(activation="sigmoid")
-    if compiled:
+    model = two_heads(as_list=form == "list")
+    if form == "compiled":
         topic_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(loss={"topic": topic_loss, "click": "binary_crossentropy"})
     export_recording_model(model, tmp_path / "m", FEATURE_SPEC, task=TASKS)
     answer = serve(tmp_path / "m", serialized)
     assert set(answer) == {"topic", "click", "logits", "example_id"}
-    outputs = model(inputs)
+    outputs = two_heads()(inputs)
     np.testing.assert_array_equal(answer["example_id"], ids)
     np.testing.assert_allclose(answer["click"], outputs["click"], rtol=1e-5)
     np.testing.assert_allclose(answer["topic"], tf.nn.softmax(outputs["topic"]), rtol=1e-5)
