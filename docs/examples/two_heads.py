@@ -38,7 +38,7 @@ def build_model() -> keras.Model:
     outputs = {name: keras.layers.Dense(1, name=name)(hidden) for name in HEADS}
     model = keras.Model({"dense": dense, "categorical": categorical}, outputs)
     losses = dict.fromkeys(HEADS, keras.losses.BinaryCrossentropy(from_logits=True))
-    model.compile("adam", losses)
+    model.compile(keras.optimizers.Adam(0.003), losses)
     return model
 
 
