@@ -3,7 +3,6 @@
 import abc
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -42,7 +41,7 @@ class Workload(abc.ABC):
     label_key: str | dict[str, str] = constants.LABEL  # of several heads, a field for each
     metric: str  # name of the reported metric; less is better
     metric_text: str  # what the metric is, in words
-    further_metrics: Mapping[str, str] = {}  # whose gap closure is reported too: words by name
+    further_metrics: dict[str, str] = {}  # whose gap closure is reported too: words by name
     num_examples: int  # length of one pass
     num_outputs: int  # width of the model's last layer, or of those of all heads
     label_deviation: float  # standard deviation of the training labels
@@ -83,7 +82,7 @@ class ClickWorkload(Workload):
     The test examples follow the stream in time. In memory, it is generated at once and kept.
     """
 
-    task = constants.BINARY
+    task: str | dict[str, str] = constants.BINARY
     metric = "excess_kl"
     metric_text = "mean KL divergence from the true click probability to the predicted one, in nats"
     num_outputs = 1

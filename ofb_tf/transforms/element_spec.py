@@ -155,6 +155,7 @@ class ElementSpec:
         return spec
 
     def _keys(self, element: Any, parsed: dict[str, Any] | None) -> dict[str, Any]:
+        keys: dict[Any, Any]
         if parsed is not None:
             keys, holder, ids = dict(parsed), parsed, self._id_in(parsed)
         else:

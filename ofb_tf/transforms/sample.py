@@ -592,16 +592,16 @@ class OFBSampler:
                 record = lookup.fields(example_ids, leave_out)
             else:
                 record = {name: keys[name] for name in constants.RECORD_FIELDS if name in keys}
-            labels, scored, one_task, joint = elements.labels(keys, task), record, task, None
+            labels, scored, joint = elements.labels(keys, task), record, None
             if isinstance(task, Heads):
                 joint = heads.combine(task, record, labels, config.policy.score)
-                labels, scored, one_task = joint.strata, joint.record, constants.MULTICLASS
+                labels, scored = joint.strata, joint.record
             elif config.label_key is None and config.policy.needs_records:
                 scored = _losses_alone(record)
             selection = window.select(
                 config.policy,
                 rate=config.rate,
-                task=one_task,
+                task=task if isinstance(task, str) else constants.MULTICLASS,
                 missing=config.missing,
                 example_ids=example_ids,
                 labels=labels,
@@ -618,7 +618,7 @@ class OFBSampler:
             seen: tuple = ()
             if sees_labels:
                 seen = (labels, selection.valid_labels)
-                if joint is not None:
+                if joint is not None and isinstance(task, Heads):
                     seen = (elements.label_columns(keys, task), joint.valid_labels)
             return selected, selection.state, joined, seen
 
@@ -855,8 +855,9 @@ def _check(config: SamplingConfig, task: str | Heads, joined: tuple, seen: tuple
         labels, valid = seen
         if config.estimator == constants.LOG_ODDS and labels.dtype.is_floating:
             _assert_hard(labels, config.label_key)
-        of_heads = isinstance(config.task, Heads)
-        shown = {h.name: h.task for h in config.task} if of_heads else config.task or task
+        shown: Any = config.task or task
+        if isinstance(shown, Heads):
+            shown = {head.name: head.task for head in shown}
         _warn_of_labels(labels, valid, shown)
 
 
