@@ -246,7 +246,8 @@ class ElementSpec:
         if not isinstance(spec, tf.TensorSpec):
             raise ValueError(
                 f"{stage}: label {key!r} must be one scalar tensor, got {spec}. Set label_key to "
-                "the part of y that selection looks at, or to None where records hold the loss."
+                "the part of y that selection looks at (make a dict of a tuple first), or to None "
+                "where records hold the loss."
             )
         if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype == tf.bool):
             raise ValueError(f"{stage}: {key!r} must be numeric, got {spec}.")

@@ -321,6 +321,7 @@ class OFBSampler:
         self._config = config
         self._oldest = oldest_timestamp(config.max_age, as_of)
         self._functions: dict[Any, Callable] = {}
+        self._task: str | Heads | None = None  # of the dataset that it was applied to last
         self._lookup: RecordLookup | UpdatableRecords | None = None
         if config.updatable and (records is None or isinstance(records, PartitionedRecords)):
             raise ValueError(
@@ -370,7 +371,10 @@ class OFBSampler:
                 "whose records are constants of its graph"
             )
         oldest = oldest_timestamp(self._config.max_age, as_of)
-        self._lookup.update(load_records(records, as_of), oldest)
+        loaded = load_records(records, as_of)
+        self._lookup.update(loaded, oldest)
+        if self._task is not None:
+            _warn_of_probabilities(loaded, self._task)
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The sampled dataset. See `ofb_sample`.
@@ -389,9 +393,9 @@ class OFBSampler:
                 f"{STAGE}: the records are partitioned, so the examples must be too: call "
                 "sampler.partitions(examples), where examples(k) is the dataset of partition k."
             )
-        elements, task = self._resolve(dataset.element_spec)
+        elements, self._task = self._resolve(dataset.element_spec)
         if self._records is not None:
-            _warn_of_probabilities(self._records, task)
+            _warn_of_probabilities(self._records, self._task)
         return self._sampled(self._select_windows(dataset, self._gather), self._drop(elements))
 
     def partitions(self, examples: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:

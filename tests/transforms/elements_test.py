@@ -1,5 +1,7 @@
 """The forms that ids, labels and features may have, and fields whose names collide."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -175,6 +177,13 @@ def test_probabilities_recorded_as_logits_are_warned_of():
     with pytest.warns(UserWarning, match="as probabilities do"):
         records = ForwardRecords.from_columns(IDS, p[:, 0])
         sample(dicts(label=LABELS % 2), records=records, task="binary")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = ForwardRecords.from_columns(IDS, LOGITS[:, 0])
+        sampler = ofb_tf.ofb_sample(records=logits, updatable=True, task="binary")
+        dicts(label=LABELS % 2).apply(sampler)
+    with pytest.warns(UserWarning, match="as probabilities do"):
+        sampler.update(records)
 
 
 USERS = np.array([f"user-{i % 40}" for i in range(N)])
