@@ -225,7 +225,7 @@ _DEMO_SETTINGS = {
     "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small")),
 }
 _DEMO_FLAGS = {
-    "dataset": ("click_stream, or a supervised TFDS dataset.", "click_stream"),
+    "dataset": ("click_stream, click_conversion, or a supervised TFDS dataset.", "click_stream"),
     "output_dir": ("Directory for the results.", "out/demo"),
     **_SHARED_FLAGS,
     **_DEMO_SETTINGS,
@@ -250,7 +250,10 @@ _COMPARE_FLAGS = {
         "the lists below.",
         (None, STANDARD, QUICK, OWN),
     ),
-    "datasets": ("Comma-separated: click_stream and supervised TFDS datasets.", _list),
+    "datasets": (
+        "Comma-separated: click_stream, click_conversion (two heads), supervised TFDS datasets.",
+        _list,
+    ),
     "output_dir": ("Directory for results and finished trials.", "out/compare"),
     "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
     "markdown": ("Markdown file to write the tables to.", str),

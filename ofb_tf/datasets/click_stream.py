@@ -20,10 +20,15 @@ from ofb_tf.datasets.click_function import (
 )
 from ofb_tf.datasets.click_tfrecords import CATEGORICAL, CLICK_PROBABILITY, DENSE
 
+CONVERSION = "conversion"
+CONVERSION_PROBABILITY = "conversion_probability"
+
 # Elementwise kernels compute the last few elements of a tensor by other instructions, which differ
 # in the last bit. Windows padded to whole vectors give an example the same bits in any window.
 _ROW_MULTIPLE = 16
-_HASH_COLUMNS = 21  # two 23-bit draws each: 14 for the normals, 26 for the values, 1 for the label
+# Two 23-bit draws each: 14 for the normals, 26 for the values, one each for conversion and label.
+_HASH_COLUMNS = 21
+_CONVERSION_KEY = 31  # of the seed of the second hidden function; the first has keys up to 30
 _CALIBRATION_IDS = np.arange(0, 2**20, 8, dtype=np.int64)
 _DENSE_SCALES = np.linspace(0.3, 1.0, NUM_DENSE, dtype=np.float32)
 _LOG_SIZES = np.log1p(np.array(VOCABULARY_SIZES)).astype(np.float32)
@@ -48,6 +53,10 @@ class ClickStream:
       positive_rate: mean click probability, in (0, 1).
       drift: turns of the hidden function in a million examples; 0 for a stationary stream.
       seed: int64; another seed is another function and other examples.
+      conversion_rate: the mean probability, in (0, 1), that a click converts, which a second hidden
+        function gives. Examples then have a second label, `conversion` int64 `[n]`: 0 or 1 where
+        there is a click, elsewhere -1, not known; and the hidden `conversion_probability`. None
+        for clicks alone.
 
     Raises:
       ValueError: an attribute is out of range.
@@ -57,8 +66,9 @@ class ClickStream:
     positive_rate: float = 0.01
     drift: float = 0.3
     seed: int = 0
-    _function: ClickFunction = dataclasses.field(init=False, repr=False, compare=False)
-    _intercept: float = dataclasses.field(init=False, repr=False, compare=False)
+    conversion_rate: float | None = None
+    _functions: list[ClickFunction] = dataclasses.field(init=False, repr=False, compare=False)
+    _intercepts: list[np.float32] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_count("num_examples", self.num_examples)
@@ -68,8 +78,16 @@ class ClickStream:
             raise ValueError(f"drift must be finite and not negative. Received: {self.drift}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must fit in int64. Received: {self.seed}")
-        object.__setattr__(self, "_function", ClickFunction.from_seed(self.seed, self.drift))
-        object.__setattr__(self, "_intercept", self._calibrate())
+        seeds = [self.seed]
+        if self.conversion_rate is not None:
+            if not 0 < self.conversion_rate < 1:
+                raise ValueError(
+                    f"conversion_rate must be in (0, 1) or None. Received: {self.conversion_rate}"
+                )
+            seeds.append(int(hashing.fold_in(np.int64(self.seed), np.int64(_CONVERSION_KEY))))
+        functions = [ClickFunction.from_seed(seed, self.drift) for seed in seeds]
+        object.__setattr__(self, "_functions", functions)
+        object.__setattr__(self, "_intercepts", self._calibrate())
 
     def generate(self, example_ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The examples of some ids, by tensor operations alone.
@@ -80,18 +98,26 @@ class ClickStream:
         Returns:
           A dict of `example_id` int64 `[n]`, `label` int64 `[n]` in {0, 1}, `dense` float32
           `[n, 13]`, positive, `categorical` int64 `[n, 26]`, column j in
-          `[0, VOCABULARY_SIZES[j])`, and the hidden `click_probability` float32 `[n]`.
+          `[0, VOCABULARY_SIZES[j])`, and the hidden `click_probability` float32 `[n]`; with
+          `conversion_rate` also `conversion` and `conversion_probability`.
         """
         example_ids = tf.convert_to_tensor(example_ids, tf.int64)
         count = tf.size(example_ids)
         ids = tf.pad(example_ids, [[0, -count % _ROW_MULTIPLE]])
         draws, log_dense, categorical, logits = self._draw(ids)
-        probability = tf.sigmoid(logits + self._intercept)
-        label = tf.cast(draws < probability, tf.int64)
+        probability, *of_conversion = (
+            tf.sigmoid(logit + intercept)
+            for logit, intercept in zip(logits, self._intercepts, strict=True)
+        )
+        label = tf.cast(draws[:, 1] < probability, tf.int64)
         dense = tf.exp(log_dense * _DENSE_SCALES)
         padded = {
             LABEL: label, DENSE: dense, CATEGORICAL: categorical, CLICK_PROBABILITY: probability,
         }  # fmt: skip
+        for converts in of_conversion:
+            converted = tf.cast(draws[:, 0] < converts, tf.int64)
+            padded[CONVERSION] = tf.where(label == 1, converted, -1)
+            padded[CONVERSION_PROBABILITY] = converts
         rows = example_ids.shape[:1]
         first = {
             name: tf.ensure_shape(values[:count], rows.concatenate(values.shape[1:]))
@@ -167,10 +193,17 @@ class ClickStream:
           The paths of the shards in the order of time.
 
         Raises:
-          ValueError: an argument is out of range.
+          ValueError: an argument is out of range, or the stream has conversions, for which the
+            files have no field.
           FileExistsError: the directory already holds shards of a click stream.
         """
         check_count("num_shards", num_shards)
+        if self.conversion_rate is not None:
+            raise ValueError(
+                "write_tfrecords writes no conversions: make the stream without conversion_rate, "
+                "or write the elements of dataset(). Received: "
+                f"conversion_rate={self.conversion_rate}"
+            )
         count = self.num_examples - start if count is None else count
         bounds = [start + count * shard // num_shards for shard in range(num_shards + 1)]
         shards = [
@@ -184,8 +217,12 @@ class ClickStream:
     parse_fn = staticmethod(click_tfrecords.parse_fn)
     """From serialized examples, string `[n]`, to a dict as of `generate`: for `ofb_sample`."""
 
-    def _draw(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Label draws `[n]`, log-dense `[n, 13]`, categorical `[n, 26]`, logits `[n]` of ids."""
+    def _draw(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """What belongs to ids `[n]`, before the intercepts.
+
+        Returns draws of conversion and label `[n, 2]`, log-dense `[n, 13]`, categorical `[n, 26]`
+        and the logits `[n]` of each hidden function.
+        """
         key = hashing.fold_in(tf.constant(self.seed, tf.int64), ids)
         columns = tf.range(_HASH_COLUMNS, dtype=tf.int64)
         bits = tf.bitcast(hashing.fold_in(key[:, None], columns), tf.uint32)  # [n, columns, 2]
@@ -198,17 +235,22 @@ class ClickStream:
         log_dense = tf.concat([radii * tf.cos(angles), radii * tf.sin(angles)], 1)[:, :NUM_DENSE]
         powers = tf.exp(uniforms[:, 14 : 14 + NUM_CATEGORICAL] * _LOG_SIZES)
         categorical = tf.clip_by_value(tf.cast(powers, tf.int64) - 1, 0, _MAX_VALUES)
-        logits = self._function.logits(ids, log_dense, categorical)
-        return uniforms[:, -1], log_dense, categorical, logits
+        logits = [each.logits(ids, log_dense, categorical) for each in self._functions]
+        return uniforms[:, -2:], log_dense, categorical, logits
 
-    def _calibrate(self) -> np.float32:
-        """The intercept at which the mean probability of fixed ids is `positive_rate`."""
+    def _calibrate(self) -> list[np.float32]:
+        """The intercepts with which fixed ids have the rates, that of conversions over clicks."""
         parts = np.split(_CALIBRATION_IDS, 16)
-        logits = np.concatenate([self._draw(tf.constant(ids))[-1].numpy() for ids in parts])
-        logits = logits.astype(np.float64)
-        low, high = -100.0, 100.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            rate = np.mean(1 / (1 + np.exp(-(logits + middle))))
-            low, high = (middle, high) if rate < self.positive_rate else (low, middle)
-        return np.float32(middle)
+        logits_of = [np.stack(self._draw(tf.constant(ids))[-1]) for ids in parts]
+        weights, intercepts = None, []
+        rates = (self.positive_rate, self.conversion_rate)
+        for logits, rate in zip(np.concatenate(logits_of, axis=1), rates, strict=False):
+            logits = logits.astype(np.float64)
+            low, high = -100.0, 100.0
+            for _ in range(60):
+                middle = (low + high) / 2
+                mean = np.average(1 / (1 + np.exp(-(logits + middle))), weights=weights)
+                low, high = (middle, high) if mean < rate else (low, middle)
+            intercepts.append(np.float32(middle))
+            weights = 1 / (1 + np.exp(-(logits + middle)))
+        return intercepts

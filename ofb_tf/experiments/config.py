@@ -16,24 +16,31 @@ EVERYTHING = "everything"
 SELECTIVE_BACKPROP = "selective_backprop"
 
 CLICK_STREAM = "click_stream"
+CLICK_CONVERSION = "click_conversion"  # the same stream with a second head
+CLICKS = (CLICK_STREAM, CLICK_CONVERSION)
 
 SMALL, DEEP = "small", "deep"
 """Models: see `ofb_tf.experiments.models`."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    CLICK_STREAM: {"window_size": 1280, "passes": 1, "num_examples": 600_000, "seeds": 3},
+    **dict.fromkeys(
+        CLICKS, {"window_size": 1280, "passes": 1, "num_examples": 600_000, "seeds": 3}
+    ),
     "mnist": {"window_size": 640, "passes": 6, "seeds": 3},
     "diamonds": {"window_size": 640, "passes": 10, "seeds": 5},
 }
 # Over the others, with a deep model: fewer examples, in batches in which a step's fixed part, the
 # optimiser's, is small.
 _DEEP_DEFAULTS = {
-    CLICK_STREAM: {
-        "num_examples": 400_000,
-        "test_examples": 20_000,
-        "window_size": 2560,
-        "refresh_interval": 10,
-    },
+    **dict.fromkeys(
+        CLICKS,
+        {
+            "num_examples": 400_000,
+            "test_examples": 20_000,
+            "window_size": 2560,
+            "refresh_interval": 10,
+        },
+    ),
 }
 _OTHER_DEFAULTS = {"window_size": 640, "passes": 3, "seeds": 3}
 
@@ -75,7 +82,7 @@ class SimulationConfig:
     A seed fixes initial weights, data order and selection; all policies share the first two.
     """
 
-    dataset: str = CLICK_STREAM  # or the name of a supervised TFDS dataset
+    dataset: str = CLICK_STREAM  # or CLICK_CONVERSION, or the name of a supervised TFDS dataset
     data_dir: str | None = None  # of TFDS datasets; None for the TFDS default, with download
     rate: float = 0.1  # fraction of the stream that goes through the backward pass
     window_size: int = 1280  # examples among which one selection is made
@@ -118,6 +125,11 @@ class SimulationConfig:
                 "rate * window_size must be at least 1 per step. Received: "
                 f"rate={self.rate}, window_size={self.window_size}, "
                 f"steps_per_window={self.steps_per_window}"
+            )
+        if self.dataset == CLICK_CONVERSION and self.estimator != constants.WEIGHTS:
+            raise ValueError(
+                f"estimator must be {constants.WEIGHTS!r} for the two heads of {CLICK_CONVERSION}. "
+                f"Received: {self.estimator!r}"
             )
         if self.model not in (SMALL, DEEP):
             raise ValueError(f"model must be {SMALL!r} or {DEEP!r}. Received: {self.model!r}")
@@ -183,7 +195,7 @@ class Trial:
                 defaults[field] = getattr(SimulationConfig, field)
         if self.policy != SELECTIVE_BACKPROP:
             defaults["selective_beta"] = SimulationConfig.selective_beta
-        if self.config.dataset != CLICK_STREAM:
+        if self.config.dataset not in CLICKS:
             defaults["positive_rate"] = SimulationConfig.positive_rate
         object.__setattr__(self, "config", dataclasses.replace(self.config, **defaults))
 
@@ -214,7 +226,7 @@ class Comparison:
         """Dataset, rate and the settings that are not the defaults, in words."""
         config = self.config
         name = config.dataset
-        if name == CLICK_STREAM:
+        if name in CLICKS:
             name += f" ({config.positive_rate:.2g} positives)"
         parts = [name, f"rate {config.rate:g}"]
         if config.model != SMALL:

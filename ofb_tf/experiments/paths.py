@@ -22,7 +22,7 @@ from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workloads import Workload
 from ofb_tf.records import ForwardRecordWriter
-from ofb_tf.selection import stream_budget, window
+from ofb_tf.selection import heads, stream_budget, window
 from ofb_tf.training.model import OFBModel
 from ofb_tf.transforms.sample import OFBSampler, ofb_sample
 
@@ -148,6 +148,7 @@ class ThroughFiles(RecordPath):
                 rate=self.config.rate,
                 policy=self.config.make_policy(self.policy),
                 task=self.workload.task,
+                label_key=self.workload.label_key,
                 window_size=self.config.window_size,
                 batch_size=self.batch_size,
                 seed=self.selection_seed(number),
@@ -221,7 +222,8 @@ class InMemory(RecordPath):
         Offsets are float32 `[m, num_outputs]`, 0 with the estimator "weights".
         """
         examples = self._examples
-        ids, labels = examples[constants.EXAMPLE_ID].numpy(), examples[constants.LABEL].numpy()
+        ids = examples[constants.EXAMPLE_ID].numpy()
+        labels = [examples[name].numpy() for name in self.workload.label_fields]
         num_outputs, size = self.workload.num_outputs, self.config.window_size
         if self.is_everything:
             offsets = np.zeros([len(ids), num_outputs], np.float32)
@@ -230,17 +232,18 @@ class InMemory(RecordPath):
         if logits is None:
             logits = np.zeros([len(ids), num_outputs], np.float32)
         config = configs.SimulationConfig(**{n: getattr(self.config, n) for n in _SELECTION_FIELDS})
-        select = _traced_selection(
-            config, self.policy, self.workload.task, num_outputs, labels.dtype.name
-        )
-        arrays = (ids, labels, logits, ~np.isnan(logits[:, 0]))
+        task: Any = self.workload.task
+        task = task if isinstance(task, str) else heads.Heads.of(task, None)
+        dtypes = tuple(label.dtype.name for label in labels)
+        select = _traced_selection(config, self.policy, task, num_outputs, dtypes)
+        arrays = (ids, logits, ~np.isnan(logits[:, 0]), *labels)
         # The key of `ofb_sample(seed=..., redraw_each_iteration=False)`: with epoch 0 folded in.
         key = hashing.fold_in(np.int64(self.selection_seed(self._number)), np.int64(0))
         state = stream_budget.initial_state()
         parts = []
         for start in range(0, len(ids), size):
             window_arrays = (a[start : start + size] for a in arrays)
-            indices, importance, offsets, state = select(*window_arrays, key, state)
+            indices, importance, offsets, state = select(key, state, *window_arrays)
             rows = indices.numpy() + np.int32(start)
             parts.append((rows, importance.numpy(), offsets.numpy()))
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -248,7 +251,11 @@ class InMemory(RecordPath):
 
 @functools.cache
 def _traced_selection(
-    config: configs.SimulationConfig, policy: str, task: str, num_outputs: int, label_dtype: str
+    config: configs.SimulationConfig,
+    policy: str,
+    task: str | heads.Heads,
+    num_outputs: int,
+    label_dtypes: tuple[str, ...],
 ) -> Callable:
     """The selection from one window as a function, traced once.
 
@@ -258,22 +265,25 @@ def _traced_selection(
     follows = config.budget == constants.BUDGET_STREAM and chosen.needs_records
 
     def select(
-        ids: tf.Tensor,
-        labels: tf.Tensor,
-        logits: tf.Tensor,
-        has_record: tf.Tensor,
         key: tf.Tensor,
         state: stream_budget.StreamState,
+        ids: tf.Tensor,
+        logits: tf.Tensor,
+        has_record: tf.Tensor,
+        *labels_of: tf.Tensor,
     ) -> tuple:
         record = {constants.HAS_RECORD: has_record, constants.LOGITS: logits}
+        record, labels = record if chosen.needs_records else {}, labels_of[0]
+        if isinstance(task, heads.Heads):
+            record, labels, _ = heads.combine(task, record, [*labels_of], chosen.score)
         sample = window.select(
             chosen,
             rate=config.rate,
-            task=task,
+            task=task if isinstance(task, str) else constants.MULTICLASS,
             missing=constants.MISSING_UNIFORM,
             example_ids=ids,
             labels=labels,
-            record=record if chosen.needs_records else {},
+            record=record,
             key=key,
             batch_size=config.batch_size,
             estimator=config.estimator,
@@ -285,12 +295,12 @@ def _traced_selection(
             offsets = tf.zeros([tf.size(sample.indices), num_outputs])
         return sample.indices, sample.weights, offsets, sample.state if follows else state
 
-    shapes: Any = ([None], [None], [None, num_outputs], [None], [])
-    dtypes = (tf.int64, label_dtype, tf.float32, tf.bool, tf.int64)
+    shapes: Any = ([None], [None, num_outputs], [None], *[[None]] * len(label_dtypes))
+    dtypes = (tf.int64, tf.float32, tf.bool, *label_dtypes)
     state = tf.nest.map_structure(
         lambda part: tf.TensorSpec(part.shape, part.dtype), stream_budget.initial_state()
     )
-    specs = [*map(tf.TensorSpec, shapes, dtypes), state]
+    specs = [tf.TensorSpec([], tf.int64), state, *map(tf.TensorSpec, shapes, dtypes)]
     return tf.function(select, specs, autograph=False)
 
 
@@ -299,7 +309,9 @@ def export_snapshot(model: keras.Model, directory: str) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     signature = [_input_specs(model)]
-    archive.add_endpoint("serve", lambda fields: model(fields, training=False), signature)
+    archive.add_endpoint(
+        "serve", lambda fields: heads.side_by_side(model(fields, training=False)), signature
+    )
     archive.write_out(directory, verbose=False)
 
 
@@ -315,14 +327,19 @@ class CompiledModel:
     """A workload's model and its functions, traced once for any number of examples."""
 
     def __init__(self, workload: Workload):
-        self.model = OFBModel(*workload.build())
+        self.model = OFBModel(*workload.build(), label_key=workload.label_key)
         self.model.compile(keras.optimizers.Adam(), workload.loss, jit_compile=False)
         self._inputs = _input_specs(self.model)
-        self._is_classifier = workload.task != constants.REGRESSION
-        label = tf.TensorSpec([None], workload.test[constants.LABEL].dtype)
-        fields = self._inputs | {constants.LABEL: label}
+        self._has_offsets = workload.task in (constants.BINARY, constants.MULTICLASS)
+        labels = {
+            name: tf.TensorSpec([None], workload.test[name].dtype) for name in workload.label_fields
+        }
+        fields = self._inputs | labels
+        self._fields = list(fields)
         self._forward = tf.function(
-            lambda inputs: self.model(inputs, training=False), [self._inputs], autograph=False
+            lambda inputs: heads.side_by_side(self.model(inputs, training=False)),
+            [self._inputs],
+            autograph=False,
         )
         rows, weights = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32)
         offsets = tf.TensorSpec([None, workload.num_outputs], tf.float32)
@@ -363,7 +380,7 @@ class CompiledModel:
 
         Weights are float32 `[m]`, offsets float32 `[m, num_outputs]`.
         """
-        used = {name: fields[name] for name in (*self._inputs, constants.LABEL)}
+        used = {name: fields[name] for name in self._fields}
         arrays = (rows, weights, offsets, batch_size)
         self._train(used, *map(tf.constant, arrays))
 
@@ -379,7 +396,7 @@ class CompiledModel:
             batch = rows[start : start + batch_size]
             gathered = {name: tf.gather(values, batch) for name, values in fields.items()}
             gathered[constants.IMPORTANCE_WEIGHT] = weights[start : start + batch_size]
-            if self._is_classifier:
+            if self._has_offsets:
                 gathered[constants.LOG_INCLUSION] = offsets[start : start + batch_size]
             self.model.train_step(gathered)
             return [start + batch_size]
@@ -396,7 +413,7 @@ def compiled_model(config: configs.SimulationConfig, workload: Workload) -> Comp
     key = (
         config.dataset,
         config.model,
-        workload.task,
+        str(workload.task),
         workload.num_outputs,
         *sorted(shapes.items()),
     )

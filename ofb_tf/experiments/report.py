@@ -31,7 +31,7 @@ _MEASURED = (
 )  # fmt: skip
 _TABLE_COLUMNS = (
     ("policy", "{policy}"),
-    ("{metric}", "{mean:.5g} ± {standard_error}"),
+    ("{metric}", "{quality}"),
     ("train s", "{wall_seconds:.1f}"),
     ("CPU s", "{cpu_seconds:.1f}"),
     ("full quality s", "{seconds_to_full_quality}"),
@@ -92,20 +92,30 @@ def column_notes() -> str:
 
 def table_rows(content: dict[str, Any]) -> list[list[str]]:
     """The table of one comparison: a row of headings, then a row per policy."""
-    rows = [[heading.format(**content) for heading, _ in _TABLE_COLUMNS]]
+    further = content.get("further_metrics", {})
+    headings = [heading.format(**content) for heading, _ in _TABLE_COLUMNS]
+    rows = [headings + [text for name in further for text in (name, f"gap closure, {name}")]]
     for policy, shown in content["policies"].items():
-        error = shown["standard_error"]
         texts = shown | {
             "policy": policy,
-            "standard_error": _NONE if error is None else f"{error:.2g}",
+            "quality": _mean(shown),
             "gap_closure": _closure(shown, with_error=policy not in _ENDS),
             **{
                 name: _NONE if shown[name] is None else form.format(shown[name])
                 for name, form in _MAYBE_NEVER.items()
             },
         }
-        rows.append([text.format(**texts) for _, text in _TABLE_COLUMNS])
+        row = [text.format(**texts) for _, text in _TABLE_COLUMNS]
+        for name in further:
+            of_metric = shown["further"][name]
+            row += [_mean(of_metric), _closure(of_metric, with_error=policy not in _ENDS)]
+        rows.append(row)
     return rows
+
+
+def _mean(shown: dict[str, Any]) -> str:
+    error = shown["standard_error"]
+    return f"{shown['mean']:.5g} ± {_NONE if error is None else f'{error:.2g}'}"
 
 
 def write(text: str, *path: str | os.PathLike) -> pathlib.Path:
@@ -240,7 +250,9 @@ def headline(content: dict[str, Any]) -> str:
                 for field, name in fields.items()
             ]
             sentence = f"{policy} against everything: {', '.join(parts)}"
-            sentences.append(f"{sentence}; gap closure {_closure(shown)}.")
+            closures = [f"gap closure {_closure(shown)}"]
+            closures += [f"{_closure(s)} by {name}" for name, s in shown.get("further", {}).items()]
+            sentences.append(f"{sentence}; {', '.join(closures)}.")
     return "\n".join(sentences)
 
 
@@ -381,6 +393,10 @@ def _overview(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
         if texts.get(first, _NONE) != _NONE:
             texts[first] = f"**{texts[first]}**"
         rows.append([comparison["title"], *texts.values()])
+        for metric in comparison.get("further_metrics", {}):
+            shown = [comparison["policies"].get(name) for name in names]
+            texts_of = [_closure(one and one["further"][metric]) for one in shown]
+            rows.append([f"{comparison['title']}, by {metric}", *texts_of])
     return rows
 
 
@@ -396,9 +412,10 @@ def _settings(content: dict[str, Any]) -> str:
     interval = content["refresh_interval"]
     every = f"every {interval} windows" if interval else "once a pass"
     steps = content.get("config", {}).get("steps_per_window", 1)
+    texts = {content["metric"]: content["metric_text"], **content.get("further_metrics", {})}
     return (
-        f"{content['metric']}: {content['metric_text']}. "
-        f"{content['stream_examples']:,} examples in all, passes: {content['passes']}; "
+        "".join(f"{metric}: {text}. " for metric, text in texts.items())
+        + f"{content['stream_examples']:,} examples in all, passes: {content['passes']}; "
         f"window {content['window_size']}, optimiser steps per window: {steps}; "
         f"snapshot refreshed {every}; "
         f"Adam, learning rate {content['learning_rate']:g}; {content['seeds']} seeds."

@@ -136,7 +136,7 @@ def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
 
 def check_datasets(settings: Sequence[SimulationConfig]) -> None:
     """Raises an error if a dataset is unknown or absent, or a corruption does not apply to it."""
-    is_regression = {configs.CLICK_STREAM: False}
+    is_regression = dict.fromkeys(configs.CLICKS, False)
     for config in settings:
         name = config.dataset
         if name not in is_regression:

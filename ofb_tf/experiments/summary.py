@@ -89,19 +89,14 @@ def summarize(
         policy: sorted((r for r in results if r.policy == policy), key=lambda r: r.seed)
         for policy in config.policies
     }
-    metric = results[0].metric
-    values = {policy: [r.metrics[metric] for r in group] for policy, group in of.items()}
+    metric, further = results[0].metric, results[0].further_metrics
     policies = {}
     for policy, group in of.items():
-        ends = (values[configs.UNIFORM], values[policy], values[configs.EVERYTHING])
         metrics = {n: float(np.mean([r.metrics[n] for r in group])) for n in group[0].metrics}
         rates = [r.backward_examples / r.stream_examples for r in group]
         policies[policy] = {
-            "mean": metrics[metric],
-            "standard_error": standard_error(values[policy]),
-            "values": values[policy],
-            "gap_closure": gap_closure(*(float(np.mean(v)) for v in ends)),
-            "gap_closure_standard_error": gap_closure_error(*ends),
+            **_quality(of, policy, metric),
+            "further": {name: _quality(of, policy, name) for name in further},
             "calibration": metrics["calibration"],
             "realized_rate": float(np.mean(rates)),
             **{n: float(np.mean([getattr(r, f) for r in group])) for n, f in _AVERAGED.items()},
@@ -115,10 +110,26 @@ def summarize(
         **{name: getattr(config, name) for name in _SETTINGS},
         "metric": metric,
         "metric_text": results[0].metric_text,
+        "further_metrics": further,
         "command": command,
         "version": __version__,
         "stream_examples": results[0].stream_examples,
         "policies": policies,
+    }
+
+
+def _quality(of: dict[str, list[TrialResult]], policy: str, metric: str) -> dict[str, Any]:
+    """A metric of a policy over seeds, and the gap closure by it."""
+    ends = [
+        [result.metrics[metric] for result in of[each]]
+        for each in (configs.UNIFORM, policy, configs.EVERYTHING)
+    ]
+    return {
+        "mean": float(np.mean(ends[1])),
+        "standard_error": standard_error(ends[1]),
+        "values": ends[1],
+        "gap_closure": gap_closure(*(float(np.mean(values)) for values in ends)),
+        "gap_closure_standard_error": gap_closure_error(*ends),
     }
 
 

@@ -26,6 +26,8 @@ class TrialResult:
     seed: int
     metric: str
     metric_text: str
+    # Other metrics whose gap closure is reported, as of other heads: words by name.
+    further_metrics: dict[str, str] = dataclasses.field(default_factory=dict)
     # At the end: the workload's metric, calibration and what else it measures.
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     stream_examples: int = 0
@@ -69,7 +71,8 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     policy, seed = path.policy, path.seed
     uses_records = not path.is_everything and config.make_policy(policy).needs_records
     corruption = Corruption(config, seed, workload)
-    result = TrialResult(policy, seed, workload.metric, workload.metric_text)
+    texts = (workload.metric_text, workload.further_metrics)
+    result = TrialResult(policy, seed, workload.metric, *texts)
     sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
     spent = np.zeros(2)  # on training, as by `timed`
 

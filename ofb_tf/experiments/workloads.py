@@ -11,7 +11,11 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.datasets import ClickStream, describe_tfds, load_tfds
-from ofb_tf.datasets.click_stream import CLICK_PROBABILITY
+from ofb_tf.datasets.click_stream import (
+    CLICK_PROBABILITY,
+    CONVERSION,
+    CONVERSION_PROBABILITY,
+)
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import models
 
@@ -22,6 +26,8 @@ TEST_FRACTION = 0.1
 _MAX_CATEGORIES = 100
 _HOLDOUT_KEY = 7  # of the draw that holds out TEST_FRACTION
 _GENERATED_AT_ONCE = 25_600  # examples of the click stream
+_CONVERSION_RATE = 0.2  # of clicks
+_HIDDEN = (CLICK_PROBABILITY, CONVERSION_PROBABILITY)
 # The settings that the data and the model depend on.
 _DATA_FIELDS = (
     "dataset", "data_dir", "passes", "num_examples", "test_examples", "positive_rate", "model",
@@ -31,13 +37,15 @@ _DATA_FIELDS = (
 class Workload(abc.ABC):
     """What a simulation needs to know about a dataset."""
 
-    task: str
+    task: str | dict[str, str]  # of several heads, a task for each by its name
+    label_key: str | dict[str, str] = constants.LABEL  # of several heads, a field for each
     metric: str  # name of the reported metric; less is better
     metric_text: str  # what the metric is, in words
+    further_metrics: dict[str, str] = {}  # whose gap closure is reported too: words by name
     num_examples: int  # length of one pass
-    num_outputs: int  # width of the model's last layer
+    num_outputs: int  # width of the model's last layer, or of those of all heads
     label_deviation: float  # standard deviation of the training labels
-    loss: keras.losses.Loss  # with Keras's default reduction
+    loss: Any  # as for `compile`, with Keras's default reduction
     test: dict[str, tf.Tensor]  # the held-out examples' fields, leading dimension `[n]`
 
     @abc.abstractmethod
@@ -49,8 +57,8 @@ class Workload(abc.ABC):
         """Labels `[n]` from their distribution, by uniform draws: float64 `[n]` in [0, 1)."""
 
     @abc.abstractmethod
-    def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
-        """Inputs, named after fields, and output logits (or predictions) `[n, num_outputs]`."""
+    def build(self) -> tuple[dict[str, keras.KerasTensor], Any]:
+        """Inputs, named after fields, and outputs: logits or predictions, of heads by name."""
 
     def initial_weights(self, seed: int) -> list[np.ndarray]:
         """The untrained model's weights; the same for every policy of a seed."""
@@ -59,7 +67,13 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
-        """`metric` and `calibration` from the model's outputs on `test`, `[n, num_outputs]`."""
+        """`metric`, further ones and `calibration` from outputs on `test`, `[n, num_outputs]`."""
+
+    @property
+    def label_fields(self) -> list[str]:
+        """The field with the label; of several heads, those of all in the order of their names."""
+        keys = self.label_key
+        return [keys] if isinstance(keys, str) else [keys[head] for head in sorted(keys)]
 
 
 class ClickWorkload(Workload):
@@ -68,10 +82,11 @@ class ClickWorkload(Workload):
     The test examples follow the stream in time. In memory, it is generated at once and kept.
     """
 
-    task = constants.BINARY
+    task: str | dict[str, str] = constants.BINARY
     metric = "excess_kl"
     metric_text = "mean KL divergence from the true click probability to the predicted one, in nats"
     num_outputs = 1
+    conversion_rate: float | None = None
 
     def __init__(self, config: configs.SimulationConfig, seed: int, *, in_memory: bool = False):
         self.num_examples = config.num_examples or 600_000
@@ -79,7 +94,7 @@ class ClickWorkload(Workload):
         total, rate = length + config.test_examples, config.positive_rate
         self._positive_rate = rate
         self._model = models.CLICK[config.model]
-        stream = ClickStream(num_examples=total, positive_rate=rate, seed=seed)
+        stream = ClickStream(total, rate, seed=seed, conversion_rate=self.conversion_rate)
         ids = tf.TensorSpec([None], tf.int64)
         self._generate = tf.function(stream.generate, [ids], autograph=False)
         self.test = self._generate(tf.range(length, total, dtype=tf.int64))
@@ -98,7 +113,7 @@ class ClickWorkload(Workload):
         if self._kept is not None:
             return {name: values[start : start + count] for name, values in self._kept.items()}
         fields = self._generate(tf.range(start, start + count, dtype=tf.int64))
-        return {name: value for name, value in fields.items() if name != CLICK_PROBABILITY}
+        return {name: value for name, value in fields.items() if name not in _HIDDEN}
 
     def random_labels(self, draws: np.ndarray) -> np.ndarray:
         """Positives at the stream's rate."""
@@ -116,12 +131,47 @@ class ClickWorkload(Workload):
         """Excess KL, and mean prediction over mean click probability."""
         logits = outputs[:, 0].astype(np.float64)
         truth = self.test[CLICK_PROBABILITY].numpy().astype(np.float64)
-        predicted = 1 / (1 + np.exp(-logits))
-        log_predicted, log_rest = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
-        of_clicks = truth * (np.log(truth) - log_predicted)
-        of_others = (1 - truth) * (np.log1p(-truth) - log_rest)
-        calibration = float(predicted.mean() / truth.mean())
-        return {self.metric: float(np.mean(of_clicks + of_others)), "calibration": calibration}
+        calibration = float(np.mean(1 / (1 + np.exp(-logits))) / truth.mean())
+        return {self.metric: float(_divergence(truth, logits).mean()), "calibration": calibration}
+
+
+class ConversionWorkload(ClickWorkload):
+    """The click stream with a second head: whether a click converts, which clicks alone show."""
+
+    task = dict.fromkeys(("click", CONVERSION), constants.BINARY)
+    label_key = {"click": constants.LABEL, CONVERSION: CONVERSION}
+    further_metrics = {
+        "conversion_excess_kl": "the same of conversions, over clicks (weighted by the true click "
+        "probability)"
+    }
+    num_outputs = 2
+    conversion_rate = _CONVERSION_RATE
+
+    def __init__(self, config: configs.SimulationConfig, seed: int, *, in_memory: bool = False):
+        super().__init__(config, seed, in_memory=in_memory)
+        self.loss = dict.fromkeys(self.task, self.loss)
+
+    def build(self) -> tuple[dict[str, keras.KerasTensor], dict[str, keras.KerasTensor]]:
+        """The click model, whose last layers are one for each head."""
+        inputs = models.click_inputs()
+        hidden, outputs = self._model(inputs), {}
+        for head, rate in (("click", self._positive_rate), (CONVERSION, _CONVERSION_RATE)):
+            bias = keras.initializers.Constant(math.log(rate / (1 - rate)))
+            outputs[head] = keras.layers.Dense(1, bias_initializer=bias, name=head)(hidden)
+        return inputs, outputs
+
+    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
+        """As of clicks, and the excess KL of conversions over clicks."""
+        truth = self.test[CONVERSION_PROBABILITY].numpy().astype(np.float64)
+        divergence = _divergence(truth, outputs[:, 1].astype(np.float64))
+        mean = np.average(divergence, weights=self.test[CLICK_PROBABILITY].numpy())
+        return super().evaluate(outputs) | {"conversion_excess_kl": float(mean)}
+
+
+def _divergence(truth: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """KL divergence `[n]` from true probabilities to those that are predicted."""
+    of_one = truth * (np.log(truth) + np.logaddexp(0, -logits))
+    return of_one + (1 - truth) * (np.log1p(-truth) + np.logaddexp(0, logits))
 
 
 class ArrayWorkload(Workload):
@@ -227,8 +277,9 @@ def get_workload(
 
 @functools.lru_cache(maxsize=2)
 def _workload(data: configs.SimulationConfig, seed: int, in_memory: bool) -> Workload:
-    if data.dataset == configs.CLICK_STREAM:
-        return ClickWorkload(data, seed, in_memory=in_memory)
+    if data.dataset in configs.CLICKS:
+        kind = ClickWorkload if data.dataset == configs.CLICK_STREAM else ConversionWorkload
+        return kind(data, seed, in_memory=in_memory)
     arrays = _load_arrays(data.dataset, data.data_dir, data.num_examples, data.test_examples)
     return ArrayWorkload(**arrays, seed=seed, is_deep=data.model == configs.DEEP)
 

@@ -10,6 +10,7 @@ import time
 import uuid
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice, check_compression, check_count, check_positive
 from ofb_tf.records import blocks, files, reader
-from ofb_tf.records.outputs import logits_of, look_like_probabilities
+from ofb_tf.records.outputs import logits_of, look_like_probabilities, side_by_side
 from ofb_tf.records.reader import Columns, ForwardRecords
 from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
@@ -157,9 +158,11 @@ class ForwardRecordWriter:
         Args:
           example_ids: integers or text `[n]`; text becomes its 64-bit fingerprint.
           logits: float `[n, num_outputs]`, or `[n]` for one output: logits, or the prediction of
-            a regression. Values that are not finite are written as given, and counted.
+            a regression. Of several heads a dict, by the name of each; they are recorded side by
+            side in the order of their names. Values that are not finite are written as given, and
+            counted.
           probabilities: instead of logits, of a model that ends in a sigmoid or softmax, in [0, 1];
-            their logits are recorded.
+            their logits are recorded. Of several heads a dict likewise.
           loss: float `[n]`, if the label is already known; with logits or instead of them.
           model_version: int64, one or `[n]`.
           timestamp: int64 microseconds since 1970, one or `[n]`; now by default, and never before
@@ -177,7 +180,14 @@ class ForwardRecordWriter:
                 raise ValueError("write: give logits or probabilities. Received: both")
             logits = logits_of(probabilities)
         elif logits is not None and self._schema is None:
-            _warn_of_probabilities(logits)
+            for part in logits.values() if isinstance(logits, Mapping) else [logits]:
+                _warn_of_probabilities(part)
+        if isinstance(logits, Mapping) and self._top_k:
+            raise ValueError(
+                "write: top_k would keep the largest of all heads' logits, not those of each head: "
+                f"make the writer without top_k. Received: top_k={self._top_k}"
+            )
+        logits = side_by_side(logits)
         if logits is not None:
             columns[constants.LOGITS] = self._as_logits(logits, len(ids))
         if loss is not None:

@@ -102,12 +102,35 @@ def present(labels: tf.Tensor, task: str | None) -> tf.Tensor:
     return known
 
 
+class Joint(NamedTuple):
+    """Several heads as one.
+
+    Attributes:
+      record: its `loss` is the joint score or loss, float32 `[n]`, not-a-number where a logit is
+        not finite or a label out of range. No `loss` where there were no logits.
+      strata: int64 `[n]`: examples with equal labels.
+      valid_labels: bool `[n, T]`: where a head's label is in range or not known; None without
+        logits.
+    """
+
+    record: dict[str, tf.Tensor]
+    strata: tf.Tensor
+    valid_labels: tf.Tensor | None
+
+
+def side_by_side(outputs: Any) -> Any:
+    """A model's outputs as records hold them, `[n, k]`: of heads in the order of their names."""
+    if not isinstance(outputs, Mapping):
+        return outputs
+    return tf.concat([outputs[name] for name in sorted(outputs)], axis=1)
+
+
 def combine(
     heads: Heads,
     record: Mapping[str, tf.Tensor],
     labels: Mapping[str, tf.Tensor] | list[tf.Tensor],
     score: Any = GRADIENT_NORM_BOUND,
-) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+) -> Joint:
     """Several heads as one number for each example, which `window.select` takes as a record.
 
     Args:
@@ -118,20 +141,19 @@ def combine(
         the head has no part in the loss and in the score.
       score: what the policy scores by; for anything but the gradient-norm bound it is the loss.
 
-    Returns:
-      A record whose `loss` is the joint score or loss, float32 `[n]`, not-a-number where a logit is
-      not finite or a label out of range; and strata, int64 `[n]`: examples with equal labels.
-
     Raises:
       ValueError: the records keep the largest logits alone.
     """
     if constants.CLASS_IDS in record:
-        raise ValueError("Records with top_k have no form for several heads: write all logits.")
+        raise ValueError(
+            "Records with top_k keep the largest of all heads' logits, not those of each head. "
+            "Write them without top_k."
+        )
     if not isinstance(labels, Mapping):
         labels = {head.name: label for head, label in zip(heads, labels, strict=True)}
     logits = record.get(constants.LOGITS)
     by_norm = score == GRADIENT_NORM_BOUND
-    total, strata, num_strata, start = None, None, 1, 0
+    total, strata, num_strata, start, valid = None, None, 1, 0, []
     for head in heads:
         label = labels[head.name]
         label = tf.cast(label, tf.int64) if label.dtype == tf.bool else label
@@ -148,7 +170,9 @@ def combine(
         start += head.num_outputs
         measure = scores.gradient_norm_bound if by_norm else scores.example_loss
         value = measure(own, label, head.task)
-        value = tf.where(scores.valid_examples(own, label, head.task), value, float("nan"))
+        valid.append(scores.valid_labels(own, label, head.task))
+        usable = scores.with_finite_outputs(own, valid[-1], head.task)
+        value = tf.where(usable, value, float("nan"))
         value = head.loss_weight * tf.where(known, value, 0.0)
         value = tf.square(value) if by_norm else value
         total = value if total is None else total + value
@@ -156,7 +180,7 @@ def combine(
     if total is not None:
         combined[constants.LOSS] = tf.sqrt(total) if by_norm else total
     assert strata is not None
-    return combined, strata
+    return Joint(combined, strata, tf.stack(valid, axis=1) if valid else None)
 
 
 def _stratum(head: Head, label: tf.Tensor, known: tf.Tensor) -> tuple[tf.Tensor, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecordWriter
-from ofb_tf.records.outputs import gives_probabilities, logits_of
+from ofb_tf.records.outputs import activation_of_output, logits_of
 
 
 class RecordPredictions(keras.callbacks.Callback):
@@ -78,6 +78,8 @@ class RecordPredictions(keras.callbacks.Callback):
     def on_predict_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Writes the batch; a ValueError says that logits are missing or ids are too few."""
         logs = logs or {}
+        if isinstance(logs.get("outputs"), list | tuple):
+            logs = dict(zip(self.model.output_names, logs["outputs"], strict=True))
         # Keras merges a dict of outputs into the logs.
         names = ["outputs"] if "outputs" in logs else self._logits_outputs
         if not set(names) <= set(logs):
@@ -86,10 +88,8 @@ class RecordPredictions(keras.callbacks.Callback):
                 f"Received: {sorted(logs)}. Name it with logits_output, or the outputs of several "
                 "heads with a list."
             )
-        parts = [self._logits_of(name, np.atleast_1d(np.asarray(logs[name]))) for name in names]
-        logits = parts[0]
-        if self._has_heads:
-            logits = np.concatenate([np.reshape(part, [len(part), -1]) for part in parts], axis=1)
+        parts = {n: self._logits_of(n, np.atleast_1d(np.asarray(logs[n]))) for n in names}
+        logits = parts[names[0]]
         if self._ids is not None:
             ids = self._ids[self._position : self._position + len(logits)]
             self._position += len(logits)
@@ -102,18 +102,16 @@ class RecordPredictions(keras.callbacks.Callback):
                 "RecordPredictions: ids must come from example_ids, or from the model's output "
                 f"{self._id_output!r}. Received: neither"
             )
-        self._writer.write(ids, logits, model_version=self._model_version)
+        written = parts if self._has_heads else logits
+        self._writer.write(ids, written, model_version=self._model_version)
 
     def _logits_of(self, name: str, outputs: np.ndarray) -> np.ndarray:
         """The logits of one output, which may be probabilities."""
-        from_logits = self._from_logits
-        if from_logits is None:
-            loss = getattr(self.model, "loss", None)
-            loss = loss.get(name) if isinstance(loss, dict) else loss
-            layers = getattr(self.model, "layers", None) or [None]
-            layer = next((each for each in layers if getattr(each, "name", "") == name), layers[-1])
-            from_logits = not gives_probabilities(loss, layer)
-        return outputs if from_logits else logits_of(outputs)
+        activation = activation_of_output(self.model, name)
+        given = self._from_logits
+        if given or (given is None and activation is None):
+            return outputs
+        return logits_of(outputs, sigmoids=activation == "sigmoid")
 
     def on_predict_end(self, logs: dict | None = None) -> None:
         """Raises a ValueError unless every id was used."""

@@ -63,6 +63,7 @@ class PredictionRecorder:
         *,
         id_output: str | None = constants.EXAMPLE_ID,
         logits_output: str = constants.LOGITS,
+        from_logits: bool = True,
         model_name: str | None = None,
         queue_size: int = 1024,
         poll_seconds: float = 0.005,
@@ -75,6 +76,7 @@ class PredictionRecorder:
           id_output: the response's tensor with the ids; None: the fingerprint of each of the
             request's serialized `examples`.
           logits_output: the response's tensor with the logits (for regression the prediction).
+          from_logits: False where that tensor holds probabilities, whose logits are then recorded.
           model_name: record only this model's responses; None: all.
           queue_size: the maximum number of waiting responses.
           poll_seconds: seconds between two looks at the queue. Decoding holds the GIL for about
@@ -86,6 +88,7 @@ class PredictionRecorder:
         """
         self._writer = writer
         self._fields = importers.PredictFields(id_output, logits_output)
+        self._from_logits = from_logits
         self._model_name = model_name
         self._queue_size = check_count("queue_size", queue_size)
         self._poll_seconds = check_positive("poll_seconds", poll_seconds)
@@ -200,6 +203,8 @@ class PredictionRecorder:
             self._count_error("num_unusable", error)
             return
         example_ids = columns.pop(constants.EXAMPLE_ID)
+        if not self._from_logits:
+            columns["probabilities"] = columns.pop(constants.LOGITS)
         try:
             self._writer.write(example_ids, **columns, timestamp=timestamp)
         except ValueError as error:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.checks import check_choice
 from ofb_tf.selection import Policy, get_policy, window
+from ofb_tf.selection.heads import Heads, combine
 from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.selection.policy import SYSTEMATIC
 from ofb_tf.training import metrics, step
@@ -69,7 +70,8 @@ class OFBModel(keras.Model):
 
     Where there are no records, `backward_rate` selects inside the step: each batch of n goes
     forward once in inference mode, `backward_rate * n` of it are selected by `selection_policy`
-    and go forward and backward with their weights. Give it batches ten times as large.
+    and go forward and backward with their weights. Give it batches ten times as large. Several
+    heads are scored by their joint score, with the `loss_weights` of `compile`.
 
     `fit` reports, for each epoch:
 
@@ -101,8 +103,8 @@ class OFBModel(keras.Model):
     Args:
       *args: as for `keras.Model`.
       label_key: field of the label in dict elements; for several heads, a field for each by the
-        name of its output. A label that is not known (NaN, or negative for a classification)
-        has no part in its head's loss.
+        name of its output. A label of a head, here or in a y that is a dict, that is not known
+        (NaN, or negative for a classification) has no part in its loss.
       backward_rate: in (0, 1): the fraction of a batch that is selected in the step; None for
         batches that are selected already.
       selection_policy: "importance", or another name or `Policy`, for `backward_rate`. A model
@@ -158,11 +160,6 @@ class OFBModel(keras.Model):
             raise ValueError(
                 f"task must be one of {constants.TASKS}, a dict of them by the heads' names, or "
                 f"None. Received: {task!r}"
-            )
-        if backward_rate is not None and isinstance(label_key, Mapping):
-            raise ValueError(
-                "backward_rate selects by one output. Received: several heads, "
-                f"{sorted(label_key)}. Select with ofb_sample(task={{head: task}}) instead."
             )
         check_choice("estimator", estimator, constants.ESTIMATORS)
         policy = get_policy(selection_policy)
@@ -294,20 +291,23 @@ class OFBModel(keras.Model):
           ValueError: an input that the model names is not among the fields.
         """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        if not isinstance(x, dict):
-            return x, y, weight
-        fields = dict(x)
-        label_in_fields = y is None
-        if label_in_fields:
-            y = self._pop_labels(fields)
-        importance = fields.pop(constants.IMPORTANCE_WEIGHT, None)
-        if importance is not None:
-            weight = importance if weight is None else times(importance, weight)
-        if label_in_fields and isinstance(y, dict):
+        if isinstance(x, dict):
+            fields = dict(x)
+            if y is None:
+                y = self._pop_labels(fields)
+            importance = fields.pop(constants.IMPORTANCE_WEIGHT, None)
+            if importance is not None:
+                weight = importance if weight is None else times(importance, weight)
+            x = self._select_inputs(fields)
+        of_heads = isinstance(y, dict) and all(isinstance(label, tf.Tensor) for label in y.values())
+        if of_heads and not isinstance(weight, dict):
             if weight is None:
                 weight = tf.ones([tf.shape(keras.tree.flatten(y)[0])[0]])
-            y, weight = weigh(y, weight, {name: name for name in y}, self._tasks())
-        return self._select_inputs(fields), y, weight
+            y, weight = weigh(y, weight, {name: name for name in y}, self._tasks(y))
+        if of_heads and self._has_list():
+            # No lists, which tf.data would stack.
+            y, weight = (tuple(of[name] for name in self.output_names) for of in (y, weight))
+        return x, y, weight
 
     def _pop_labels(self, fields: dict[str, Any]) -> Any:
         """Takes the label out of the fields, or those of all heads; None where there is none."""
@@ -318,13 +318,14 @@ class OFBModel(keras.Model):
             fields.pop(key, None)
         return labels or None
 
-    def _tasks(self) -> dict[str, str]:
-        """The tasks of the heads, by their names, as far as they are known."""
-        assert isinstance(self.label_key, Mapping)
-        losses = self.loss if isinstance(getattr(self, "loss", None), dict) else {}
-        tasks = self.task if isinstance(self.task, Mapping) else {}
+    def _tasks(self, y: dict[str, Any]) -> dict[str, str]:
+        """The tasks of heads with a label for each example, by their names, as far as known."""
+        loss = self._by_head(getattr(self, "loss", None), sorted(y))
         found = {
-            head: tasks.get(head) or step.task_of_loss(losses.get(head)) for head in self.label_key
+            head: step.part(self.task, head) or step.task_of_loss(step.part(loss, head))
+            for head, label in y.items()
+            # A row of integers holds the classes of tokens, of which -1 may be a padding.
+            if (label.shape.rank or 1) < 2 or label.shape[-1] == 1 or label.dtype.is_floating
         }
         return {head: task for head, task in found.items() if task is not None}
 
@@ -386,7 +387,7 @@ class OFBModel(keras.Model):
                 self.backward_rate, x, y, weight, log_inclusion, seen
             )
         counted = weight
-        if isinstance(weight, dict):
+        if isinstance(weight, dict | list | tuple):
             counted = step.largest(weight)
         if weight is None:
             counted = tf.ones([tf.shape(keras.tree.flatten(x)[0])[0]])
@@ -410,20 +411,24 @@ class OFBModel(keras.Model):
         seen: dict[str, Any],
     ) -> tuple:
         """One forward pass over all, and what of the batch goes on, with weights or offsets."""
-        task = self.task if isinstance(self.task, str) else None
-        outputs_of = step.read_outputs(self.loss, task)
         if "training" in inspect.signature(self.call).parameters:
             outputs = self(x, training=False)
         else:
             outputs = self(x)
-        logits = tf.stop_gradient(outputs_of.logits(outputs))
+        task, logits, labels = self._read(y, outputs, weight)
+        record = {constants.LOGITS: logits}
+        if isinstance(task, Heads):
+            if self.estimator == constants.LOG_ODDS:
+                check_log_odds(self._policy, task)
+            record, labels, _ = combine(task, record, labels, self._policy.score)
+            task = constants.MULTICLASS
         n, count = step.sizes(logits, rate)
         indices, correction = window.select_count(
             self._policy,
             count,
-            outputs_of.task,
-            outputs_of.labels(y),
-            {constants.LOGITS: logits},
+            task,
+            labels,
+            record,
             step.step_key(self.selection_seed, self.optimizer.iterations),
             self.estimator,
         )
@@ -436,7 +441,10 @@ class OFBModel(keras.Model):
         )
         if self.estimator == constants.LOG_ODDS:
             return x, y, weight, correction + (0.0 if log_inclusion is None else log_inclusion)
-        return x, y, correction if weight is None else times(correction, weight), log_inclusion
+        if weight is None:
+            return x, y, correction, log_inclusion
+        weight = keras.tree.map_structure(lambda each: times(correction, each), weight)
+        return x, y, weight, log_inclusion
 
     def compute_loss(
         self,
@@ -469,8 +477,13 @@ class OFBModel(keras.Model):
         has_scores = constants.LOGITS in seen or constants.LOSS in seen
         if not has_scores and probe is None:
             return
-        recorded, losses, norms = step.figures(self.loss, self.task, seen, y, y_pred, weight)
-        if isinstance(weight, dict):
+        norms: tf.Tensor | None = None
+        if tf.is_tensor(y_pred) and (y_pred.shape.rank or 0) > 2:  # a loss for each token
+            recorded = seen.get(constants.LOSS)
+            losses = step.of_examples(step.unreduced(self.loss, y, tf.stop_gradient(y_pred)))
+        else:
+            recorded, losses, norms = step.figures(self._read(y, y_pred, weight), seen)
+        if isinstance(weight, dict | list | tuple):
             weight = step.largest(weight)
         elif weight is not None:
             weight = step.of_examples(weight)
@@ -486,6 +499,26 @@ class OFBModel(keras.Model):
         if probe is not None:
             self.variance_ratio.update_state(norms, weight, probe)
             self._shown.add(self.variance_ratio.name)
+
+    def _read(self, y: Any, outputs: Any, weight: Any) -> tuple[str | Heads, tf.Tensor, Any]:
+        """`step.read_step` with what the model was made and compiled with."""
+        # Keras keeps these where it has them for saving; there is no public attribute.
+        settings = getattr(getattr(self, "_compile_config", None), "config", {})
+        weights = settings.get("loss_weights")
+        names = sorted(outputs) if isinstance(outputs, dict) else []
+        given = (self.loss, self.task, weights, y, outputs, weight)
+        given = tuple(self._by_head(each, names) for each in given)
+        return step.read_step(*given)
+
+    def _by_head(self, value: Any, names: list[str]) -> Any:
+        """A list of what belongs to outputs as a dict; `names` are those of a dict of outputs."""
+        if not isinstance(value, list | tuple):
+            return value
+        return dict(zip(self.output_names if self._has_list() else names, value, strict=True))
+
+    def _has_list(self) -> bool:
+        """Whether the outputs are a list, whose names are those of their layers."""
+        return isinstance(self, Functional) and isinstance(self.output, list | tuple)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; a dataset of dicts may come with `class_weight`.
@@ -571,6 +604,11 @@ class OFBModel(keras.Model):
             whole = element if len(element) > 1 else element[0]
             x, y, weight = self.unpack(whole)
             if table is not None:
+                if isinstance(y, dict):
+                    raise ValueError(
+                        "class_weight is for one label. Received: the labels "
+                        f"{sorted(y)}. Give the heads loss_weights, or elements a weight each."
+                    )
                 factor = _class_weights_of(table, y)
                 weight = factor if weight is None else times(factor, weight)
             x = self._with_record(x, whole)

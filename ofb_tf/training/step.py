@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.selection import scores
-from ofb_tf.selection.heads import Heads, combine
+from ofb_tf.selection.heads import Heads, combine, side_by_side
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS
 
 _TASK_OF_LOSS = {
@@ -40,7 +41,8 @@ class OutputReading:
         """float32 logits (or predictions) `[n, k]` from outputs `[n, k]` or `[n]`."""
         if not tf.is_tensor(outputs):
             raise ValueError(
-                "OFBModel: selection and record statistics need a model with one output tensor. "
+                "OFBModel: selection and record statistics need a model with one output tensor, "
+                "or a dict of them by the names of heads. "
                 f"Received: {type(outputs).__name__}"
             )
         values = tf.cast(outputs, tf.float32)
@@ -147,9 +149,9 @@ def align_weights(loss: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     if isinstance(y_pred, dict | list | tuple):
         names = list(y_pred) if isinstance(y_pred, dict) else range(len(y_pred))
         given = (loss, y, y_pred, weight)
-        parts = {name: [_part(each, name) for each in given] for name in names}
-        aligned = {name: align_weights(*part) for name, part in parts.items()}
-        if all(aligned[name] is part[3] for name, part in parts.items()):
+        parts = {name: [part(each, name) for each in given] for name in names}
+        aligned = {name: align_weights(*each) for name, each in parts.items()}
+        if all(aligned[name] is each[3] for name, each in parts.items()):
             return weight
         return aligned if isinstance(y_pred, dict) else list(aligned.values())
     if not (tf.is_tensor(y_pred) and tf.is_tensor(weight)) or weight.shape.rank != 1:
@@ -160,11 +162,13 @@ def align_weights(loss: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     return tf.reshape(weight, tf.concat([tf.shape(weight), [1] * further], axis=0))
 
 
-def _part(value: Any, name: Any) -> Any:
-    """What belongs to one output: the entry of its name, or what stands for all."""
-    if isinstance(value, dict):
+def part(value: Any, name: Any) -> Any:
+    """What belongs to one output: the entry of its name or place, or what stands for all."""
+    if isinstance(value, Mapping):
         return value.get(name)
-    return value[name] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return value[name] if isinstance(name, int) else None
+    return value
 
 
 def _rank_of_losses(loss: Any, y: tf.Tensor, y_pred: tf.Tensor) -> int:
@@ -192,9 +196,9 @@ def of_examples(weight: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(weight, axis=range(1, rank)) if rank > 1 else weight
 
 
-def largest(weights: dict[str, tf.Tensor]) -> tf.Tensor:
+def largest(weights: Any) -> tf.Tensor:
     """The importance weights `[n]` of heads: of a head whose label is not known it is 0."""
-    return functools.reduce(tf.maximum, map(of_examples, weights.values()))
+    return functools.reduce(tf.maximum, map(of_examples, keras.tree.flatten(weights)))
 
 
 def _snake_case(name: str) -> str:
@@ -214,71 +218,70 @@ def warn_of_biased_reduction(loss: Any) -> None:
 
 
 def figures(
-    loss: Any, task: Any, seen: dict[str, Any], y: Any, y_pred: Any, weight: Any
-) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor | None]:
+    reading: tuple[str | Heads, tf.Tensor, Any], seen: dict[str, Any]
+) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
     """What record and model say of each example: recorded loss, loss and gradient norm now.
 
     Args:
-      loss: what was given to `compile`.
-      task: of the model, of its heads by name, or None.
+      reading: what `read_step` gives.
       seen: the step's record fields.
-      y: labels; a dict for a model with a dict of outputs.
-      y_pred: outputs.
-      weight: weights; a dict where heads have weights, 0 for a label that is not known.
 
     Returns:
-      float32 `[n]` each. The recorded loss is None where there is none; the norm is None for
-      outputs with more than two dimensions, whose loss is the mean over the others.
-
-    Raises:
-      ValueError: the task of an output is neither given nor known from its loss.
+      float32 `[n]` each. The recorded loss is None where there is none.
     """
-    recorded = seen.get(constants.LOSS)
-    y_pred = keras.tree.map_structure(tf.stop_gradient, y_pred)
-    if not isinstance(y_pred, dict) and (y_pred.shape.rank or 0) > 2:
-        return recorded, of_examples(unreduced(loss, y, y_pred)), None
-    one_task = task if isinstance(task, str) else task_of_loss(loss)
-    several = tf.is_tensor(y_pred) and y_pred.shape.rank == 2 and y_pred.shape[1] != 1
-    if several and one_task == constants.BINARY:  # a head for each label
-        names = [f"{i:06d}" for i in range(y_pred.shape[1])]
-        y, y_pred = (dict(zip(names, tf.unstack(v, axis=1), strict=True)) for v in (y, y_pred))
-    if isinstance(y_pred, dict):
-        heads, logits, labels = _read_heads(loss, task, y, y_pred, weight)
+    task, logits, labels = reading
 
-        def measure(record: dict[str, tf.Tensor], by: str) -> tf.Tensor:
-            return combine(heads, record, labels, by)[0][constants.LOSS]
-    else:
-        reading = read_outputs(loss, task)
-        logits, labels = reading.logits(y_pred), reading.labels(y)
+    def measure(record: dict[str, tf.Tensor], by: str) -> tf.Tensor:
+        if isinstance(task, Heads):
+            return combine(task, record, labels, by).record[constants.LOSS]
+        bound = by == GRADIENT_NORM_BOUND
+        return (scores.gradient_norm_bound if bound else scores.example_loss)(record, labels, task)
 
-        def measure(record: dict[str, tf.Tensor], by: str) -> tf.Tensor:
-            bound = by == GRADIENT_NORM_BOUND
-            function = scores.gradient_norm_bound if bound else scores.example_loss
-            return function(record, labels, reading.task)
-
-    now = {constants.LOGITS: logits}
+    now, recorded = {constants.LOGITS: logits}, seen.get(constants.LOSS)
     if recorded is None and constants.LOGITS in seen:
         recorded = measure(seen, LOSS)
     return recorded, measure(now, LOSS), measure(now, GRADIENT_NORM_BOUND)
 
 
-def _read_heads(
-    losses: Any, tasks: Any, y: Any, outputs: dict[str, tf.Tensor], weights: Any
-) -> tuple[Heads, tf.Tensor, dict[str, tf.Tensor]]:
-    """The heads of a model with several outputs, their logits side by side, and their labels."""
+def read_step(
+    loss: Any, task: Any, loss_weights: Any, y: Any, y_pred: Any, weight: Any
+) -> tuple[str | Heads, tf.Tensor, Any]:
+    """A batch as selection takes it: the task or the heads, logits `[n, k]`, and labels.
+
+    Args:
+      loss: what was given to `compile`.
+      task: of the model, of its heads by name, or None.
+      loss_weights: what was given to `compile`; counts where it is a dict by the names of heads.
+      y: labels; a dict for a model with a dict of outputs.
+      y_pred: outputs.
+      weight: weights; a dict where heads have weights, 0 for a label that is not known.
+
+    Raises:
+      ValueError: the task of an output is neither given nor known from its loss, or outputs are a
+        list.
+    """
+    one_task = task if isinstance(task, str) else task_of_loss(loss)
+    several = tf.is_tensor(y_pred) and y_pred.shape.rank == 2 and y_pred.shape[1] != 1
+    if several and one_task == constants.BINARY:  # a head for each label
+        names = [f"{i:06d}" for i in range(y_pred.shape[1])]
+        y, y_pred = (dict(zip(names, tf.unstack(v, axis=1), strict=True)) for v in (y, y_pred))
+    if not isinstance(y_pred, dict):
+        reading = read_outputs(loss, task if isinstance(task, str) else None)
+        return reading.task, tf.stop_gradient(reading.logits(y_pred)), reading.labels(y)
     own: dict[str, Any] = {}
     logits, labels = {}, {}
-    for name, output in outputs.items():
-        reading = read_outputs(_part(losses, name), _part(tasks, name))
-        logits[name] = reading.logits(output)
+    for name, output in y_pred.items():
+        reading = read_outputs(part(loss, name), part(task, name))
+        logits[name] = tf.stop_gradient(reading.logits(output))
         labels[name] = reading.labels(y[name])
         width = logits[name].shape[1]
         own[name] = (reading.task, width) if reading.task == constants.MULTICLASS else reading.task
-        if isinstance(weights, dict) and name in weights:
-            known = of_examples(weights[name]) > 0
+        if isinstance(weight, dict) and name in weight:
+            known = of_examples(weight[name]) > 0
             labels[name] = tf.where(known, tf.cast(labels[name], tf.float32), float("nan"))
-    side_by_side = tf.concat([logits[name] for name in sorted(logits)], axis=1)
-    return Heads.of(own, None), side_by_side, labels
+    weights = loss_weights if isinstance(loss_weights, Mapping) else {}
+    heads = Heads.of(own, {name: weights[name] for name in own if weights.get(name) is not None})
+    return heads, side_by_side(logits), labels
 
 
 def sizes(logits: tf.Tensor, rate: float) -> tuple[int | tf.Tensor, int | tf.Tensor]:

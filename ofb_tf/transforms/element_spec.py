@@ -7,12 +7,12 @@ messages name the field, what was expected and what was received.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from ofb_tf import constants
+from ofb_tf import constants, hashing
 from ofb_tf.selection import heads
 from ofb_tf.selection.heads import Heads
 
@@ -20,6 +20,7 @@ DatasetTransform = Callable[[tf.data.Dataset], tf.data.Dataset]
 """A function from a dataset to a dataset, for `tf.data.Dataset.apply`."""
 
 ID_DTYPES = (tf.int64, tf.int32, tf.string)
+IdKey = str | Sequence[str]
 LabelKey = str | Mapping[str, str] | None
 _SCORES = (constants.LOGITS, constants.LOSS)
 _TOP_K = (
@@ -49,7 +50,7 @@ class ElementSpec:
     Attributes:
       stage: the transformation's name, for errors.
       spec: the dataset's `element_spec`.
-      id_key: the field with the id.
+      id_key: the field with the id, or the fields that it is made of.
       label_key: the field with the label, in dicts, serialized tf.Examples and a y that is a dict;
         a field for each head, by its name; None where selection looks at no label.
       batched: whether elements are batches.
@@ -58,12 +59,14 @@ class ElementSpec:
 
     stage: str
     spec: Any
-    id_key: str
+    id_key: IdKey
     label_key: LabelKey = constants.LABEL
     batched: bool = False
     feature_spec: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id_key, str):
+            object.__setattr__(self, "id_key", tuple(self.id_key))
         if not (self.serialized or isinstance(self.spec, dict) or self._is_tuple()):
             raise ValueError(
                 f"{self.stage}: elements must be dicts, (x, y), (x, y, sample_weight), "
@@ -111,7 +114,20 @@ class ElementSpec:
 
     def ids(self, element: Any) -> Any:
         """The ids, or their spec; None where there are none."""
-        return element[0] if self.paired else _reach(self.fields(element), self.id_key)
+        return element[0] if self.paired else self._id_in(self.fields(element))
+
+    def _id_in(self, fields: dict[str, Any]) -> Any:
+        """The id in a dict, or made of its columns, or its spec; None if it is not there."""
+        if isinstance(self.id_key, str):
+            return _reach(fields, self.id_key)
+        columns = [_reach(fields, key) for key in self.id_key]
+        if not columns or any(column is None for column in columns):
+            return None
+        if not isinstance(columns[0], tf.TypeSpec):
+            return hashing.example_id_of(*columns)
+        ranks = [getattr(column, "shape", tf.TensorShape(None)).rank for column in columns]
+        odd = (column for column, rank in zip(columns, ranks, strict=True) if rank != ranks[0])
+        return next(odd, tf.TensorSpec(columns[0].shape, tf.int64))
 
     def keys(self, batch: Any) -> dict[str, Any]:
         """What selection looks at: id and record fields, as far as present, and `label`.
@@ -139,15 +155,16 @@ class ElementSpec:
         return spec
 
     def _keys(self, element: Any, parsed: dict[str, Any] | None) -> dict[str, Any]:
+        keys: dict[Any, Any]
         if parsed is not None:
-            keys, holder = dict(parsed), parsed
+            keys, holder, ids = dict(parsed), parsed, self._id_in(parsed)
         else:
             fields = self.fields(element)
             keys = {name: fields[name] for name in scores_of(fields)}
             ids = self.ids(element)
-            if ids is not None:
-                keys[self.id_key] = ids
             holder = self.without_id(element)[1] if self._is_tuple() else fields
+        if ids is not None:
+            keys[self.id_key] = ids
         label = None if self.label_key is None else self._label(holder)
         if label is not None:
             keys[constants.LABEL] = label
@@ -229,7 +246,8 @@ class ElementSpec:
         if not isinstance(spec, tf.TensorSpec):
             raise ValueError(
                 f"{stage}: label {key!r} must be one scalar tensor, got {spec}. Set label_key to "
-                "the part of y that selection looks at, or to None where records hold the loss."
+                "the part of y that selection looks at (make a dict of a tuple first), or to None "
+                "where records hold the loss."
             )
         if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype == tf.bool):
             raise ValueError(f"{stage}: {key!r} must be numeric, got {spec}.")
@@ -264,7 +282,18 @@ class ElementSpec:
             return _as_scalar(label, task)
         if isinstance(label, dict):
             return [_as_scalar(label[head.name], head.task) for head in task]
+        label = tf.cast(label, tf.int64) if label.dtype == tf.bool else label
+        # Keras has no weight for each label of a vector: one that is not known is out of range.
+        label = tf.where(heads.present(label, constants.BINARY), label, tf.constant(2, label.dtype))
         return tf.unstack(label, len(task), axis=1)
+
+    def label_columns(self, keys: dict[str, Any], task: Heads) -> tf.Tensor:
+        """The labels of heads as they came, for messages: float32 `[n, T]`."""
+        label = keys[constants.LABEL]
+        if not isinstance(label, dict):
+            return tf.cast(label, tf.float32)
+        columns = [_as_scalar(label[head.name], head.task) for head in task]
+        return tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)
 
 
 def _as_scalar(label: tf.Tensor, task: str) -> tf.Tensor:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.records import ForwardRecords
 from ofb_tf.records.reader import as_tensor, release_freed
-from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec, check_free
+from ofb_tf.transforms.element_spec import DatasetTransform, ElementSpec, IdKey, check_free
 
 MISSING_FLAG = "flag"
 _MISSING = (MISSING_FLAG, constants.MISSING_DROP, constants.MISSING_ERROR)
@@ -292,7 +292,7 @@ def lookup_in_columns(loaded: dict[str, tf.Tensor], oldest: int | None) -> Recor
 def join_forward_records(
     records: ForwardRecords | str | Sequence[str],
     *,
-    id_key: str = constants.EXAMPLE_ID,
+    id_key: IdKey = constants.EXAMPLE_ID,
     missing: str = MISSING_FLAG,
     max_age: float | None = None,
     as_of: int | None = None,
@@ -315,7 +315,8 @@ def join_forward_records(
     Args:
       records: `ForwardRecords`, or a pattern, directory, file or list of them to load. Of
         several records of an id the newest counts.
-      id_key: the field with the example's id: int64, int32 or string (by its fingerprint).
+      id_key: the field with the example's id: int64, int32 or string (by its fingerprint); or a
+        list of fields that tell examples apart, see `ofb_sample`.
       missing: what becomes of an example without a record: "flag" leaves it in with
         `has_record` False, "drop" leaves it out, "error" raises. "keep" is the deprecated name
         of "flag".

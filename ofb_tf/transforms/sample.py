@@ -16,12 +16,13 @@ from ofb_tf.checks import check_choice
 from ofb_tf.records import ForwardRecords, PartitionedRecords
 from ofb_tf.records.outputs import look_like_probabilities
 from ofb_tf.selection import Policy, get_policy, heads, stream_budget, window
-from ofb_tf.selection.heads import Heads
+from ofb_tf.selection.heads import Head, Heads
 from ofb_tf.selection.log_odds import check_log_odds
 from ofb_tf.transforms import dense, statistics
 from ofb_tf.transforms.element_spec import (
     DatasetTransform,
     ElementSpec,
+    IdKey,
     LabelKey,
     attach,
     gather,
@@ -50,7 +51,7 @@ def ofb_sample(
     task: str | Mapping[str, Any] | None = None,
     loss_weights: Mapping[str, float] | None = None,
     num_outputs: int | None = None,
-    id_key: str = constants.EXAMPLE_ID,
+    id_key: IdKey = constants.EXAMPLE_ID,
     label_key: LabelKey = constants.LABEL,
     window_size: int = 4096,
     batch_size: int | None = None,
@@ -108,7 +109,8 @@ def ofb_sample(
       loss_weights: of the heads, as for `keras.Model.compile`; None for ones.
       num_outputs: how many logits a record must have; None accepts what the records have.
       id_key: field with the example's id: scalar int64, int32 or string. Needed with `records`.
-        Where x is no dict, the id goes next to the tuple: `(example_id, (x, y))`.
+        Where x is no dict, the id goes next to the tuple: `(example_id, (x, y))`. A list of fields
+        that together tell examples apart: the id is `example_id_of` them.
       label_key: field with the label: a number (class id, 0 / 1, or target), `[1]`, or a one-hot
         row with task="multiclass". For `(x, y)` elements y is the label, or a dict with this
         field. For several heads, a field for each by its name, by default the names themselves; a
@@ -218,7 +220,7 @@ class SamplingConfig:
     policy: Policy
     task: str | Heads | None
     num_outputs: int | None
-    id_key: str
+    id_key: IdKey
     label_key: LabelKey
     window_size: int
     batch_size: int | None
@@ -325,6 +327,7 @@ class OFBSampler:
         self._config = config
         self._oldest = oldest_timestamp(config.max_age, as_of)
         self._functions: dict[Any, Callable] = {}
+        self._task: str | Heads | None = None  # of the dataset that it was applied to last
         self._lookup: RecordLookup | UpdatableRecords | None = None
         if config.updatable and (records is None or isinstance(records, PartitionedRecords)):
             raise ValueError(
@@ -427,7 +430,10 @@ class OFBSampler:
                 "whose records are constants of its graph"
             )
         oldest = oldest_timestamp(self._config.max_age, as_of)
-        self._lookup.update(load_records(records, as_of), oldest)
+        loaded = load_records(records, as_of)
+        self._lookup.update(loaded, oldest)
+        if self._task is not None:
+            _warn_of_probabilities(loaded, self._task)
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The sampled dataset. See `ofb_sample`.
@@ -446,9 +452,9 @@ class OFBSampler:
                 f"{STAGE}: the records are partitioned, so the examples must be too: call "
                 "sampler.partitions(examples), where examples(k) is the dataset of partition k."
             )
-        elements, task = self._resolve(dataset.element_spec)
+        elements, self._task = self._resolve(dataset.element_spec)
         if self._records is not None:
-            _warn_of_probabilities(self._records, task)
+            _warn_of_probabilities(self._records, self._task)
         return self._sampled(self._select_windows(dataset, self._gather), self._drop(elements))
 
     def partitions(self, examples: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
@@ -656,7 +662,6 @@ class OFBSampler:
         num_outputs = config.num_outputs if self._num_outputs is None else self._num_outputs
         asserts_joined = config.missing == constants.MISSING_ERROR
         sees_labels = config.policy.needs_records and config.label_key is not None
-        sees_labels &= not isinstance(task, Heads)
 
         @tf.autograph.experimental.do_not_convert
         def decide(
@@ -667,17 +672,16 @@ class OFBSampler:
             key: tf.Tensor,
             state: Any,
         ) -> tuple:
-            labels, scored, one_task = elements.labels(keys, task), record, constants.MULTICLASS
+            labels, scored, joint = elements.labels(keys, task), record, None
             if isinstance(task, Heads):
-                scored, labels = heads.combine(task, record, labels, config.policy.score)
-            else:
-                one_task = task
-                if config.label_key is None and config.policy.needs_records:
-                    scored = _losses_alone(record)
+                joint = heads.combine(task, record, labels, config.policy.score)
+                labels, scored = joint.strata, joint.record
+            elif config.label_key is None and config.policy.needs_records:
+                scored = _losses_alone(record)
             selection = window.select(
                 config.policy,
                 rate=config.rate,
-                task=one_task,
+                task=task if isinstance(task, str) else constants.MULTICLASS,
                 missing=config.missing,
                 example_ids=example_ids,
                 labels=labels,
@@ -691,7 +695,11 @@ class OFBSampler:
             batch = elements.without_id(batch)
             selected = then(elements, task, batch, labels, record, selection, key)
             joined = (selection.usable, selection.example_ids) if asserts_joined else ()
-            seen = (labels, selection.valid_labels) if sees_labels else ()
+            seen: tuple = ()
+            if sees_labels:
+                seen = (labels, selection.valid_labels)
+                if joint is not None and isinstance(task, Heads):
+                    seen = (elements.label_columns(keys, task), joint.valid_labels)
             return selected, selection.state, joined, seen
 
         return decide
@@ -859,7 +867,8 @@ def _element_spec(spec: Any, config: SamplingConfig) -> ElementSpec:
     """Where id and label are in elements of this spec; raises ValueError where they do not fit."""
     feature_spec = config.feature_spec
     if feature_spec is None:
-        feature_spec = {config.id_key: tf.io.FixedLenFeature([], tf.int64)}
+        names = [config.id_key] if isinstance(config.id_key, str) else config.id_key
+        feature_spec = dict.fromkeys(names, tf.io.FixedLenFeature([], tf.int64))
         if isinstance(config.task, Heads) and isinstance(config.label_key, Mapping):
             for head in config.task:
                 feature_spec[config.label_key[head.name]] = _label_feature(head.task, -1)
@@ -901,16 +910,20 @@ def _label_feature(task: str | None, unknown: int | None) -> tf.io.FixedLenFeatu
 
 
 def _warn_of_probabilities(records: ForwardRecords, task: str | Heads) -> None:
-    columns = records.columns
-    if task not in (constants.BINARY, constants.MULTICLASS) or constants.CLASS_IDS in columns:
+    logits = records.columns.get(constants.LOGITS)
+    if logits is None or constants.CLASS_IDS in records.columns:
         return
-    logits = columns.get(constants.LOGITS)
-    if logits is not None and look_like_probabilities(logits[:4096].numpy()):
-        warnings.warn(
-            f"{STAGE}: the recorded logits lie in [0, 1], as probabilities do; they make the "
-            "selection nearly uniform. Write them with probabilities=.",
-            stacklevel=4,
-        )
+    rows, start = logits[:4096].numpy(), 0
+    for head in task if isinstance(task, Heads) else [Head("", task, logits.shape[1])]:
+        part = rows[:, start : start + head.num_outputs]
+        start += head.num_outputs
+        if head.task != constants.REGRESSION and look_like_probabilities(part):
+            warnings.warn(
+                f"{STAGE}: the recorded logits lie in [0, 1], as probabilities do; they make the "
+                "selection nearly uniform. Write them with probabilities=.",
+                stacklevel=4,
+            )
+            return
 
 
 def _losses_alone(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -932,7 +945,7 @@ def _check(config: SamplingConfig, task: str | Heads, joined: tuple, seen: tuple
       config: the arguments of `ofb_sample`.
       task: the task.
       joined: `usable` and `example_ids` where all must be usable.
-      seen: `labels` and `valid_labels` where they matter.
+      seen: labels and whether they are valid, `[n]` or for heads `[n, T]`, where they matter.
     """
     if joined:
         assert_joined(*joined)
@@ -940,7 +953,10 @@ def _check(config: SamplingConfig, task: str | Heads, joined: tuple, seen: tuple
         labels, valid = seen
         if config.estimator == constants.LOG_ODDS and labels.dtype.is_floating:
             _assert_hard(labels, config.label_key)
-        _warn_of_labels(labels, valid, task)
+        shown: Any = config.task or task
+        if isinstance(shown, Heads):
+            shown = {head.name: head.task for head in shown}
+        _warn_of_labels(labels, valid, shown)
 
 
 def _assert_hard(labels: tf.Tensor, label_key: Any) -> None:
@@ -953,7 +969,7 @@ def _assert_hard(labels: tf.Tensor, label_key: Any) -> None:
     tf.debugging.Assert(~tf.reduce_any(is_soft), [message])
 
 
-def _warn_of_labels(labels: tf.Tensor, valid: tf.Tensor, task: str | Heads) -> None:
+def _warn_of_labels(labels: tf.Tensor, valid: tf.Tensor, task: Any) -> None:
     """Says on stderr that labels do not fit the task, once a window has more than a few of them."""
 
     # Iterators start more slowly with every operation: these are the fewest that say it.
@@ -967,7 +983,8 @@ def _warn_of_labels(labels: tf.Tensor, valid: tf.Tensor, task: str | Heads) -> N
         )
         tf.raw_ops.PrintV2(input=text, output_stream="stderr", end="")
 
-    share = tf.reduce_mean(tf.cast(valid, tf.float32))
+    share = tf.reduce_mean(tf.cast(valid, tf.float32), axis=0)
+    share = share if share.shape.rank == 0 else tf.reduce_min(share)
     tf.cond(share < 1.0 - _MAX_WRONG_LABELS, warn, lambda: None)
 
 

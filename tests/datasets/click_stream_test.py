@@ -224,3 +224,41 @@ def test_arguments_out_of_range(tmp_path, method, arguments, message):
             ClickStream(num_examples=100).dataset(**arguments)
         else:
             ClickStream(num_examples=100).write_tfrecords(tmp_path, **arguments)
+
+
+def test_conversions_match_a_numpy_reference_and_leave_clicks_alone():
+    stream = ClickStream(positive_rate=0.3, seed=5, conversion_rate=0.2)
+    ids = np.array([0, 1, 2, 17, 4095, 123_456, 599_999], np.int64)
+    examples = stream.generate(ids)
+    clicks = ClickStream(positive_rate=0.3, seed=5).generate(ids)
+    assert set(examples) == set(clicks) | {"conversion", "conversion_probability"}
+    for name, values in clicks.items():
+        np.testing.assert_array_equal(examples[name], values)
+    key = int(hashing.fold_in(np.int64(5), np.int64(31)))
+    function = ClickFunction.from_seed(key, stream.drift)
+    rows = zip(ids, *_draws(ids, seed=5)[1:], strict=True)
+    logits = [_logit(function, *row) for row in rows]
+    probability = examples["conversion_probability"].numpy().astype(np.float64)
+    intercepts = np.log(probability / (1 - probability)) - logits
+    np.testing.assert_allclose(intercepts, intercepts[0], atol=2e-5)
+
+
+def test_conversions_are_known_of_clicks_alone_and_have_their_rate():
+    stream = ClickStream(num_examples=200_000, positive_rate=0.1, seed=2, conversion_rate=0.25)
+    columns = _columns(stream.dataset(batched=True))
+    click = columns["label"] == 1
+    np.testing.assert_array_equal(columns["conversion"] >= 0, click)
+    p = columns["conversion_probability"][click].astype(np.float64)
+    converted = columns["conversion"][click]
+    assert abs(converted.mean() - p.mean()) < 5 * np.sqrt((p * (1 - p)).mean() / len(p))
+    # The rate is that of other ids, of about as many clicks.
+    assert abs(p.mean() - 0.25) < 5 * p.std() * np.sqrt(2 / len(p))
+
+
+def test_what_conversions_do_not_have(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"conversion_rate must be in \(0, 1\) or None. Received: 1"
+    ):
+        ClickStream(conversion_rate=1.0)
+    with pytest.raises(ValueError, match="write_tfrecords writes no conversions"):
+        ClickStream(conversion_rate=0.5).write_tfrecords(tmp_path)

@@ -33,6 +33,10 @@ from ofb_tf.experiments.config import SimulationConfig, Trial
         ({"dataset": ""}, "dataset must be a name"),
         ({"model": "huge"}, "model must be 'small' or 'deep'. Received: 'huge'"),
         ({"policies": ("best",)}, "policies must be among .*'importance'.* Received: 'best'"),
+        (
+            {"dataset": "click_conversion", "estimator": "log_odds"},
+            "estimator must be 'weights' for the two heads of click_conversion",
+        ),
         ({"rate": 0.001, "window_size": 100}, r"rate \* window_size must be at least 1"),
     ],
 )

@@ -1,24 +1,26 @@
 """Statistics of finished trials, against numpy and by hand."""
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
 
-from ofb_tf.experiments import summary
-from tests.experiments.conftest import VALUES, summarize
+from ofb_tf.experiments import report, summary
+from ofb_tf.experiments.config import SimulationConfig
+from tests.experiments.conftest import VALUES, make_result, summarize
 
 RESULT = {
     "dataset", "rate", "seeds", "metric", "metric_text", "command", "version", "window_size",
-    "refresh_interval", "passes", "learning_rate", "stream_examples", "policies",
+    "refresh_interval", "passes", "learning_rate", "stream_examples", "policies", "further_metrics",
 }  # fmt: skip
 POLICY = {
     "mean", "standard_error", "values", "gap_closure", "gap_closure_standard_error",
     "against_default", "calibration", "realized_rate", "mean_weight", "max_weight",
     "effective_sample_size", "backward_examples", "wall_seconds", "cpu_seconds", "refresh_seconds",
     "warm_up_seconds", "serving_seconds", "metrics", "time_to_uniform", "stream_to_uniform",
-    "seconds_to_full_quality", "curves",
+    "seconds_to_full_quality", "curves", "further",
 }  # fmt: skip
 
 
@@ -138,3 +140,31 @@ def test_one_rule_for_what_beats_the_default():
     assert summary.better_than_default([content]) == [found]
     del content["policies"]["importance"]
     assert summary.better_than_default([content]) == []
+
+
+def test_gap_closure_by_another_metric():
+    """Of a second head, whose values are the first one's of another seed."""
+    results = [
+        dataclasses.replace(
+            make_result(policy, seed, value),
+            further_metrics={"second": "of the second head"},
+            metrics={"test_loss": value, "second": values[1 - seed] ** 2, "calibration": 1.0},
+        )
+        for policy, values in VALUES.items()
+        for seed, value in enumerate(values)
+    ]
+    config = SimulationConfig(dataset="mnist", seeds=2)
+    content = summary.summarize(config, results, command="")
+    assert content["further_metrics"] == {"second": "of the second head"}
+    shown = content["policies"]["importance"]["further"]["second"]
+    assert shown["values"] == [9.0, 4.0]
+    # Means of squares: uniform 17, importance 6.5, everything 5.
+    assert shown["gap_closure"] == pytest.approx((17 - 6.5) / (17 - 5))
+    headings, *rows = report.table_rows(content)
+    assert headings[-2:] == ["second", "gap closure, second"]
+    assert [row[-1].split()[0] for row in rows] == ["0.00", "0.88", "1.00"]
+    assert rows[1][-2] == "6.5 ± 2.5"
+    assert "0.88" in report.headline(content) and "by second" in report.headline(content)
+    comparison = content | {"title": "two heads", "group": "Heads", "config": {}}
+    page = report.as_markdown({"comparisons": [comparison], "version": "0", "command": ""})
+    assert "two heads, by second" in page

@@ -64,6 +64,12 @@ def test_both_paths_select_and_train_the_same(policy, num_classes, settings):
     both(config, policy, array_workload(num_classes))
 
 
+@pytest.mark.parametrize("settings", [{"missing_records": 0.3}, {"budget": "stream"}])
+def test_both_paths_select_and_train_two_heads_the_same(settings):
+    config = SimulationConfig(**CLICKS | {"dataset": "click_conversion"} | settings)
+    both(config, "importance", workloads.get_workload(config, 0))
+
+
 def test_the_pipeline_is_made_once_a_pass_and_updated_with_new_records(monkeypatch):
     samplers, updates = [], []
 
@@ -195,6 +201,21 @@ def test_metrics_against_numpy():
     off = clicks.evaluate(np.zeros([200, 1]))
     entropy = -truth * np.log(truth) - (1 - truth) * np.log(1 - truth)
     assert off["excess_kl"] == pytest.approx(np.mean(np.log(2) - entropy))
+    conversions = workloads.get_workload(
+        SimulationConfig(**CLICKS | {"dataset": "click_conversion"}), 0
+    )
+    of_clicks = np.log(truth / (1 - truth))
+    p = conversions.test["conversion_probability"].numpy().astype(np.float64)
+    of_conversions = np.log(p / (1 - p))
+    perfect = conversions.evaluate(np.stack([of_clicks, of_conversions], axis=1))
+    assert perfect["excess_kl"] == pytest.approx(0.0, abs=1e-12)
+    assert perfect["conversion_excess_kl"] == pytest.approx(0.0, abs=1e-12)
+    off = conversions.evaluate(np.stack([of_clicks, np.zeros(200)], axis=1))
+    lost = np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p)
+    assert off["excess_kl"] == perfect["excess_kl"]
+    assert off["conversion_excess_kl"] == pytest.approx(
+        (truth * lost).sum() / truth.sum(), rel=1e-5
+    )
     classes = array_workload(3)
     flat = classes.evaluate(np.zeros([30, 3]))
     assert flat["test_loss"] == pytest.approx(np.log(3))

@@ -7,7 +7,7 @@ import pytest
 
 import ofb_tf
 from ofb_tf.records import importers
-from ofb_tf.records.outputs import gives_probabilities, logits_of, look_like_probabilities
+from ofb_tf.records.outputs import activation_of, logits_of, look_like_probabilities
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(100, 4)).astype(np.float32)
@@ -62,15 +62,16 @@ def test_the_compiled_loss_says_what_the_outputs_are():
     import keras
 
     losses = keras.losses
-    assert gives_probabilities("binary_crossentropy")
-    assert gives_probabilities(losses.SparseCategoricalCrossentropy())
-    assert gives_probabilities(losses.categorical_crossentropy)
-    assert not gives_probabilities(losses.BinaryCrossentropy(from_logits=True))
-    assert not gives_probabilities("mse")
-    assert not gives_probabilities(losses.Huber())
-    assert gives_probabilities(None, keras.layers.Dense(1, activation="sigmoid"))
-    assert gives_probabilities(None, keras.layers.Softmax())
-    assert not gives_probabilities(None, keras.layers.Dense(1))
+    assert activation_of("binary_crossentropy") == "sigmoid"
+    assert activation_of(losses.SparseCategoricalCrossentropy()) == "softmax"
+    assert activation_of(losses.BinaryFocalCrossentropy()) == "sigmoid"
+    assert activation_of(losses.categorical_crossentropy) == "softmax"
+    assert activation_of(losses.BinaryCrossentropy(from_logits=True)) is None
+    assert activation_of("mse") is None
+    assert activation_of(losses.Huber()) is None
+    assert activation_of(None, keras.layers.Dense(1, activation="sigmoid")) == "sigmoid"
+    assert activation_of(None, keras.layers.Softmax()) == "softmax"
+    assert activation_of(None, keras.layers.Dense(1)) is None
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -101,3 +102,34 @@ def test_predictions_and_exports_of_a_sigmoid_are_recorded_as_logits(tmp_path, c
     got = serve(examples=tf.constant(examples))
     np.testing.assert_allclose(got["predictions"], p, rtol=1e-5)
     np.testing.assert_allclose(got["logits"], recorded, atol=1e-4)
+
+
+def test_probabilities_of_several_labels_are_no_softmax(tmp_path):
+    """Their logarithms would be recorded in silence, and select nearly uniformly."""
+    sigmoids = 1 / (1 + np.exp(-LOGITS))
+    np.testing.assert_allclose(logits_of(sigmoids, sigmoids=True), LOGITS, atol=1e-4)
+    with ofb_tf.ForwardRecordWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="sum to 1. Received: rows with a median sum of"):
+            writer.write(np.arange(100), probabilities=sigmoids)
+        heads = {"b": SOFTMAX, "a": SIGMOID}
+        writer.write(np.arange(100), probabilities=heads)
+        writer.write(np.arange(100, 200), {"b": LOGITS, "a": LOGITS[:, 0]})
+    recorded = ofb_tf.ForwardRecords.load(tmp_path).logits.numpy()
+    expected = np.concatenate([LOGITS[:, :1], np.log(SOFTMAX)], axis=1)
+    np.testing.assert_allclose(recorded[:100], expected, atol=1e-4)
+    np.testing.assert_array_equal(recorded[100:], np.concatenate([LOGITS[:, :1], LOGITS], axis=1))
+
+
+def test_predictions_of_several_labels_are_recorded_as_logits(tmp_path):
+    import keras
+
+    from ofb_tf.serving import RecordPredictions
+
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.layers.Activation("sigmoid")(x))
+    model.compile("sgd", "binary_crossentropy")
+    with ofb_tf.ForwardRecordWriter(tmp_path) as writer:
+        recorder = RecordPredictions(writer, np.arange(100))
+        model.predict(LOGITS, callbacks=[recorder], verbose=0)
+    recorded = ofb_tf.ForwardRecords.load(tmp_path).logits.numpy()
+    np.testing.assert_allclose(recorded, LOGITS, atol=1e-4)

@@ -47,12 +47,13 @@ def test_joint_score_and_loss_are_those_of_the_formula():
     weights = {"click": 2.0, "price": 1.0, "topic": 0.5}
     labels = {name: tf.constant(label) for name, label in LABELS.items()}
     record = {"logits": tf.constant(LOGITS), "has_record": tf.ones([N], tf.bool)}
-    got, strata = heads.combine(HEADS, record, labels)
+    got, strata, valid = heads.combine(HEADS, record, labels)
+    assert valid.numpy().all()
     expected = np.sqrt(sum((weights[k] * bounds[k]) ** 2 for k in weights))
     np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
     assert "logits" not in got
     assert "has_record" in got
-    got, _ = heads.combine(HEADS, record, [labels[head.name] for head in HEADS], "loss")
+    got, _, _ = heads.combine(HEADS, record, [labels[head.name] for head in HEADS], "loss")
     np.testing.assert_allclose(got["loss"], sum(weights[k] * losses[k] for k in weights), rtol=1e-5)
     pairs = {
         (int(s), a, c) for s, a, c in zip(strata, LABELS["click"], LABELS["topic"], strict=True)
@@ -66,7 +67,8 @@ def test_what_is_not_finite_or_out_of_range_is_not_usable():
     logits[1, 0], logits[5, 0], logits[3, 3] = np.nan, np.nan, np.inf  # 5: its click is unknown
     labels = {name: tf.constant(label) for name, label in LABELS.items()}
     labels["topic"] = tf.constant(np.where(np.arange(N) == 7, 3, LABELS["topic"]))
-    got, strata = heads.combine(HEADS, {"logits": tf.constant(logits)}, labels)
+    got, strata, valid = heads.combine(HEADS, {"logits": tf.constant(logits)}, labels)
+    np.testing.assert_array_equal(np.argwhere(~valid.numpy()), [[7, 2]])  # the third head, topic
     usable = window.score(Importance(), "multiclass", strata, got).usable
     # Example 3 has no topic, so an infinite logit of that head says nothing.
     np.testing.assert_array_equal(np.flatnonzero(~usable.numpy()), [1, 7])
@@ -76,7 +78,7 @@ def test_the_weighted_losses_of_every_head_are_unbiased_by_enumeration():
     """Exactly: over every selection that the systematic design makes of this window."""
     _, losses, known = by_hand()
     labels = {name: tf.constant(label) for name, label in LABELS.items()}
-    record, strata = heads.combine(HEADS, {"logits": tf.constant(LOGITS)}, labels)
+    record, strata, _ = heads.combine(HEADS, {"logits": tf.constant(LOGITS)}, labels)
     rate = 1 / 3
     selection = window.select(
         Importance(),

@@ -88,3 +88,47 @@ def test_saved_model_cli_shows_and_runs_it(exported, examples, tmp_path):
     flags += ["--inputs", f"examples={tmp_path}/input.npy", "--outdir", tmp_path]
     python(cli, "run", *flags)
     np.testing.assert_array_equal(np.load(tmp_path / "example_id.npy"), examples[0][:2])
+
+
+def two_heads(as_list=False):
+    keras.utils.set_random_seed(2)
+    x = keras.Input([3], name="x")
+    heads = {"topic": keras.layers.Dense(4, name="topic")(x)}
+    heads["click"] = keras.layers.Dense(1, name="click", activation="sigmoid")(x)
+    return keras.Model(x, list(heads.values()) if as_list else heads)
+
+
+TASKS = {"topic": ("multiclass", 4), "click": "binary"}
+
+
+@pytest.mark.parametrize("form", ["dict", "list", "compiled"])
+def test_heads_answer_by_their_names_and_leave_logits_side_by_side(examples, tmp_path, form):
+    ids, inputs, serialized = examples
+    model = two_heads(as_list=form == "list")
+    if form == "compiled":
+        topic_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(loss={"topic": topic_loss, "click": "binary_crossentropy"})
+    export_recording_model(model, tmp_path / "m", FEATURE_SPEC, task=TASKS)
+    answer = serve(tmp_path / "m", serialized)
+    assert set(answer) == {"topic", "click", "logits", "example_id"}
+    outputs = two_heads()(inputs)
+    np.testing.assert_array_equal(answer["example_id"], ids)
+    np.testing.assert_allclose(answer["click"], outputs["click"], rtol=1e-5)
+    np.testing.assert_allclose(answer["topic"], tf.nn.softmax(outputs["topic"]), rtol=1e-5)
+    p = np.asarray(outputs["click"], np.float64)
+    logits = np.concatenate([np.log(p / (1 - p)), outputs["topic"]], axis=1)
+    np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("binary", r"a task for each of the outputs \['click', 'topic'\]. Received: 'binary'"),
+        ({"click": "binary"}, r"a task for each of the outputs \['click', 'topic'\]"),
+        (TASKS | {"topic": ("multiclass", 3)}, r"task\['topic'\] must be that of an output of 4"),
+        (TASKS | {"click": "ranking"}, r"task\['click'\] must be 'binary'"),
+    ],
+)
+def test_tasks_that_do_not_fit_the_heads(tmp_path, task, message):
+    with pytest.raises(ValueError, match=message):
+        export_recording_model(two_heads(), tmp_path, FEATURE_SPEC, task=task)

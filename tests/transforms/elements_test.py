@@ -1,12 +1,26 @@
 """The forms that ids, labels and features may have, and fields whose names collide."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import ofb_tf
 from ofb_tf.records import ForwardRecords
-from tests.streams import CLASSES, IDS, LABELS, LOGITS, PLACE, N, X, dicts, sample, with_logits
+from tests.streams import (
+    CLASSES,
+    IDS,
+    LABELS,
+    LOGITS,
+    PLACE,
+    N,
+    X,
+    dicts,
+    sample,
+    serialized_example,
+    with_logits,
+)
 
 slices = tf.data.Dataset.from_tensor_slices
 
@@ -163,3 +177,64 @@ def test_probabilities_recorded_as_logits_are_warned_of():
     with pytest.warns(UserWarning, match="as probabilities do"):
         records = ForwardRecords.from_columns(IDS, p[:, 0])
         sample(dicts(label=LABELS % 2), records=records, task="binary")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = ForwardRecords.from_columns(IDS, LOGITS[:, 0])
+        sampler = ofb_tf.ofb_sample(records=logits, updatable=True, task="binary")
+        dicts(label=LABELS % 2).apply(sampler)
+    with pytest.warns(UserWarning, match="as probabilities do"):
+        sampler.update(records)
+
+
+USERS = np.array([f"user-{i % 40}" for i in range(N)])
+TIMES = PLACES // 40
+MADE = ofb_tf.example_id_of(USERS, TIMES)
+COLUMNS = {"user": USERS, "time": TIMES}
+
+
+@pytest.mark.parametrize("form", ["dict", "nested", "batched", "serialized", "joined"])
+def test_an_id_made_of_columns(form):
+    """The same selection as by a field with that id."""
+    records = ForwardRecords.from_columns(MADE, LOGITS)
+    fields = {"label": LABELS, "place": PLACES}
+    expected = list(sample(slices({"example_id": MADE, **fields}), records=records))
+    settings = {"records": records, "id_key": ["user", "time"]}
+    dataset = slices({**COLUMNS, **fields})
+    if form == "nested":
+        settings["id_key"] = ["key/user", "key/time"]
+        dataset = slices({"key": COLUMNS, **fields})
+    elif form == "batched":
+        dataset, settings["batched_input"] = dataset.batch(150), True
+    elif form == "joined":
+        dataset = dataset.apply(ofb_tf.join_forward_records(records, id_key=settings["id_key"]))
+        del settings["records"]
+    elif form == "serialized":
+        rows = zip(USERS, TIMES, LABELS, PLACES, strict=True)
+        dataset = slices(
+            [serialized_example(user=u.encode(), time=t, label=y, place=p) for u, t, y, p in rows]
+        )
+        spec = dict.fromkeys(("time", "label", "place"), tf.io.FixedLenFeature([], tf.int64))
+        spec["user"] = tf.io.FixedLenFeature([], tf.string)
+        settings |= {"feature_spec": spec, "parse_fn": lambda s: tf.io.parse_example(s, spec)}
+    got = list(sample(dataset, **settings))
+    for element, other in zip(got, expected, strict=True):
+        assert element["place"] == other["place"]
+        assert element["importance_weight"] == other["importance_weight"]
+
+
+@pytest.mark.parametrize(
+    ("id_key", "message"),
+    [
+        (
+            ["user", "hour"],
+            r"field \('user', 'hour'\) is missing .*have \['label', 'time', 'user'\]",
+        ),
+        (["user", "rows"], r"\('user', 'rows'\) must be a scalar, got TensorSpec\(shape=\(2,\)"),
+        ([], "is missing from the elements"),
+    ],
+)
+def test_columns_that_make_no_id(id_key, message):
+    records = ForwardRecords.from_columns(MADE, LOGITS)
+    rows = {"rows": np.zeros([N, 2], np.int64)} if "rows" in id_key else {}
+    with pytest.raises(ValueError, match=message):
+        sample(slices({**COLUMNS, "label": LABELS, **rows}), records=records, id_key=id_key)

@@ -11,7 +11,7 @@ features = rng.normal(size=(6000, 8)).astype("float32")
 watched = (features[:, 0] + rng.normal(size=6000) > 0.5).astype("int64")
 rating = (features[:, 1] + 0.1 * rng.normal(size=6000)).astype("float32")
 labels = {"watched": watched, "rating": np.where(watched == 1, rating, np.nan).astype("float32")}
-train = tf.data.Dataset.from_tensor_slices((features, labels)).take(5000)
+rows = tf.data.Dataset.from_tensor_slices((features, labels)).take(5000)
 
 inputs = keras.Input((8,))
 shared = keras.layers.Dense(16, activation="relu")(inputs)
@@ -26,11 +26,9 @@ model.compile(
 with ofb_tf.ForwardRecordWriter("records") as writer:  # ofb
     recorder = ofb_tf.serving.RecordPredictions(writer, range(5000), logits_output=heads)  # ofb
     model.predict(features[:5000], callbacks=[recorder], verbose=0)  # ofb
-tasks = {"watched": "binary", "rating": "regression"}  # ofb
-train = train.enumerate().apply(
-    ofb_tf.ofb_sample(records="records", task=tasks, batch_size=64)
-)  # ofb
-model.fit(train, epochs=20, verbose=0)
+task = {"watched": "binary", "rating": "regression"}  # ofb
+rows = rows.enumerate().apply(ofb_tf.ofb_sample(records="records", task=task, batch_size=64))  # ofb
+model.fit(rows, epochs=20, verbose=0)
 outputs = model.predict(features[5000:], verbose=0)
 seen = watched[5000:] == 1
 correct = (outputs["watched"][:, 0] > 0) == seen

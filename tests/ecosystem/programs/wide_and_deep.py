@@ -28,13 +28,10 @@ adam = keras.optimizers.Adam(0.01)
 model.compile(adam, "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
 model.fit(train, verbose=0)
 
-keyed = train.map(lambda x, y: (ofb_tf.example_id_of(x["area"], x["height"]), (x, y)))  # ofb
 with ofb_tf.ForwardRecordWriter("records") as writer:  # ofb
-    for ids, (x, _) in keyed:  # ofb
-        writer.write(ids, probabilities=model(x))  # ofb
-sampled = keyed.apply(
-    ofb_tf.ofb_sample(records="records", batched_input=True, batch_size=64)
-)  # ofb
-model.fit(sampled, epochs=10, verbose=0)  # ofb
+    for x, _ in train:  # ofb
+        writer.write(ofb_tf.example_id_of(x["area"], x["height"]), probabilities=model(x))  # ofb
+sample = ofb_tf.ofb_sample(records="records", id_key=["area", "height"], batch_size=64)  # ofb
+model.fit(train.unbatch().apply(sample), epochs=10, verbose=0)  # ofb
 loss, accuracy = model.evaluate(train, verbose=0)
 figures = {"loss": loss, "accuracy": accuracy}
