@@ -156,3 +156,44 @@ def test_every_advice_points_at_a_table_of_the_standard_suite():
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
     assert named - anchors == set()
     assert anchors - named == set()
+
+
+def test_a_sweep_makes_every_comparison_at_each_learning_rate():
+    made = configs.grid(["mnist", "diamonds"], {"rate": [0.1, 0.2]}, seeds=2)
+    swept = configs.sweep(made, [0.003, 0.001, 0.003])
+    assert [(s.config.dataset, s.config.rate, s.config.learning_rate) for s in swept[:4]] == [
+        ("mnist", 0.1, 0.003), ("mnist", 0.1, 0.001), ("mnist", 0.2, 0.003), ("mnist", 0.2, 0.001),
+    ]  # fmt: skip
+    assert len(swept) == 8
+    assert swept[0].title == "mnist, rate 0.1, learning rate 0.003"
+    assert swept[1].title == "mnist, rate 0.1"
+    assert swept[1].trials() == made[0].trials()  # those that are finished are found
+    assert swept[0].at_default_learning_rate() == made[0]
+    assert configs.sweep(made, None) == made
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("my_stream:workload", True),
+        ("package.my_stream:workload", True),
+        ("diamonds:1.0.0", False),
+        ("mnist", False),
+    ],
+)
+def test_a_workload_of_ones_own_is_no_tfds_version(dataset, expected):
+    assert configs.is_own(dataset) is expected
+    assert configs.is_stream("nycflights13_delay")
+    assert SimulationConfig.for_dataset(dataset).refresh_interval == (1 if expected else 20)
+
+
+def test_who_served_a_stream_is_part_of_every_trial():
+    """Its answers are evaluated, also where the policy needs no records."""
+    stream = {"dataset": "my_stream:workload"}
+    often, seldom = ({**stream, "refresh_interval": interval} for interval in (1, 5))
+    for policy in ("uniform", "everything"):
+        assert trial(policy, **often) != trial(policy, **seldom)
+        assert trial(policy, **often, missing_records=0.2) == trial(policy, **often)
+    steps = trial("everything", **often, steps_per_window=2)
+    assert (steps.config.window_size, steps.config.steps_per_window) == (1280, 2)
+    assert trial(**stream).file_name != trial(**stream, fingerprint="0123").file_name
