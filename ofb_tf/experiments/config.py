@@ -193,10 +193,9 @@ class Trial:
         everything = self.policy == EVERYTHING
         served = is_stream(self.config.dataset)  # what serves is evaluated, whatever the policy
         if everything or not get_policy(self.policy).needs_records:
-            for field in (
-                ("missing_records",) if served else ("refresh_interval", "missing_records")
-            ):
-                defaults[field] = getattr(SimulationConfig, field)
+            defaults["missing_records"] = SimulationConfig.missing_records
+            if not served:
+                defaults["refresh_interval"] = SimulationConfig.refresh_interval
         if everything:
             defaults["rate"] = 1.0
         if everything and not served:

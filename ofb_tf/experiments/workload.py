@@ -114,7 +114,7 @@ class ArrayWorkload(Workload):
     Raises:
       ValueError: fields, labels, times or model do not fit together; the message names them.
 
-    References: Grzenda, Gomes & Bifet, "Delayed labelling evaluation for data streams", Data
+    Reference: Grzenda, Gomes & Bifet, "Delayed labelling evaluation for data streams", Data
     Mining and Knowledge Discovery 34, 2020.
     """
 
