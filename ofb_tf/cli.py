@@ -79,6 +79,8 @@ examples:
       --output_dir=out/standard --markdown=docs/RESULTS.md
   ofb compare --datasets=click_stream --policies=importance,top_loss --rates=0.02,0.1 \\
       --missing_records=0,0.2 --seeds=3 --output_dir=out/own
+  ofb compare --workload=my_stream:workload --learning_rates=0.0003,0.001,0.003 \\
+      --output_dir=out/mine
 
 Exit code 1: some trials failed; the reasons are printed, and the other trials are kept.
 Exit code 130: stopped with Ctrl-C; what is finished is kept.
@@ -245,14 +247,26 @@ _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, ty
 }
 _COMPARE_FLAGS = {
     "suite": (
-        "standard: the tables of docs/RESULTS.md, about 20 minutes on two cores. quick: about a "
-        "minute, no dataset needed. own (the default if datasets are given): all combinations of "
-        "the lists below.",
+        "standard: the tables of docs/RESULTS.md, about half an hour on two cores. quick: about a "
+        "minute, no dataset needed. own (the default if datasets or a workload are given): all "
+        "combinations of the lists below.",
         (None, STANDARD, QUICK, OWN),
     ),
     "datasets": (
-        "Comma-separated: click_stream, click_conversion (two heads), supervised TFDS datasets.",
+        "Comma-separated: click_stream, click_conversion (two heads), supervised TFDS datasets, "
+        "and nycflights13_cancelled, nycflights13_hour_late, nycflights13_three_hours_late, "
+        "nycflights13_delay.",
         _list,
+    ),
+    "workload": (
+        "Your own stream: module:function, a function without arguments that returns an "
+        "ofb_tf.experiments.ArrayWorkload.",
+        str,
+    ),
+    "learning_rates": (
+        "Comma-separated learning rates of Adam, with any suite: every comparison is made at each, "
+        "and once more with each policy at its best.",
+        _floats,
     ),
     "output_dir": ("Directory for results and finished trials.", "out/compare"),
     "seeds": ("Number of repetitions; by default 5 (standard), 2 (quick), 3 (own).", int),
@@ -617,24 +631,29 @@ def _demo(values: argparse.Namespace) -> int:
 def _comparisons(values: argparse.Namespace) -> list:
     from ofb_tf.experiments import config as suites
 
-    suite = values.suite or (OWN if values.datasets else STANDARD)
+    datasets = [*(values.datasets or []), *([values.workload] if values.workload else [])]
+    if values.workload and not suites.is_own(values.workload):
+        raise ValueError(f"workload must be module:function. Received: {values.workload!r}")
+    suite = values.suite or (OWN if datasets else STANDARD)
     seeds = _SEEDS[suite] if values.seeds is None else values.seeds
     data_dir = values.data_dir and os.path.expanduser(values.data_dir)
     if suite == OWN:
-        if not values.datasets:
+        if not datasets:
             raise ValueError("datasets must be given for suite=own. Received: none")
-        return suites.grid(
-            values.datasets,
+        comparisons = suites.grid(
+            datasets,
             {field: getattr(values, name) for name, (_, field, _) in _AXES.items()},
             policies=tuple(values.policies or suites.EVERY_POLICY),
             seeds=seeds,
             data_dir=data_dir,
             **{name: getattr(values, name) for name in _SIZES},
         )
-    given = [n for n in ("datasets", "policies", *_AXES, *_SIZES) if getattr(values, n)]
+        return suites.sweep(comparisons, values.learning_rates)
+    given = [n for n in ("datasets", "workload", "policies", *_AXES, *_SIZES) if getattr(values, n)]
     if given:
         raise ValueError(f"{', '.join(given)} must not be given with suite={suite}, which is fixed")
-    return suites.quick(seeds) if suite == QUICK else suites.standard(seeds, data_dir)
+    comparisons = suites.quick(seeds) if suite == QUICK else suites.standard(seeds, data_dir)
+    return suites.sweep(comparisons, values.learning_rates)
 
 
 def _compare(values: argparse.Namespace) -> int:
@@ -642,7 +661,7 @@ def _compare(values: argparse.Namespace) -> int:
 
     output = values.output_dir
     try:
-        comparisons = _comparisons(values)
+        comparisons = run.identify(_comparisons(values))
         require_matplotlib()
         failures = run.run_comparisons(
             comparisons, output, workers=values.workers, show_progress=values.progress

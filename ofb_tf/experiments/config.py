@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofb_tf import constants
+from ofb_tf.experiments import flights
 from ofb_tf.selection import POLICIES, Importance, Policy, SelectiveBackprop, get_policy
 
 UNIFORM = "uniform"
@@ -29,6 +30,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist": {"window_size": 640, "passes": 6, "seeds": 3},
     "diamonds": {"window_size": 640, "passes": 10, "seeds": 5},
 }
+# Streams in the order of time, served by a snapshot of every window.
+_STREAM_DEFAULTS = {"window_size": 640, "refresh_interval": 1, "passes": 1, "seeds": 3}
 # Over the others, with a deep model: fewer examples, in batches in which a step's fixed part, the
 # optimiser's, is small.
 _DEEP_DEFAULTS = {
@@ -51,6 +54,7 @@ TRIAL_VERSION = 2
 _NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
 
 ONCE_A_PASS = 0
+AT_BEST = "each policy at its best learning rate"
 EVERY_POLICY = (*POLICIES, EVERYTHING)
 _CORRUPTIONS = {
     "label_noise": "of labels random",
@@ -75,6 +79,22 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def is_own(dataset: str) -> bool:
+    """Whether a name is a user's workload, `module:function`; TFDS has a version after a colon."""
+    return dataset.partition(":")[2].isidentifier()
+
+
+def is_stream(dataset: str) -> bool:
+    """Whether a dataset is in the order of time and evaluated as it is served."""
+    return dataset in flights.TASKS or is_own(dataset)
+
+
+def _defaults(dataset: str, model: str | None = None) -> dict[str, Any]:
+    others = _STREAM_DEFAULTS if is_stream(dataset) else _OTHER_DEFAULTS
+    defaults = _DEFAULTS.get(dataset, others)
+    return defaults | (_DEEP_DEFAULTS.get(dataset, {}) if model == DEEP else {})
+
+
 @dataclasses.dataclass(frozen=True)
 class SimulationConfig:
     """Settings of one dataset's comparison; every policy and seed shares them.
@@ -82,7 +102,9 @@ class SimulationConfig:
     A seed fixes initial weights, data order and selection; all policies share the first two.
     """
 
-    dataset: str = CLICK_STREAM  # or CLICK_CONVERSION, or the name of a supervised TFDS dataset
+    # Or CLICK_CONVERSION, one of `flights.TASKS`, a supervised TFDS dataset, or your own workload,
+    # module:function.
+    dataset: str = CLICK_STREAM
     data_dir: str | None = None  # of TFDS datasets; None for the TFDS default, with download
     rate: float = 0.1  # fraction of the stream that goes through the backward pass
     window_size: int = 1280  # examples among which one selection is made
@@ -107,6 +129,7 @@ class SimulationConfig:
     model: str = SMALL  # or DEEP
     estimator: str = constants.WEIGHTS  # of "importance"; see `ofb_sample`
     budget: str = constants.BUDGET_WINDOW  # likewise
+    fingerprint: str | None = None  # of your own workload: of its source and data
 
     def __post_init__(self) -> None:
         if not self.dataset or not isinstance(self.dataset, str):
@@ -145,10 +168,7 @@ class SimulationConfig:
     def for_dataset(cls, dataset: str, **settings: Any) -> "SimulationConfig":
         """The dataset's defaults, overridden by the settings that are not None."""
         given = {name: value for name, value in settings.items() if value is not None}
-        defaults = _DEFAULTS.get(dataset, _OTHER_DEFAULTS)
-        if given.get("model") == DEEP:
-            defaults = defaults | _DEEP_DEFAULTS.get(dataset, {})
-        return cls(dataset=dataset, **{**defaults, **given})
+        return cls(dataset=dataset, **{**_defaults(dataset, given.get("model")), **given})
 
     @property
     def batch_size(self) -> int:
@@ -184,11 +204,15 @@ class Trial:
     def __post_init__(self) -> None:
         defaults: dict[str, Any] = {"seeds": 1, "policies": (self.policy,)}
         everything = self.policy == EVERYTHING
+        served = is_stream(self.config.dataset)  # what serves is evaluated, whatever the policy
         if everything or not get_policy(self.policy).needs_records:
-            for field in ("refresh_interval", "missing_records"):
-                defaults[field] = getattr(SimulationConfig, field)
+            defaults["missing_records"] = SimulationConfig.missing_records
+            if not served:
+                defaults["refresh_interval"] = SimulationConfig.refresh_interval
         if everything:
-            defaults |= {"rate": 1.0, "steps_per_window": 1}
+            defaults["rate"] = 1.0
+        if everything and not served:
+            defaults["steps_per_window"] = 1
             defaults["window_size"] = self.config.whole_batch_size
         if self.policy != IMPORTANCE:
             for field in ("uniform_mix", "estimator", "budget"):
@@ -204,6 +228,8 @@ class Trial:
         """What the trial depends on, as plain values."""
         config = dataclasses.asdict(self.config)
         settings = {name: value for name, value in config.items() if name not in _NOT_OF_A_TRIAL}
+        if self.config.fingerprint is None:  # as in the names of trials that are finished
+            del settings["fingerprint"]
         return settings | {"policy": self.policy, "seed": self.seed, "version": TRIAL_VERSION}
 
     @property
@@ -224,7 +250,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """Dataset, rate and the settings that are not the defaults, in words."""
-        config = self.config
+        config, usual = self.config, SimulationConfig.for_dataset(self.config.dataset)
         name = config.dataset
         if name in CLICKS:
             name += f" ({config.positive_rate:.2g} positives)"
@@ -239,16 +265,23 @@ class Comparison:
             parts.append("log-odds correction")
         if config.budget != SimulationConfig.budget:
             parts.append("budget of the stream")
+        if config.learning_rate != SimulationConfig.learning_rate:
+            parts.append(f"learning rate {config.learning_rate:g}")
         if config.selective_beta is not None:
             parts.append(f"selective_backprop with beta {config.selective_beta:g}")
         if config.refresh_interval == ONCE_A_PASS:
             parts.append("snapshot refreshed once a pass")
-        elif config.refresh_interval != SimulationConfig.refresh_interval:
+        elif config.refresh_interval != usual.refresh_interval:
             parts.append(f"snapshot refreshed every {config.refresh_interval} windows")
         for field, words in _CORRUPTIONS.items():
             if getattr(config, field):
                 parts.append(f"{getattr(config, field):.3g} {words}")
         return ", ".join(parts)
+
+    def at_default_learning_rate(self) -> "Comparison":
+        """The same with the default learning rate: what the members of a sweep have in common."""
+        default = SimulationConfig.learning_rate
+        return Comparison(self.group, dataclasses.replace(self.config, learning_rate=default))
 
     def trials(self) -> list[Trial]:
         """The trials that the table is made of, seed by seed."""
@@ -260,9 +293,10 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     """The suite behind docs/RESULTS.md.
 
     Every task with every policy at rate 0.1; uniform, importance and everything at the other
-    rates, with windows four times as large (and as many steps and refreshes), and with other
-    mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy
-    under each corruption, on the tasks where it makes a difference.
+    rates, at every rate and under wrong labels with the log-odds correction, with windows four
+    times as large (and as many steps and refreshes), and with other mixes; selective-backprop with
+    powers below its default, which is 9 at rate 0.1; every policy under each corruption, on the
+    tasks where it makes a difference.
     """
     common = {"seeds": seeds, "policies": EVERY_POLICY}
     mnist = {"dataset": "mnist", "data_dir": data_dir, **common}
@@ -274,10 +308,17 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     three = (mnist, diamonds, click)
     fewer = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING)}
     milder = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING, SELECTIVE_BACKPROP)}
+    others = (0.01, 0.02, 0.05, 0.2)
+    corrected = {"estimator": constants.LOG_ODDS, **fewer}
     large = {"steps_per_window": 4, "refresh_interval": 5, **fewer}
     plan: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         *(("Every policy at rate 0.1", task, {}) for task in tasks),
-        *(("Other rates", t, {"rate": r, **fewer}) for t in tasks for r in (0.02, 0.05, 0.3)),
+        *(("Other rates", t, {"rate": r, **fewer}) for t in tasks for r in others),
+        *(
+            ("Log-odds correction", task, {"rate": rate, **corrected})
+            for task in (mnist, rare, click, frequent)
+            for rate in (0.1, *others)
+        ),
         *(("Stale snapshots", task, {"refresh_interval": 94}) for task in (mnist, click)),
         *(("Stale snapshots", t, {"refresh_interval": ONCE_A_PASS}) for t in (mnist, diamonds)),
         *(
@@ -291,6 +332,7 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
             for beta in (1.0, 3.0)
         ),
         *(("Wrong labels", task, {"label_noise": 0.1}) for task in (mnist, click)),
+        *(("Wrong labels", t, {"label_noise": 0.1, **corrected}) for t in (mnist, click)),
         ("Outliers among the targets", diamonds, {"outliers": 0.05}),
         *(("Lost records", task, {"missing_records": 0.2}) for task in (mnist, click)),
     ]
@@ -321,3 +363,14 @@ def grid(
         config = SimulationConfig.for_dataset(dataset, **settings, **combination)
         made.append(Comparison("Comparisons", config))
     return made
+
+
+def sweep(comparisons: Sequence[Comparison], learning_rates: Sequence[float]) -> list[Comparison]:
+    """Each comparison at every learning rate, one after the other; unchanged if there are none."""
+    if not learning_rates:
+        return list(comparisons)
+    return [
+        Comparison(one.group, dataclasses.replace(one.config, learning_rate=learning_rate))
+        for one in comparisons
+        for learning_rate in dict.fromkeys(learning_rates)
+    ]

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments.workloads import Workload
+from ofb_tf.experiments.workload import Workload
 
 OUTLIER_SHIFT = 5.0
 """Standard deviations of the targets by which an outlier is moved."""

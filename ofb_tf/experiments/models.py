@@ -3,6 +3,8 @@
 Of a deep model, training is most of the cost, as it is in the systems that selection is made for.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
@@ -23,7 +25,10 @@ def click_inputs() -> dict[str, keras.KerasTensor]:
 
 def small_click(inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
     """Embeddings of the categorical fields and logarithms of the dense ones, into an MLP."""
-    parts = [keras.layers.Flatten()(_embeddings(inputs, 8)), keras.ops.log(inputs[DENSE])]
+    parts = [
+        keras.layers.Flatten()(embeddings(inputs[CATEGORICAL], VOCABULARY_SIZES, 8)),
+        keras.ops.log(inputs[DENSE]),
+    ]
     return mlp(keras.layers.Concatenate()(parts), (64, 32))
 
 
@@ -38,7 +43,7 @@ def deep_click(inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
     """
     size, dense = 16, keras.ops.log(inputs[DENSE])
     parts = [
-        keras.layers.Flatten()(_embeddings(inputs, size)),
+        keras.layers.Flatten()(embeddings(inputs[CATEGORICAL], VOCABULARY_SIZES, size)),
         mlp(dense, (64, size), "bottom"),
         dense,
     ]
@@ -72,7 +77,9 @@ def convolutions(
 CLICK = {"small": small_click, "deep": deep_click}
 
 
-def _embeddings(inputs: dict[str, keras.KerasTensor], size: int) -> keras.KerasTensor:
-    """`[n, 26, size]`, from one table for all columns."""
-    offsets = np.concatenate([[0], np.cumsum(VOCABULARY_SIZES)[:-1]]).astype(np.int64)
-    return keras.layers.Embedding(sum(VOCABULARY_SIZES), size)(inputs[CATEGORICAL] + offsets)
+def embeddings(
+    categorical: keras.KerasTensor, vocabulary_sizes: Sequence[int], size: int
+) -> keras.KerasTensor:
+    """`[n, columns, size]` of int64 `[n, columns]`, from one table for all columns."""
+    offsets = np.concatenate([[0], np.cumsum(vocabulary_sizes)[:-1]]).astype(np.int64)
+    return keras.layers.Embedding(sum(vocabulary_sizes), size)(categorical + offsets)

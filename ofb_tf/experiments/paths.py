@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments.workloads import Workload
+from ofb_tf.experiments.workload import Workload, graph
 from ofb_tf.records import ForwardRecordWriter
 from ofb_tf.selection import heads, stream_budget, window
 from ofb_tf.training.model import OFBModel
@@ -69,14 +69,53 @@ class RecordPath(abc.ABC):
         self._initial_weights = workload.initial_weights(seed)
         self.reset()
         self.records: Any = None  # of the interval that was served last
+        self.answers = np.empty([0, workload.num_outputs], np.float32)  # to its examples
+        self._snapshots: dict[int, Any] = {}  # by number
 
     def reset(self) -> None:
         """Makes the model untrained, with the initial weights of the seed."""
         self.compiled.reset(self._initial_weights, self.config.learning_rate)
 
+    def serve(
+        self,
+        interval: int,
+        examples: Examples,
+        kept: np.ndarray | None,
+        snapshots: np.ndarray | None = None,
+    ) -> None:
+        """Has snapshots answer requests, and records the answers that are `kept`, bool `[n]`.
+
+        One more snapshot is taken first, numbered `interval`. `snapshots`, int64 `[n]`, says which
+        answered each request; None is the new one. Nothing is recorded if `kept` is None.
+        """
+        self._snapshots[interval] = self._snapshot(interval)
+        ids = examples[constants.EXAMPLE_ID].numpy()
+        numbers = np.full(len(ids), interval) if snapshots is None else snapshots
+        self.answers = np.empty([len(ids), self.workload.num_outputs], np.float32)
+        for number in np.unique(numbers):
+            (rows,) = np.nonzero(numbers == number)
+            requests = {name: tf.gather(values, rows) for name, values in examples.items()}
+            self.answers[rows] = self._answer(self._snapshots[number], requests)
+        if kept is not None:
+            self._record(interval, ids, numbers, kept)
+
+    def drop_snapshots(self, before: int) -> None:
+        """Forgets the snapshots with smaller numbers."""
+        self._snapshots = {n: one for n, one in self._snapshots.items() if n >= before}
+
     @abc.abstractmethod
-    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
-        """Has a snapshot, numbered `interval`, answer requests and record those that are `kept`."""
+    def _snapshot(self, interval: int) -> Any:
+        """The model as it is now, for `_answer`."""
+
+    @abc.abstractmethod
+    def _answer(self, snapshot: Any, examples: Examples) -> np.ndarray:
+        """A snapshot's outputs, float32 `[n, num_outputs]`."""
+
+    @abc.abstractmethod
+    def _record(
+        self, interval: int, ids: np.ndarray, numbers: np.ndarray, kept: np.ndarray
+    ) -> None:
+        """Leaves records of the kept answers, by snapshots with these numbers."""
 
     @abc.abstractmethod
     def refresh(self, number: int, examples: Examples) -> None:
@@ -112,23 +151,34 @@ class ThroughFiles(RecordPath):
         self._selected: tf.data.Dataset | None = None  # the same, after selection, in batches
         self._number = -1  # of the pass that the sampler is for
 
-    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
-        """Leaves record files; see `RecordPath.serve`."""
+    def _snapshot(self, interval: int) -> Any:
+        """A SavedModel, written and loaded back."""
+        directory = os.path.join(self.directory, f"snapshot_{interval}")
+        export_snapshot(self.model, directory)
+        loaded = tf.saved_model.load(directory)
+        shutil.rmtree(directory)
+        return loaded
+
+    def _answer(self, snapshot: Any, examples: Examples) -> np.ndarray:
+        """By requests of `_REQUEST_SIZE`."""
+        names = list(snapshot.serve.input_signature[0])
+        answers = [
+            snapshot.serve({name: examples[name][start : start + _REQUEST_SIZE] for name in names})
+            for start in range(0, len(examples[constants.EXAMPLE_ID]), _REQUEST_SIZE)
+        ]
+        return np.concatenate(answers)
+
+    def _record(
+        self, interval: int, ids: np.ndarray, numbers: np.ndarray, kept: np.ndarray
+    ) -> None:
+        """Writes record files, by requests, in place of the last interval's."""
         if self.records:
             shutil.rmtree(self.records)
-        snapshot = os.path.join(self.directory, f"snapshot_{interval}")
         self.records = os.path.join(self.directory, f"records_{interval}")
-        export_snapshot(self.model, snapshot)
-        served = tf.saved_model.load(snapshot)
-        ids = examples[constants.EXAMPLE_ID]
-        names = list(served.serve.input_signature[0])
         with ForwardRecordWriter(self.records, num_outputs=self.workload.num_outputs) as writer:
             for start in range(0, len(ids), _REQUEST_SIZE):
-                request = slice(start, start + _REQUEST_SIZE)
-                logits = served.serve({name: examples[name][request] for name in names})
-                written = kept[request]
-                writer.write(ids[request][written], logits[written], model_version=interval)
-        shutil.rmtree(snapshot)
+                rows = start + np.flatnonzero(kept[start : start + _REQUEST_SIZE])
+                writer.write(ids[rows], self.answers[rows], model_version=numbers[rows])
 
     def refresh(self, number: int, examples: Examples) -> None:
         """The pipeline is made once a pass and then updated; see `RecordPath.refresh`."""
@@ -197,10 +247,23 @@ class InMemory(RecordPath):
 
     clock = staticmethod(time.process_time)
 
-    def serve(self, interval: int, examples: Examples, kept: np.ndarray) -> None:
-        """Keeps logits, NaN where the record is lost; see `RecordPath.serve`."""
-        self.records = self.compiled.outputs(examples)
-        self.records[~kept] = np.nan
+    def _snapshot(self, interval: int) -> Any:
+        """The weights."""
+        return self.model.get_weights()
+
+    def _answer(self, snapshot: Any, examples: Examples) -> np.ndarray:
+        """By the model, with the snapshot's weights for as long."""
+        weights = self.model.get_weights()
+        self.model.set_weights(snapshot)
+        answers = self.compiled.outputs(examples)
+        self.model.set_weights(weights)
+        return answers
+
+    def _record(
+        self, interval: int, ids: np.ndarray, numbers: np.ndarray, kept: np.ndarray
+    ) -> None:
+        """Keeps logits, NaN where the record is lost."""
+        self.records = np.where(kept[:, None], self.answers, np.float32(np.nan))
 
     def refresh(self, number: int, examples: Examples) -> None:
         """Keeps the examples; see `RecordPath.refresh`."""
@@ -327,7 +390,7 @@ class CompiledModel:
     """A workload's model and its functions, traced once for any number of examples."""
 
     def __init__(self, workload: Workload):
-        self.model = OFBModel(*workload.build(), label_key=workload.label_key)
+        self.model = OFBModel(*graph(workload.build()), label_key=workload.label_key)
         self.model.compile(keras.optimizers.Adam(), workload.loss, jit_compile=False)
         self._inputs = _input_specs(self.model)
         self._has_offsets = workload.task in (constants.BINARY, constants.MULTICLASS)
@@ -413,6 +476,7 @@ def compiled_model(config: configs.SimulationConfig, workload: Workload) -> Comp
     key = (
         config.dataset,
         config.model,
+        config.num_examples,
         str(workload.task),
         workload.num_outputs,
         *sorted(shapes.items()),

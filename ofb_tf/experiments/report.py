@@ -27,8 +27,9 @@ _SETTINGS = (
 _MEASURED = (
     "mean", "standard_error", "gap_closure", "gap_closure_standard_error", "calibration",
     "realized_rate", "mean_weight", "max_weight", "effective_sample_size", "backward_examples",
-    "wall_seconds", "serving_seconds", "cpu_seconds", "seconds_to_full_quality",
+    "wall_seconds", "serving_seconds", "cpu_seconds", "seconds_to_full_quality", "learning_rate",
 )  # fmt: skip
+_PROGRESSIVE = ("mean", "standard_error", "gap_closure", "gap_closure_standard_error")
 _TABLE_COLUMNS = (
     ("policy", "{policy}"),
     ("{metric}", "{quality}"),
@@ -43,21 +44,29 @@ _TABLE_COLUMNS = (
     ("max w", "{max_weight:.2f}"),
     ("ESS", "{effective_sample_size:.2f}"),
     ("stream to uniform", "{stream_to_uniform}"),
+    ("learning rate", "{learning_rate:g}"),
     ("refresh s", "{refresh_seconds:.1f}"),
     ("warm-up s", "{warm_up_seconds:.1f}"),
     ("serving s", "{serving_seconds:.1f}"),
+)
+# Where the answers of serving are evaluated too.
+_PROGRESSIVE_COLUMNS = (
+    ("progressive", "{progressive_quality}"),
+    ("gap closure, progressive", "{progressive_gap_closure}"),
 )
 _MAYBE_NEVER = {"stream_to_uniform": "{:.2f}", "seconds_to_full_quality": "{:.1f}"}
 _ENDS = (configs.UNIFORM, configs.EVERYTHING)
 _NONE = "–"
 
 COLUMNS = (
-    ("Train s", "what training cost: reading, refreshes, selection, forward and backward passes.\n"
-     "  Wall-clock in `ofb demo`, which goes through files; processor time of one core in\n"
-     "  `ofb compare`, all in memory. Not in it: evaluation, warm-up and serving, and no waiting:\n"
-     "  the stream is there before it is needed, as when a model catches up."),
-    ("Full quality s", "train seconds until the metric was what `everything` ended with: first\n"
-     "  crossing of the mean curve over seeds, straight between evaluations."),
+    ("Train s, CPU s", "what training cost, by the wall clock and in processor time: reading,\n"
+     "  refreshes, selection, forward and backward passes. Trials of `ofb compare` are in memory\n"
+     "  and run side by side, each on one core: compare their CPU s. Not in it: evaluation,\n"
+     "  warm-up and serving, and no waiting: the stream is there before it is needed, as when a\n"
+     "  model catches up."),
+    ("Full quality s", "seconds of training until the metric was what `everything` ended with:\n"
+     "  first crossing of the mean curve over seeds, straight between evaluations. Wall-clock in\n"
+     "  `ofb demo`, processor time in `ofb compare`."),
     ("Backward", "examples that went through forward and backward pass."),
     ("Gap closure", "0 is uniform sampling at the same rate, 1 is training on everything;\n"
      "  its error is the jackknife over seeds."),
@@ -67,10 +76,16 @@ COLUMNS = (
     ("ESS", "effective sample size of the weights, as a fraction of the selected."),
     ("Stream to uniform", "part of the stream after which the policy was as good as uniform\n"
      "  sampling at its end."),
-    ("Refresh s", "part of train s: loading new records and giving them to the pipeline."),
+    ("Progressive", "the metric on the stream itself: every example answered by the model that\n"
+     "  served at its time, which was trained on labels known before; in streams in the order of\n"
+     "  time alone."),
+    ("Learning rate", "of Adam. Where there are several, each policy is also shown at its best,\n"
+     "  by the mean of the metric over seeds: a choice that favours all policies alike."),
+    ("Refresh s", "part of the seconds of training: loading new records and giving them to\n"
+     "  the pipeline."),
     ("Warm-up s", "tracing selection and training step, once per process."),
     ("Serving s", "exporting snapshots, their forward passes and writing the records. Production\n"
-     "  makes the forward passes anyway; where it does not, add them to train s."),
+     "  makes the forward passes anyway; where it does not, add them to the cost of training."),
 )  # fmt: skip
 """Names of the columns that need an explanation, and the explanation."""
 _EXPLANATION = """\
@@ -93,29 +108,47 @@ def column_notes() -> str:
 def table_rows(content: dict[str, Any]) -> list[list[str]]:
     """The table of one comparison: a row of headings, then a row per policy."""
     further = content.get("further_metrics", {})
-    headings = [heading.format(**content) for heading, _ in _TABLE_COLUMNS]
-    rows = [headings + [text for name in further for text in (name, f"gap closure, {name}")]]
+    columns = [*_TABLE_COLUMNS]
+    for name in further:
+        columns += [
+            (name, f"{{{name}_quality}}"),
+            (f"gap closure, {name}", f"{{{name}_gap_closure}}"),
+        ]
+    if _is_progressive(content):
+        columns += _PROGRESSIVE_COLUMNS
+    rows = [[heading.format(**content) for heading, _ in columns]]
     for policy, shown in content["policies"].items():
-        texts = shown | {
-            "policy": policy,
-            "quality": _mean(shown),
-            "gap_closure": _closure(shown, with_error=policy not in _ENDS),
-            **{
-                name: _NONE if shown[name] is None else form.format(shown[name])
-                for name, form in _MAYBE_NEVER.items()
-            },
-        }
-        row = [text.format(**texts) for _, text in _TABLE_COLUMNS]
+        texts = shown | {"policy": policy} | _quality(shown, "", policy)
+        texts |= _quality(shown["progressive"], "progressive_", policy)
         for name in further:
-            of_metric = shown["further"][name]
-            row += [_mean(of_metric), _closure(of_metric, with_error=policy not in _ENDS)]
-        rows.append(row)
+            texts |= _quality(shown["further"][name], f"{name}_", policy)
+        texts |= {
+            name: _NONE if shown[name] is None else form.format(shown[name])
+            for name, form in _MAYBE_NEVER.items()
+        }
+        rows.append([text.format(**texts) for _, text in columns])
     return rows
 
 
-def _mean(shown: dict[str, Any]) -> str:
+def _is_progressive(content: dict[str, Any]) -> bool:
+    return all(shown["progressive"] for shown in content["policies"].values())
+
+
+def _on_stream(content: dict[str, Any]) -> dict[str, Any]:
+    """A comparison with the progressive metric in place of that on held-out examples."""
+    policies = {p: shown | shown["progressive"] for p, shown in content["policies"].items()}
+    return content | {"policies": policies}
+
+
+def _quality(shown: dict[str, Any] | None, prefix: str, policy: str) -> dict[str, Any]:
+    """What `summary.quality` holds, as the columns of a table name it."""
+    if shown is None:
+        return {}
     error = shown["standard_error"]
-    return f"{shown['mean']:.5g} ± {_NONE if error is None else f'{error:.2g}'}"
+    return {
+        f"{prefix}quality": f"{shown['mean']:.5g} ± {_NONE if error is None else f'{error:.2g}'}",
+        f"{prefix}gap_closure": _closure(shown, with_error=policy not in _ENDS),
+    }
 
 
 def write(text: str, *path: str | os.PathLike) -> pathlib.Path:
@@ -135,12 +168,17 @@ def as_csv(content: dict[str, Any]) -> str:
     """The content of `results.csv`: a row per comparison and policy, a column per seed."""
     seeds = max((c["seeds"] for c in content["comparisons"]), default=0)
     head = ["title", *_SETTINGS, "metric", "policy", *_MEASURED]
+    head += [f"progressive_{name}" for name in _PROGRESSIVE]
     rows: list[list[Any]] = [head + [f"seed_{seed}" for seed in range(seeds)]]
     for comparison in content["comparisons"]:
         settings = [comparison["config"][name] for name in _SETTINGS]
         for policy, shown in comparison["policies"].items():
             row = [comparison["title"], *settings, comparison["metric"], policy]
-            rows.append(row + [shown[name] for name in _MEASURED] + shown["values"])
+            progressive = shown["progressive"] or dict.fromkeys(_PROGRESSIVE)
+            row += [shown[name] for name in _MEASURED] + [
+                progressive[name] for name in _PROGRESSIVE
+            ]
+            rows.append(row + shown["values"])
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()
@@ -207,6 +245,9 @@ def _outline(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         return
     yield "h2", "Gap closure"
     yield "table", _overview(comparisons)
+    if streams := [_on_stream(one) for one in comparisons if _is_progressive(one)]:
+        yield "h2", "Gap closure, progressive"
+        yield "table", _overview(streams)
     yield "h2", "Where the default does not win"
     exceptions = [
         [b.title, b.policy, f"{b.better_by:.3g} ± {b.standard_error:.2g}", f"{b.realized_rate:.4f}"]
@@ -411,12 +452,15 @@ def _closure(shown: dict[str, Any] | None, with_error: bool = True) -> str:
 def _settings(content: dict[str, Any]) -> str:
     interval = content["refresh_interval"]
     every = f"every {interval} windows" if interval else "once a pass"
+    every = "every window" if interval == 1 else every
     steps = content.get("config", {}).get("steps_per_window", 1)
     texts = {content["metric"]: content["metric_text"], **content.get("further_metrics", {})}
+    rate = content["learning_rate"]
+    rates = "as in the table" if rate is None else f"{rate:g}"
     return (
         "".join(f"{metric}: {text}. " for metric, text in texts.items())
         + f"{content['stream_examples']:,} examples in all, passes: {content['passes']}; "
         f"window {content['window_size']}, optimiser steps per window: {steps}; "
         f"snapshot refreshed {every}; "
-        f"Adam, learning rate {content['learning_rate']:g}; {content['seeds']} seeds."
+        f"Adam, learning rate {rates}; {content['seeds']} seeds."
     )

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,19 +14,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tqdm
 
-from ofb_tf.datasets import describe_tfds
+from ofb_tf import constants
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import corruption, summary, trial
 from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from ofb_tf.experiments.trial import TrialResult
-from ofb_tf.experiments.workloads import get_workload
+from ofb_tf.experiments.workloads import fingerprint, get_workload, task_of
 from ofb_tf.version import __version__
 
 FINISHED = "cells"
@@ -134,15 +135,31 @@ def plan(comparisons: Sequence[Comparison]) -> list[Trial]:
     return sorted(unique, key=lambda t: (t.config.dataset, t.config.positive_rate, t.seed))
 
 
+def identify(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same, with the fingerprints of users' workloads, which are run again if they change."""
+    made = []
+    for one in comparisons:
+        name = one.config.dataset
+        config = dataclasses.replace(
+            one.config, fingerprint=fingerprint(name) if configs.is_own(name) else None
+        )
+        made.append(Comparison(one.group, config))
+    return made
+
+
 def check_datasets(settings: Sequence[SimulationConfig]) -> None:
     """Raises an error if a dataset is unknown or absent, or a corruption does not apply to it."""
-    is_regression = dict.fromkeys(configs.CLICKS, False)
+    tasks: dict[str, Any] = {}
     for config in settings:
         name = config.dataset
-        if name not in is_regression:
-            description = describe_tfds(name, data_dir=config.data_dir)
-            is_regression[name] = not description.num_classes
-        corruption.check(config, is_regression=is_regression[name])
+        if name not in tasks:
+            tasks[name] = task_of(config)
+        is_regression = tasks[name] == constants.REGRESSION
+        corruption.check(config, is_regression=is_regression)
+        if is_regression and config.estimator == constants.LOG_ODDS:
+            raise ValueError(
+                f"estimator must be weights for regression ({name}). Received: {config.estimator}"
+            )
 
 
 def summarize_comparisons(
@@ -150,33 +167,54 @@ def summarize_comparisons(
 ) -> dict[str, Any]:
     """The content of `results.json` from the finished trials in a directory.
 
-    A policy with an unfinished trial is left out of its comparison; a comparison without both
+    Comparisons that differ in the learning rate alone follow one with each policy at its best. A
+    policy with an unfinished trial is left out of its comparison; a comparison without both
     uniform and everything is left out.
     """
     folder = pathlib.Path(directory) / FINISHED
     contents = []
-    for comparison in comparisons:
-        finished: dict[str, list[TrialResult | None]] = {}
-        for one in comparison.trials():
-            finished.setdefault(one.policy, []).append(load(folder, one))
-        results = {p: [r for r in group if r] for p, group in finished.items() if all(group)}
-        if not {configs.UNIFORM, configs.EVERYTHING} <= set(results):
-            continue
-        config = dataclasses.replace(comparison.config, policies=tuple(results))
-        settings = dataclasses.asdict(config) | {"policies": list(results)}
-        del settings["data_dir"]  # a machine's path
-        flat = [result for group in results.values() for result in group]
-        contents.append(
-            {"title": comparison.title, "group": comparison.group, "config": settings}
-            | summary.summarize(config, flat, command=command)
-        )
+    for base, members in itertools.groupby(comparisons, key=Comparison.at_default_learning_rate):
+        swept = {one.config.learning_rate: (one, _finished(one, folder)) for one in members}
+        if len(swept) > 1:
+            results, rates = summary.at_best({lr: found for lr, (_, found) in swept.items()})
+            title = f"{base.title}, {configs.AT_BEST}"
+            contents.append(_content(base, title, results, command, rates))
+        contents += [_content(one, one.title, found, command) for one, found in swept.values()]
     return {
         "command": command,
         "version": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "date": str(datetime.datetime.now(datetime.timezone.utc).date()),
-        "comparisons": contents,
+        "comparisons": [content for content in contents if content],
     }
+
+
+def _finished(comparison: Comparison, folder: pathlib.Path) -> dict[str, list[TrialResult]]:
+    """The results of the policies all of whose trials are finished."""
+    found: dict[str, list[TrialResult | None]] = {}
+    for one in comparison.trials():
+        found.setdefault(one.policy, []).append(load(folder, one))
+    return {p: [r for r in group if r] for p, group in found.items() if all(group)}
+
+
+def _content(
+    comparison: Comparison,
+    title: str,
+    results: Mapping[str, Sequence[TrialResult]],
+    command: str,
+    learning_rates: Mapping[str, float] | None = None,
+) -> dict[str, Any] | None:
+    """A comparison's part of `results.json`; None if an end of the gap is lacking."""
+    if not {configs.UNIFORM, configs.EVERYTHING} <= set(results):
+        return None
+    config = dataclasses.replace(comparison.config, policies=tuple(results))
+    settings = dataclasses.asdict(config) | {"policies": list(results)}
+    del settings["data_dir"]  # a machine's path
+    if learning_rates:
+        settings["learning_rate"] = None
+    flat = [result for group in results.values() for result in group]
+    about = {"title": title, "group": comparison.group, "config": settings}
+    return about | summary.summarize(config, flat, command=command, learning_rates=learning_rates)
 
 
 def save(folder: str | os.PathLike, one: Trial, result: TrialResult) -> None:

@@ -1,25 +1,26 @@
 """Statistics of finished trials, each computed once: from `TrialResult`s to `results.json`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments.trial import TrialResult
+from ofb_tf.experiments.trial import PROGRESSIVE, TrialResult
 from ofb_tf.version import __version__
 
 _BUDGET_MARGIN = 1.2
 _SETTINGS = (
-    "dataset", "rate", "seeds", "window_size", "refresh_interval", "passes", "learning_rate",
+    "dataset", "rate", "seeds", "window_size", "refresh_interval", "passes",
 )  # fmt: skip
 _AVERAGED = {  # in results.json: in TrialResult
     "mean_weight": "mean_weight",
     "max_weight": "max_weight",
     "effective_sample_size": "effective_sample_size",
     "backward_examples": "backward_examples",
-    "wall_seconds": "train_seconds",
+    "train_seconds": "train_seconds",
+    "wall_seconds": "wall_seconds",
     "cpu_seconds": "cpu_seconds",
     "refresh_seconds": "refresh_seconds",
     "warm_up_seconds": "warm_up_seconds",
@@ -81,22 +82,52 @@ def against_default(policies: dict[str, Any], policy: str) -> dict[str, Any] | N
     return {"mean": float(differences.mean()), "standard_error": standard_error(differences)}
 
 
+def quality(values: dict[str, list[float]], policy: str) -> dict[str, Any]:
+    """A metric of a policy over seeds, and what it closes of the gap; `values` by policy."""
+    ends = (values[configs.UNIFORM], values[policy], values[configs.EVERYTHING])
+    return {
+        "mean": float(np.mean(values[policy])),
+        "standard_error": standard_error(values[policy]),
+        "values": values[policy],
+        "gap_closure": gap_closure(*(float(np.mean(v)) for v in ends)),
+        "gap_closure_standard_error": gap_closure_error(*ends),
+    }
+
+
 def summarize(
-    config: configs.SimulationConfig, results: Sequence[TrialResult], *, command: str
+    config: configs.SimulationConfig,
+    results: Sequence[TrialResult],
+    *,
+    command: str,
+    learning_rates: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The content of `results.json` for one comparison, from one result per policy and seed."""
+    """The content of `results.json` for one comparison, from one result per policy and seed.
+
+    `learning_rates` are those of the policies where they are not all the configuration's.
+    """
     of = {
         policy: sorted((r for r in results if r.policy == policy), key=lambda r: r.seed)
         for policy in config.policies
     }
     metric, further = results[0].metric, results[0].further_metrics
+
+    def values(name: str) -> dict[str, list[float]]:
+        return {
+            policy: [r.metrics[name] for r in group if name in r.metrics]
+            for policy, group in of.items()
+        }
+
+    served = values(PROGRESSIVE)
+    is_progressive = all(served.values())
     policies = {}
     for policy, group in of.items():
         metrics = {n: float(np.mean([r.metrics[n] for r in group])) for n in group[0].metrics}
         rates = [r.backward_examples / r.stream_examples for r in group]
         policies[policy] = {
-            **_quality(of, policy, metric),
-            "further": {name: _quality(of, policy, name) for name in further},
+            **quality(values(metric), policy),
+            "further": {name: quality(values(name), policy) for name in further},
+            "progressive": quality(served, policy) if is_progressive else None,
+            "learning_rate": (learning_rates or {}).get(policy, config.learning_rate),
             "calibration": metrics["calibration"],
             "realized_rate": float(np.mean(rates)),
             **{n: float(np.mean([getattr(r, f) for r in group])) for n, f in _AVERAGED.items()},
@@ -108,6 +139,7 @@ def summarize(
         shown["against_default"] = against_default(policies, policy)
     return {
         **{name: getattr(config, name) for name in _SETTINGS},
+        "learning_rate": None if learning_rates else config.learning_rate,
         "metric": metric,
         "metric_text": results[0].metric_text,
         "further_metrics": further,
@@ -115,21 +147,6 @@ def summarize(
         "version": __version__,
         "stream_examples": results[0].stream_examples,
         "policies": policies,
-    }
-
-
-def _quality(of: dict[str, list[TrialResult]], policy: str, metric: str) -> dict[str, Any]:
-    """A metric of a policy over seeds, and the gap closure by it."""
-    ends = [
-        [result.metrics[metric] for result in of[each]]
-        for each in (configs.UNIFORM, policy, configs.EVERYTHING)
-    ]
-    return {
-        "mean": float(np.mean(ends[1])),
-        "standard_error": standard_error(ends[1]),
-        "values": ends[1],
-        "gap_closure": gap_closure(*(float(np.mean(values)) for values in ends)),
-        "gap_closure_standard_error": gap_closure_error(*ends),
     }
 
 
@@ -170,6 +187,24 @@ def first_reached(
         return None
     points = slice(max(reached[0] - 1, 0), reached[0] + 1)  # falling, as np.interp wants it rising
     return float(np.interp(-goal, -values[points], x[points]))
+
+
+def at_best(
+    swept: Mapping[float, Mapping[str, Sequence[TrialResult]]],
+) -> tuple[dict[str, Sequence[TrialResult]], dict[str, float]]:
+    """The results of each policy at its best learning rate, and that rate, both by policy.
+
+    The best has the least mean of the metric over seeds. `swept` has results by learning rate and
+    policy; a policy that is not finished at all of them is left out.
+    """
+
+    def mean(learning_rate: float, policy: str) -> float:
+        value = np.mean([r.metrics[r.metric] for r in swept[learning_rate][policy]])
+        return float(value) if math.isfinite(value) else math.inf
+
+    everywhere = [p for p in next(iter(swept.values())) if all(p in one for one in swept.values())]
+    rates = {p: min(swept, key=lambda learning_rate: mean(learning_rate, p)) for p in everywhere}
+    return {p: swept[learning_rate][p] for p, learning_rate in rates.items()}, rates
 
 
 def best(content: dict[str, Any]) -> str:

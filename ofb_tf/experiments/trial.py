@@ -12,8 +12,11 @@ from ofb_tf import constants
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import paths
 from ofb_tf.experiments.corruption import Corruption
-from ofb_tf.experiments.workloads import Workload, get_workload
+from ofb_tf.experiments.workload import Workload
+from ofb_tf.experiments.workloads import get_workload
 from ofb_tf.transforms import statistics
+
+PROGRESSIVE = "progressive"
 
 _CURVE_POINTS = 10
 
@@ -28,7 +31,8 @@ class TrialResult:
     metric_text: str
     # Other metrics whose gap closure is reported, as of other heads: words by name.
     further_metrics: dict[str, str] = dataclasses.field(default_factory=dict)
-    # At the end: the workload's metric, calibration and what else it measures.
+    # At the end: the workload's metric, calibration and what else it measures, and where it is
+    # progressive, `PROGRESSIVE`: the metric of what was answered while serving, over the stream.
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     stream_examples: int = 0
     backward_examples: int = 0  # went through forward and backward pass in training
@@ -39,6 +43,7 @@ class TrialResult:
     # Generating the stream, serving it, evaluating the model and `warm_up_seconds` are not in it.
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0  # processor time of the same
+    wall_seconds: float = 0.0  # wall-clock time of the same
     # Part of `train_seconds`: loading records and giving them to the pipeline. It grows with the
     # number of refreshes and not with the length of the stream.
     refresh_seconds: float = 0.0
@@ -74,16 +79,20 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     texts = (workload.metric_text, workload.further_metrics)
     result = TrialResult(policy, seed, workload.metric, *texts)
     sums, max_weight = np.zeros(3), 0.0  # of the weights: count, sum and sum of squares
-    spent = np.zeros(2)  # on training, as by `timed`
+    spent = np.zeros(3)  # on training, as by `timed`
+    # Of a progressive workload, interval by interval.
+    answers: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
 
     def timed(function: Callable[..., None], *arguments: Any) -> np.ndarray:
-        """Seconds of the path's clock and of the processor."""
-        began = path.clock(), time.process_time()
+        """Seconds of the path's clock, of the processor and of the wall clock."""
+        clocks = path.clock, time.process_time, time.perf_counter
+        began = [clock() for clock in clocks]
         function(*arguments)
-        return np.subtract((path.clock(), time.process_time()), began)
+        return np.subtract([clock() for clock in clocks], began)
 
     def measure() -> None:
-        result.metrics = workload.evaluate(path.compiled.outputs(workload.test))
+        result.metrics = workload.evaluate(workload.test, path.compiled.outputs(workload.test))
         counted = ("stream_examples", "backward_examples", "train_seconds")
         point = {name: getattr(result, name) for name in counted}
         result.curve.append(point | {workload.metric: result.metrics[workload.metric]})
@@ -91,19 +100,29 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     length = workload.num_examples * config.passes
     per_interval = config.window_size * config.refresh_interval or workload.num_examples
     starts = range(0, length, per_interval)
+    snapshots = workload.served(0, length) // per_interval  # that answered
+    oldest = np.minimum.accumulate(snapshots[::-1])[::-1]  # from here on
     measure()
     for interval, start in enumerate(starts):
         count = min(per_interval, length - start)
-        examples = corruption.corrupt(workload.examples(start, count))
+        clean = workload.examples(start, count)
+        examples, kept = corruption.corrupt(clean), None
         if uses_records:
             kept = corruption.has_record(examples[constants.EXAMPLE_ID].numpy(), interval)
-            result.serving_seconds += float(timed(path.serve, interval, examples, kept)[0])
+        if uses_records or workload.is_progressive:
+            path.drop_snapshots(before=oldest[start])
+            by = snapshots[start : start + count]
+            serving = timed(path.serve, interval, examples, kept, by)
+            result.serving_seconds += float(serving[0]) if uses_records else 0.0
+        if workload.is_progressive:
+            answers.append(path.answers)
+            labels.append(clean[constants.LABEL].numpy())
         refresh = timed(path.refresh, start // workload.num_examples, examples)
         if interval == 0:
             result.warm_up_seconds = float(refresh[0] + timed(path.warm_up)[0])
             refresh = timed(path.refresh, 0, examples)
         spent += refresh + timed(path.train)
-        result.train_seconds, result.cpu_seconds = map(float, spent)
+        result.train_seconds, result.cpu_seconds, result.wall_seconds = map(float, spent)
         result.refresh_seconds += float(refresh[0])
         *of_interval, largest = path.model.importance_weight_statistics.totals()
         sums, max_weight = sums + of_interval, max(max_weight, float(largest))
@@ -112,6 +131,10 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         due = _CURVE_POINTS * np.array([interval, interval + 1]) // len(starts)
         if due[0] < due[1]:
             measure()
+    if workload.is_progressive:
+        stream = {constants.LABEL: np.concatenate(labels)}
+        over_stream = workload.evaluate(stream, np.concatenate(answers))
+        result.metrics[PROGRESSIVE] = over_stream[workload.metric]
     selected, sum_weights, _ = sums
     result.mean_weight = statistics.ratio(sum_weights, selected)
     result.effective_sample_size = statistics.effective_sample_size(*sums)

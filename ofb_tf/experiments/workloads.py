@@ -1,8 +1,13 @@
-"""Workloads: a stream with labels, a model for it, and how the model is evaluated."""
+"""The workloads by name: the click stream, TFDS datasets, New York's flights, and your own."""
 
-import abc
 import functools
+import hashlib
+import importlib
+import inspect
 import math
+import os
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -17,7 +22,8 @@ from ofb_tf.datasets.click_stream import (
     CONVERSION_PROBABILITY,
 )
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import models
+from ofb_tf.experiments import flights, models
+from ofb_tf.experiments.workload import ArrayWorkload, Workload, as_columns
 
 FEATURES = "features"
 TEST_FRACTION = 0.1
@@ -32,48 +38,6 @@ _HIDDEN = (CLICK_PROBABILITY, CONVERSION_PROBABILITY)
 _DATA_FIELDS = (
     "dataset", "data_dir", "passes", "num_examples", "test_examples", "positive_rate", "model",
 )  # fmt: skip
-
-
-class Workload(abc.ABC):
-    """What a simulation needs to know about a dataset."""
-
-    task: str | dict[str, str]  # of several heads, a task for each by its name
-    label_key: str | dict[str, str] = constants.LABEL  # of several heads, a field for each
-    metric: str  # name of the reported metric; less is better
-    metric_text: str  # what the metric is, in words
-    further_metrics: dict[str, str] = {}  # whose gap closure is reported too: words by name
-    num_examples: int  # length of one pass
-    num_outputs: int  # width of the model's last layer, or of those of all heads
-    label_deviation: float  # standard deviation of the training labels
-    loss: Any  # as for `compile`, with Keras's default reduction
-    test: dict[str, tf.Tensor]  # the held-out examples' fields, leading dimension `[n]`
-
-    @abc.abstractmethod
-    def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
-        """`example_id`, `label` and inputs, `[count, ...]`, from a position over all passes."""
-
-    @abc.abstractmethod
-    def random_labels(self, draws: np.ndarray) -> np.ndarray:
-        """Labels `[n]` from their distribution, by uniform draws: float64 `[n]` in [0, 1)."""
-
-    @abc.abstractmethod
-    def build(self) -> tuple[dict[str, keras.KerasTensor], Any]:
-        """Inputs, named after fields, and outputs: logits or predictions, of heads by name."""
-
-    def initial_weights(self, seed: int) -> list[np.ndarray]:
-        """The untrained model's weights; the same for every policy of a seed."""
-        keras.utils.set_random_seed(seed)
-        return keras.Model(*self.build()).get_weights()
-
-    @abc.abstractmethod
-    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
-        """`metric`, further ones and `calibration` from outputs on `test`, `[n, num_outputs]`."""
-
-    @property
-    def label_fields(self) -> list[str]:
-        """The field with the label; of several heads, those of all in the order of their names."""
-        keys = self.label_key
-        return [keys] if isinstance(keys, str) else [keys[head] for head in sorted(keys)]
 
 
 class ClickWorkload(Workload):
@@ -99,7 +63,6 @@ class ClickWorkload(Workload):
         self._generate = tf.function(stream.generate, [ids], autograph=False)
         self.test = self._generate(tf.range(length, total, dtype=tf.int64))
         self.label_deviation = math.sqrt(rate * (1 - rate))
-        self.loss = keras.losses.BinaryCrossentropy(from_logits=True)
         self._kept: dict[str, tf.Tensor] | None = None
         if in_memory:
             parts = [
@@ -119,18 +82,19 @@ class ClickWorkload(Workload):
         """Positives at the stream's rate."""
         return (draws < self._positive_rate).astype(np.int64)
 
-    def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
+    def build(self) -> keras.Model:
         """The small or the deep click model; it starts from the share of positives."""
         inputs = models.click_inputs()
         hidden = self._model(inputs)
         base_rate = math.log(self._positive_rate / (1 - self._positive_rate))
         bias = keras.initializers.Constant(base_rate)
-        return inputs, keras.layers.Dense(1, bias_initializer=bias, name="logit")(hidden)
+        outputs = keras.layers.Dense(1, bias_initializer=bias, name="logit")(hidden)
+        return keras.Model(inputs, outputs)
 
-    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
+    def evaluate(self, examples: Mapping[str, Any], outputs: np.ndarray) -> dict[str, float]:
         """Excess KL, and mean prediction over mean click probability."""
         logits = outputs[:, 0].astype(np.float64)
-        truth = self.test[CLICK_PROBABILITY].numpy().astype(np.float64)
+        truth = np.asarray(examples[CLICK_PROBABILITY]).astype(np.float64)
         calibration = float(np.mean(1 / (1 + np.exp(-logits))) / truth.mean())
         return {self.metric: float(_divergence(truth, logits).mean()), "calibration": calibration}
 
@@ -147,25 +111,21 @@ class ConversionWorkload(ClickWorkload):
     num_outputs = 2
     conversion_rate = _CONVERSION_RATE
 
-    def __init__(self, config: configs.SimulationConfig, seed: int, *, in_memory: bool = False):
-        super().__init__(config, seed, in_memory=in_memory)
-        self.loss = dict.fromkeys(self.task, self.loss)
-
-    def build(self) -> tuple[dict[str, keras.KerasTensor], dict[str, keras.KerasTensor]]:
+    def build(self) -> keras.Model:
         """The click model, whose last layers are one for each head."""
         inputs = models.click_inputs()
         hidden, outputs = self._model(inputs), {}
         for head, rate in (("click", self._positive_rate), (CONVERSION, _CONVERSION_RATE)):
             bias = keras.initializers.Constant(math.log(rate / (1 - rate)))
             outputs[head] = keras.layers.Dense(1, bias_initializer=bias, name=head)(hidden)
-        return inputs, outputs
+        return keras.Model(inputs, outputs)
 
-    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
+    def evaluate(self, examples: Mapping[str, Any], outputs: np.ndarray) -> dict[str, float]:
         """As of clicks, and the excess KL of conversions over clicks."""
-        truth = self.test[CONVERSION_PROBABILITY].numpy().astype(np.float64)
+        truth = np.asarray(examples[CONVERSION_PROBABILITY]).astype(np.float64)
         divergence = _divergence(truth, outputs[:, 1].astype(np.float64))
-        mean = np.average(divergence, weights=self.test[CLICK_PROBABILITY].numpy())
-        return super().evaluate(outputs) | {"conversion_excess_kl": float(mean)}
+        mean = np.average(divergence, weights=np.asarray(examples[CLICK_PROBABILITY]))
+        return super().evaluate(examples, outputs) | {"conversion_excess_kl": float(mean)}
 
 
 def _divergence(truth: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -174,93 +134,42 @@ def _divergence(truth: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return of_one + (1 - truth) * (np.log1p(-truth) + np.logaddexp(0, logits))
 
 
-class ArrayWorkload(Workload):
-    """Examples in memory, shuffled in every pass by the seed; an MLP on flat features.
+def flat_workload(
+    train: dict[str, np.ndarray],
+    test: dict[str, np.ndarray],
+    *,
+    num_classes: int | None,
+    seed: int,
+    feature_scale: float = 1.0,
+    hidden_units: tuple[int, ...] = (128, 128),
+    image_shape: tuple[int, ...] | None = None,
+    is_deep: bool = False,
+) -> ArrayWorkload:
+    """An MLP on flat features, with examples that the seed shuffles in every pass.
 
     `train` and `test`: `example_id` int64 `[n]`, `features` `[n, d]`, `label` int64 or float32
     `[n]`. `num_classes` is None for regression; the model multiplies features by `feature_scale`.
     A deep model of images, whose features are flat too, has convolutions over `image_shape`.
     """
+    features = train[FEATURES]
+    mean = 0.0 if num_classes else float(train[constants.LABEL].mean())
 
-    def __init__(
-        self,
-        train: dict[str, np.ndarray],
-        test: dict[str, np.ndarray],
-        *,
-        num_classes: int | None,
-        seed: int,
-        feature_scale: float = 1.0,
-        hidden_units: tuple[int, ...] = (128, 128),
-        image_shape: tuple[int, ...] | None = None,
-        is_deep: bool = False,
-    ):
-        self._train = train
-        self.test = {name: tf.constant(values) for name, values in test.items()}
-        self.num_examples = len(train[constants.LABEL])
-        self.label_deviation = float(np.std(train[constants.LABEL], dtype=np.float64))
-        self.num_outputs = num_classes or 1
-        self._is_regression = num_classes is None
-        if self._is_regression:
-            self.task, self.metric = constants.REGRESSION, "test_rmse"
-            self.metric_text = "root mean squared error on held-out examples"
-            self.loss = keras.losses.MeanSquaredError()
-        else:
-            self.task, self.metric = constants.MULTICLASS, "test_loss"
-            self.metric_text = "mean cross-entropy on held-out examples, in nats"
-            self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self._seed = seed
-        self._scale = feature_scale
-        self._hidden_units = hidden_units
-        self._image_shape = image_shape
-        self._is_deep = is_deep
-
-    def examples(self, start: int, count: int) -> dict[str, tf.Tensor]:
-        """A part of the concatenated passes."""
-        positions = np.arange(start, start + count)
-        passes = positions // self.num_examples
-        rows = np.empty(count, np.int64)
-        for number in np.unique(passes):
-            order = np.random.default_rng([self._seed, number]).permutation(self.num_examples)
-            here = passes == number
-            rows[here] = order[positions[here] % self.num_examples]
-        return {name: tf.constant(values[rows]) for name, values in self._train.items()}
-
-    def random_labels(self, draws: np.ndarray) -> np.ndarray:
-        """Labels of training examples."""
-        return self._train[constants.LABEL][(draws * self.num_examples).astype(np.int64)]
-
-    def build(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor]:
+    def build() -> keras.Model:
         """The small or the deep model; a regression starts from the mean label."""
-        features = self._train[FEATURES]
         inputs = keras.Input(features.shape[1:], name=FEATURES, dtype=features.dtype.name)
-        hidden = keras.layers.Rescaling(self._scale)(inputs)
-        if not self._is_deep:
-            hidden = models.mlp(hidden, self._hidden_units)
-        elif self._image_shape:
-            hidden = models.convolutions(keras.layers.Reshape(self._image_shape)(hidden))
+        hidden = keras.layers.Rescaling(feature_scale)(inputs)
+        if not is_deep:
+            hidden = models.mlp(hidden, hidden_units)
+        elif image_shape:
+            hidden = models.convolutions(keras.layers.Reshape(image_shape)(hidden))
         else:
             hidden = models.mlp(hidden)
-        mean = float(self._train[constants.LABEL].mean()) if self._is_regression else 0.0
         bias = keras.initializers.Constant(mean)
-        outputs = keras.layers.Dense(self.num_outputs, bias_initializer=bias)(hidden)
-        return {FEATURES: inputs}, outputs
+        outputs = keras.layers.Dense(num_classes or 1, bias_initializer=bias)(hidden)
+        return keras.Model({FEATURES: inputs}, outputs)
 
-    def evaluate(self, outputs: np.ndarray) -> dict[str, float]:
-        """RMSE or cross-entropy; mean prediction over mean label, or confidence over accuracy."""
-        labels = self.test[constants.LABEL].numpy()
-        if self._is_regression:
-            predicted = outputs[:, 0].astype(np.float64)
-            rmse = np.sqrt(np.mean((predicted - labels) ** 2))
-            calibration = float(predicted.mean() / labels.mean())
-            return {self.metric: float(rmse), "calibration": calibration}
-        logits = outputs.astype(np.float64)
-        log_probabilities = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        chosen = log_probabilities[np.arange(len(labels)), labels]
-        accuracy = float(np.mean(logits.argmax(1) == labels))
-        confidence = float(np.exp(log_probabilities.max(1)).mean())
-        calibration = confidence / max(accuracy, 1e-12)
-        mean = float(-chosen.mean())
-        return {self.metric: mean, "calibration": calibration, "test_accuracy": accuracy}
+    task = constants.MULTICLASS if num_classes else constants.REGRESSION
+    return ArrayWorkload(train, test, task=task, build=build, shuffle_seed=seed)
 
 
 def get_workload(
@@ -269,19 +178,82 @@ def get_workload(
     """The workload that a configuration names, for one seed; the last two are kept.
 
     Raises ValueError if the dataset is unknown, has features that are text or of varying shape, or
-    too few examples.
+    too few examples, and ImportError if a package or a module of the user is lacking.
     """
     data = configs.SimulationConfig(**{name: getattr(config, name) for name in _DATA_FIELDS})
     return _workload(data, seed, in_memory)
 
 
+def task_of(config: configs.SimulationConfig) -> str | dict[str, str]:
+    """The task, before data is read where that is possible; raises as `get_workload` does."""
+    if config.dataset in configs.CLICKS:
+        is_plain = config.dataset == configs.CLICK_STREAM
+        return ClickWorkload.task if is_plain else ConversionWorkload.task
+    if config.dataset in flights.TASKS:
+        flights.tables()
+        return flights.TASKS[config.dataset].task
+    if configs.is_own(config.dataset):
+        return get_workload(config, 0).task
+    return describe_tfds(config.dataset, data_dir=config.data_dir).task
+
+
+@functools.lru_cache(maxsize=2)
+def fingerprint(name: str) -> str:
+    """Of the user's workload `module:function`: it changes with the module's source or the data."""
+    workload = _own(name)
+    digest = hashlib.sha256(inspect.getsource(importlib.import_module(name.split(":")[0])).encode())
+    parts = [workload.test, {"served": workload.served(0, workload.num_examples)}]
+    parts += [
+        workload.examples(start, min(_GENERATED_AT_ONCE, workload.num_examples - start))
+        for start in range(0, workload.num_examples, _GENERATED_AT_ONCE)
+    ]
+    for field, values in (pair for part in parts for pair in sorted(part.items())):
+        array = np.asarray(values)
+        is_text = array.dtype == object
+        content = b"\0".join(array.ravel()) if is_text else np.ascontiguousarray(array).tobytes()
+        digest.update(f"{field}{array.dtype}{array.shape}".encode() + content)
+    return digest.hexdigest()[:16]
+
+
 @functools.lru_cache(maxsize=2)
 def _workload(data: configs.SimulationConfig, seed: int, in_memory: bool) -> Workload:
+    is_deep = data.model == configs.DEEP
     if data.dataset in configs.CLICKS:
         kind = ClickWorkload if data.dataset == configs.CLICK_STREAM else ConversionWorkload
         return kind(data, seed, in_memory=in_memory)
+    if data.dataset in flights.TASKS:
+        return flights.workload(data.dataset, data.num_examples, data.test_examples, is_deep)
+    if configs.is_own(data.dataset):
+        if data.num_examples or is_deep:
+            raise ValueError(
+                "num_examples and model must not be given for a workload of your own, whose "
+                f"function decides. Received: num_examples={data.num_examples}, model={data.model}"
+            )
+        return _own(data.dataset)
     arrays = _load_arrays(data.dataset, data.data_dir, data.num_examples, data.test_examples)
-    return ArrayWorkload(**arrays, seed=seed, is_deep=data.model == configs.DEEP)
+    return flat_workload(**arrays, seed=seed, is_deep=is_deep)
+
+
+@functools.lru_cache(maxsize=2)
+def _own(name: str) -> Workload:
+    """What the user's function returns, found as `python -m` finds modules."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"workload must be module:function, found from here ({os.getcwd()}) or installed. "
+            f"Received: {name!r}, of which: {error}"
+        ) from error
+    made = make()
+    if not isinstance(made, Workload):
+        raise ValueError(
+            f"{name!r} must return an ofb_tf.experiments.ArrayWorkload or another Workload. "
+            f"Received: {type(made).__name__}"
+        )
+    return made
 
 
 @functools.lru_cache(maxsize=2)
@@ -339,8 +311,7 @@ def _read(name: str, data_dir: str | None, split: str) -> dict[str, np.ndarray]:
                 f"{name!r}: feature {field!r} must be numbers of a fixed shape. Received: "
                 f"{spec}. Convert it, and call ofb_sample on the dataset yourself."
             )
-    batches = list(dataset.batch(4096).as_numpy_iterator())
-    return {field: np.concatenate([b[field] for b in batches]) for field in dataset.element_spec}
+    return as_columns(dataset)
 
 
 def _column(train: np.ndarray, test: np.ndarray) -> list[np.ndarray]:

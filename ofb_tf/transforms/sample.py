@@ -373,8 +373,8 @@ class OFBSampler:
         decide = sampler._decider(elements, task, then)
 
         def keys_of(window: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            keys = elements.keys(window)
-            return keys, hashing.to_int64(keys[elements.id_key])
+            keys: dict[Any, tf.Tensor] = dict(elements.keys(window))
+            return keys, hashing.to_int64(keys.pop(elements.id_key))
 
         def select(window: Any, keys: dict, ids: tf.Tensor, record: dict, state: Any) -> tuple:
             key = hashing.fold_in(np.int64(config.seed), np.int64(0))
@@ -776,7 +776,7 @@ class Steps(NamedTuple):
 
     Attributes:
       config: the arguments of `ofb_sample`.
-      keys: from a window to the fields that selection looks at, and int64 ids `[n]`.
+      keys: from a window to the fields that selection looks at but for ids, and int64 ids `[n]`.
       select: from a window, its keys, ids, record fields and the state of `budget="stream"` to
         what was selected, counts as `statistics.count` gives them, and the next state.
       state: the state before the first window, None for `budget="window"`.

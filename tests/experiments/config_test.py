@@ -115,20 +115,23 @@ def test_standard_suite_has_the_tasks_of_its_name():
     assert len(set(titles)) == len(titles)
     for title in (
         "mnist, rate 0.1",
-        "diamonds, rate 0.3",
+        "diamonds, rate 0.2",
         "click_stream (0.004 positives), rate 0.02",
         "click_stream (0.03 positives), rate 0.05",
         "mnist, rate 0.1, snapshot refreshed every 94 windows",
         "diamonds, rate 0.1, snapshot refreshed once a pass",
         "mnist, rate 0.1, selective_backprop with beta 1",
         "mnist, rate 0.1, 0.1 of labels random",
+        "mnist, rate 0.01, log-odds correction",
+        "mnist, rate 0.1, log-odds correction, 0.1 of labels random",
         "diamonds, rate 0.1, 0.05 of targets outliers",
         "click_stream (0.01 positives), rate 0.1, 0.2 of records missing",
     ):
         assert title in titles
-    fewer = {"Other rates", "Larger windows", "Uniform mix"}
+    fewer = {"Other rates", "Log-odds correction", "Larger windows", "Uniform mix"}
     for one in suite:
         policies = {**dict.fromkeys(fewer, 3), "Milder selective_backprop": 4}.get(one.group, 8)
+        policies = 3 if one.config.estimator == "log_odds" else policies
         assert len(one.config.policies) == policies, one.title
     groups = [one.group for one in suite]
     assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
@@ -160,3 +163,44 @@ def test_every_advice_points_at_a_table_of_the_standard_suite():
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
     assert named - anchors == set()
     assert anchors - named == set()
+
+
+def test_a_sweep_makes_every_comparison_at_each_learning_rate():
+    made = configs.grid(["mnist", "diamonds"], {"rate": [0.1, 0.2]}, seeds=2)
+    swept = configs.sweep(made, [0.003, 0.001, 0.003])
+    assert [(s.config.dataset, s.config.rate, s.config.learning_rate) for s in swept[:4]] == [
+        ("mnist", 0.1, 0.003), ("mnist", 0.1, 0.001), ("mnist", 0.2, 0.003), ("mnist", 0.2, 0.001),
+    ]  # fmt: skip
+    assert len(swept) == 8
+    assert swept[0].title == "mnist, rate 0.1, learning rate 0.003"
+    assert swept[1].title == "mnist, rate 0.1"
+    assert swept[1].trials() == made[0].trials()  # those that are finished are found
+    assert swept[0].at_default_learning_rate() == made[0]
+    assert configs.sweep(made, None) == made
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("my_stream:workload", True),
+        ("package.my_stream:workload", True),
+        ("diamonds:1.0.0", False),
+        ("mnist", False),
+    ],
+)
+def test_a_workload_of_ones_own_is_no_tfds_version(dataset, expected):
+    assert configs.is_own(dataset) is expected
+    assert configs.is_stream("nycflights13_delay")
+    assert SimulationConfig.for_dataset(dataset).refresh_interval == (1 if expected else 20)
+
+
+def test_who_served_a_stream_is_part_of_every_trial():
+    """Its answers are evaluated, also where the policy needs no records."""
+    stream = {"dataset": "my_stream:workload"}
+    often, seldom = ({**stream, "refresh_interval": interval} for interval in (1, 5))
+    for policy in ("uniform", "everything"):
+        assert trial(policy, **often) != trial(policy, **seldom)
+        assert trial(policy, **often, missing_records=0.2) == trial(policy, **often)
+    steps = trial("everything", **often, steps_per_window=2)
+    assert (steps.config.window_size, steps.config.steps_per_window) == (1280, 2)
+    assert trial(**stream).file_name != trial(**stream, fingerprint="0123").file_name

@@ -10,20 +10,22 @@ VALUES = {"uniform": [3.0, 5.0], "importance": [2.0, 3.0], "everything": [1.0, 3
 RATES = {"everything": 1.0, "info_batch": 0.6}
 
 
-def make_result(policy, seed, value, rate=0.1):
+def make_result(policy, seed, value, rate=0.1, progressive=None):
     rate = RATES.get(policy, rate)
+    served = {} if progressive is None else {"progressive": progressive * value}
     return TrialResult(
         policy=policy,
         seed=seed,
         metric="test_loss",
         metric_text="mean cross-entropy",
-        metrics={"test_loss": value, "calibration": 1.0 + seed},
+        metrics={"test_loss": value, "calibration": 1.0 + seed} | served,
         stream_examples=1000,
         backward_examples=int(1000 * rate),
         mean_weight=1.0,
         max_weight=2.0 + seed,
         effective_sample_size=0.8,
         train_seconds=4.0,
+        wall_seconds=4.0,
         cpu_seconds=3.0,
         refresh_seconds=0.5,
         warm_up_seconds=0.25,
@@ -40,14 +42,14 @@ def make_result(policy, seed, value, rate=0.1):
     )
 
 
-def summarize(values=VALUES, rate=0.1, **more):
+def summarize(values=VALUES, rate=0.1, progressive=None, **more):
     """The content of results.json from the metric's values of each policy."""
     seeds = len(values["uniform"])
     config = configs.SimulationConfig(
         dataset="mnist", seeds=seeds, rate=rate, policies=tuple(values)
     )
     results = [
-        make_result(p, seed, value, rate)
+        make_result(p, seed, value, rate, progressive)
         for p, group in values.items()
         for seed, value in enumerate(group)
     ]
@@ -66,6 +68,6 @@ def array_workload(num_classes, seed=0):
     fields = {"example_id": np.arange(230) * 7, "features": features, "label": label}
     train = {name: values[:200] for name, values in fields.items()}
     test = {name: values[200:] for name, values in fields.items()}
-    return workloads.ArrayWorkload(
+    return workloads.flat_workload(
         train, test, num_classes=num_classes, seed=seed, hidden_units=(8, 8)
     )

@@ -48,7 +48,7 @@ def test_deep_click_is_a_stacked_low_rank_dcn_v2():
 def test_a_click_model_starts_from_the_share_of_positives(model):
     config = SimulationConfig(num_examples=100, test_examples=10, positive_rate=0.03, model=model)
     workload = workloads.get_workload(config, 0)
-    built = keras.Model(*workload.build())
+    built = workload.build()
     assert ("cross_up_0" in {layer.name for layer in built.layers}) == (model == "deep")
     assert built.layers[-1].bias.numpy() == pytest.approx(np.log(0.03 / 0.97))
 
@@ -62,9 +62,9 @@ def test_deep_models_of_arrays(image_shape, expected):
     columns = int(np.prod(image_shape)) if image_shape else 5
     fields = {"example_id": np.arange(20), "label": np.arange(20) % 3}
     fields["features"] = np.ones([20, columns], np.float32)
-    workload = workloads.ArrayWorkload(
+    workload = workloads.flat_workload(
         fields, fields, num_classes=3, seed=0, image_shape=image_shape, is_deep=True
     )
-    model = keras.Model(*workload.build())
+    model = workload.build()
     assert any(layer.name.startswith(expected) for layer in model.layers)
     assert model.output_shape == (None, 3)

@@ -156,3 +156,28 @@ def test_table_leads_with_what_a_user_pays_and_gets():
         "0.75 of its seconds to full quality; gap closure 1.12 ± 0.12."
     )
     assert "seconds to full quality: –" in report.headline(summarize())
+
+
+def test_progressive_columns_and_learning_rates_show_where_they_are(content):
+    plain = report.as_markdown(content)
+    assert "progressive |" not in plain and "Gap closure, progressive" not in plain
+    assert "learning rate 0.001;" in plain
+    # Twice the metric on the stream: the same gap closure, and other figures.
+    stream = comparison("flights, rate 0.1", values=VALUES)
+    served = summarize(VALUES, progressive=2.0, title=stream["title"], group="Streams")
+    served |= {"config": stream["config"], "learning_rate": None}
+    content["comparisons"].append(served)
+    text = report.as_markdown(content)
+    (table,) = text.split("## Gap closure, progressive\n\n")[1:]
+    assert table.splitlines()[2] == "| flights, rate 0.1 | **0.75 ± 0.25** |"
+    head, *rows = report.table_rows(served)
+    assert head[-2:] == ["progressive", "gap closure, progressive"]
+    assert rows[1][-2:] == ["5 ± 1", "0.75 ± 0.25"]
+    assert rows[1][head.index("learning rate")] == "0.001"
+    assert "learning rate as in the table;" in text
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(content))))
+    assert [r["progressive_mean"] for r in rows if r["title"] == "flights, rate 0.1"] == [
+        "8.0", "5.0", "4.0",
+    ]  # fmt: skip
+    assert {r["progressive_mean"] for r in rows if r["title"] == "no gap"} == {""}
+    read(report.as_html(content))

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import run, trial
 from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from tests.experiments.conftest import make_result
@@ -111,3 +112,31 @@ def test_comparisons_are_put_together_from_finished_trials(finished):
     for path in finished[1].glob("cells/mnist-everything-*"):
         path.unlink()
     assert run.summarize_comparisons(*finished, command="")["comparisons"] == []
+
+
+def test_a_sweep_is_led_by_each_policy_at_its_best(tmp_path):
+    config = SimulationConfig(dataset="mnist", seeds=2)
+    others = [Comparison("A", dataclasses.replace(config, rate=rate)) for rate in (0.1, 0.2)]
+    swept = configs.sweep(others, [0.001, 0.003])
+    better = {"uniform": 0.001, "importance": 0.003, "everything": 0.003}
+    for one in run.plan(swept):
+        worse = 0.0 if one.config.learning_rate == better[one.policy] else 0.25
+        value = VALUES[one.policy] + worse + one.seed
+        run.save(tmp_path / "cells", one, make_result(one.policy, one.seed, value))
+    found = run.summarize_comparisons(swept, tmp_path, command="")["comparisons"]
+    assert [(one["title"], one["learning_rate"]) for one in found[:3]] == [
+        ("mnist, rate 0.1, each policy at its best learning rate", None),
+        ("mnist, rate 0.1", 0.001),
+        ("mnist, rate 0.1, learning rate 0.003", 0.003),
+    ]
+    assert len(found) == 6
+    best = found[0]["policies"]
+    assert {p: shown["learning_rate"] for p, shown in best.items()} == better
+    for policy, shown in best.items():
+        assert shown["values"] == [VALUES[policy], VALUES[policy] + 1]
+    assert best["importance"]["gap_closure"] == pytest.approx((4.0 - 2.4) / (4.0 - 2.0))
+    assert found[1]["policies"]["importance"]["mean"] == pytest.approx(2.4 + 0.25 + 0.5)
+    for path in tmp_path.glob("cells/mnist-importance-1-*"):
+        path.unlink()
+    found = run.summarize_comparisons(swept, tmp_path, command="")["comparisons"]
+    assert all(list(one["policies"]) == ["uniform", "everything"] for one in found)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from ofb_tf.experiments import config as configs
 from ofb_tf.experiments import report, summary
 from ofb_tf.experiments.config import SimulationConfig
 from tests.experiments.conftest import VALUES, make_result, summarize
@@ -18,9 +19,10 @@ RESULT = {
 POLICY = {
     "mean", "standard_error", "values", "gap_closure", "gap_closure_standard_error",
     "against_default", "calibration", "realized_rate", "mean_weight", "max_weight",
-    "effective_sample_size", "backward_examples", "wall_seconds", "cpu_seconds", "refresh_seconds",
-    "warm_up_seconds", "serving_seconds", "metrics", "time_to_uniform", "stream_to_uniform",
-    "seconds_to_full_quality", "curves", "further",
+    "effective_sample_size", "backward_examples", "train_seconds", "wall_seconds", "cpu_seconds",
+    "refresh_seconds", "warm_up_seconds", "serving_seconds", "metrics", "time_to_uniform",
+    "stream_to_uniform", "seconds_to_full_quality", "curves", "further", "progressive",
+    "learning_rate",
 }  # fmt: skip
 
 
@@ -168,3 +170,47 @@ def test_gap_closure_by_another_metric():
     comparison = content | {"title": "two heads", "group": "Heads", "config": {}}
     page = report.as_markdown({"comparisons": [comparison], "version": "0", "command": ""})
     assert "two heads, by second" in page
+
+
+def test_each_policy_at_its_best_learning_rate():
+    levels = {
+        0.001: {"uniform": 4.0, "importance": 3.0, "everything": 2.0},
+        0.003: {"uniform": 3.0, "importance": 3.5, "everything": math.nan, "top_loss": 1.0},
+        0.01: {"uniform": math.inf, "importance": 2.5, "everything": 1.0, "top_loss": 9.0},
+    }
+    swept = {
+        rate: {
+            p: [make_result(p, seed, value + seed) for seed in (0, 1)] for p, value in of.items()
+        }
+        for rate, of in levels.items()
+    }
+    results, rates = summary.at_best(swept)
+    assert rates == {"uniform": 0.003, "importance": 0.01, "everything": 0.01}
+    for policy, rate in rates.items():
+        assert results[policy] is swept[rate][policy]
+
+
+def test_learning_rates_are_shown_where_they_differ():
+    plain = summarize()
+    assert plain["learning_rate"] == 0.001
+    assert {shown["learning_rate"] for shown in plain["policies"].values()} == {0.001}
+    config = configs.SimulationConfig(dataset="mnist", seeds=1)
+    results = [make_result(policy, 0, 1.0) for policy in config.policies]
+    rates = {"uniform": 0.003, "importance": 0.01, "everything": 0.001}
+    content = summary.summarize(config, results, command="", learning_rates=rates)
+    assert content["learning_rate"] is None
+    assert {p: shown["learning_rate"] for p, shown in content["policies"].items()} == rates
+
+
+def test_the_progressive_metric_has_a_gap_too():
+    values = {"uniform": [3.0, 5.0], "importance": [2.0, 3.0], "everything": [1.0, 3.0]}
+    assert summarize(values)["policies"]["importance"]["progressive"] is None
+    shown = summarize(values, progressive=10.0)["policies"]
+    # Ten times as large as the metric: the same closure, ten times the error of the mean.
+    for policy in values:
+        progressive = shown[policy]["progressive"]
+        assert progressive["mean"] == pytest.approx(10 * shown[policy]["mean"])
+        assert progressive["values"] == [10 * value for value in values[policy]]
+        assert progressive["gap_closure"] == pytest.approx(shown[policy]["gap_closure"])
+        error = shown[policy]["standard_error"]
+        assert progressive["standard_error"] == pytest.approx(10 * error)

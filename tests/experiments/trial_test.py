@@ -195,10 +195,10 @@ def test_a_click_stream_in_memory_is_the_generated_one():
 def test_metrics_against_numpy():
     clicks = workloads.get_workload(SimulationConfig(**CLICKS), 0)
     truth = clicks.test["click_probability"].numpy().astype(np.float64)
-    perfect = clicks.evaluate(np.log(truth / (1 - truth))[:, None])
+    perfect = clicks.evaluate(clicks.test, np.log(truth / (1 - truth))[:, None])
     assert perfect["excess_kl"] == pytest.approx(0.0, abs=1e-12)
     assert perfect["calibration"] == pytest.approx(1.0)
-    off = clicks.evaluate(np.zeros([200, 1]))
+    off = clicks.evaluate(clicks.test, np.zeros([200, 1]))
     entropy = -truth * np.log(truth) - (1 - truth) * np.log(1 - truth)
     assert off["excess_kl"] == pytest.approx(np.mean(np.log(2) - entropy))
     conversions = workloads.get_workload(
@@ -217,9 +217,11 @@ def test_metrics_against_numpy():
         (truth * lost).sum() / truth.sum(), rel=1e-5
     )
     classes = array_workload(3)
-    flat = classes.evaluate(np.zeros([30, 3]))
+    flat = classes.evaluate(classes.test, np.zeros([30, 3]))
     assert flat["test_loss"] == pytest.approx(np.log(3))
     assert flat["calibration"] == pytest.approx(1 / 3 / flat["test_accuracy"])
     regression = array_workload(None)
     label = regression.test["label"].numpy()
-    assert regression.evaluate(label[:, None] + 2)["test_rmse"] == pytest.approx(2, rel=1e-5)
+    assert regression.evaluate(regression.test, label[:, None] + 2)["test_rmse"] == pytest.approx(
+        2, rel=1e-5
+    )
