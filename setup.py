@@ -43,6 +43,7 @@ setup(
         "docs": DOCS,
         "tfx": ["tfx>=1.16"],
         "flink": ["apache-flink>=2.3"],
+        "kafka": ["confluent-kafka>=2.6"],
         "test": [
             *SERVING,
             *NOTEBOOKS,

@@ -12,7 +12,16 @@ from ofb_tf import cli
 from tests.processes import python
 
 ROOT = pathlib.Path(__file__).parents[1]
-OPTIONAL = ("tfx", "apache_beam", "grpc", "matplotlib", "tensorflow_serving", "kfp", "pyflink")
+OPTIONAL = (
+    "tfx",
+    "apache_beam",
+    "grpc",
+    "matplotlib",
+    "tensorflow_serving",
+    "kfp",
+    "pyflink",
+    "confluent_kafka",
+)
 PACKAGES = ("ofb_tf/", "tfx_components/")
 
 

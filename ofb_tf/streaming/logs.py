@@ -6,7 +6,7 @@ segment as a `tf.data.Dataset` of elements, a log of records as columns.
 
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +43,9 @@ class Follower(Protocol):
 
     def read(self, segment: Segment) -> Any:
         """What a segment holds; also one that another reader took."""
+
+    def commit(self, place: Mapping[str, Any]) -> None:
+        """Takes note that a checkpoint is complete that holds this part of a stream's state."""
 
     def close(self) -> None:
         """Ends the reader."""
@@ -141,6 +144,9 @@ class DirectoryFollower:
                 "needs it. Keep files for longer, or start without the checkpoint."
             )
         return self._directory.read(segment.name)
+
+    def commit(self, place: Mapping[str, Any]) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to do."""

@@ -187,6 +187,11 @@ class SampledStream:
             self._reading = None
         self._start = state or None
 
+    def commit(self, state: dict[str, Any]) -> None:
+        """Tells the logs that a checkpoint with this state is complete; see `StreamCheckpoint`."""
+        if self._reading is not None:
+            self._reading.commit(state)
+
     def settings(self) -> dict[str, Any]:
         """What a state must be restored with."""
         names = ("window_size", "batch_size", "rate", "seed", "missing", "budget", "max_age")
@@ -214,7 +219,9 @@ class SampledStream:
         try:
             while True:
                 for segment in log.poll():
-                    return log.read(segment).schema
+                    records = log.read(segment)
+                    if len(records):
+                        return records.schema
                 if not self.follow:
                     raise ValueError(
                         "records must hold at least one finished file, or follow must be True."
@@ -338,7 +345,7 @@ class _Reading:
         self._skip = start.get("row", 0)  # selected examples of the first window that are done
         self._begin = self._end = -self._skip  # selected examples: before `_places`, and in all
         self._since: float | None = None  # arrival of the oldest example that waits
-        self._corrupt_files = 0
+        self._corrupt_files = self._rejected = 0
 
     def selected(self) -> Iterator[Any]:
         """What is selected of each window; nothing, again and again, while there is none."""
@@ -346,7 +353,7 @@ class _Reading:
             window, arrived = yield from self._collect()
             if window is None:
                 return
-            keys, ids = self._steps.keys(window)
+            window, keys, ids = self._keys(window)
             # A window that was begun with was joined before.
             rows = self._resident.find(ids)
             if not self._skip:
@@ -400,6 +407,11 @@ class _Reading:
                 "totals": place.totals,
             }
 
+    def commit(self, state: dict[str, Any]) -> None:
+        """See `SampledStream.commit`."""
+        self._examples.commit(state["examples"])
+        self._records.commit(state["records"])
+
     def status(self) -> dict[str, float]:
         """See `SampledStream.status`."""
         with self._lock:
@@ -410,6 +422,7 @@ class _Reading:
                 "resident_records": len(self._resident),
                 "resident_bytes": self._resident.num_bytes,
                 "corrupt_files": self._corrupt_files,
+                "rejected_examples": self._rejected,
             }
 
     def close(self) -> None:
@@ -499,6 +512,34 @@ class _Reading:
             self._corrupt_files += 1
             return None
 
+    def _keys(self, window: Any) -> tuple[Any, dict, tf.Tensor]:
+        """A window with its keys and ids, without examples that the log takes aside."""
+        reject = getattr(self._stream.examples, "reject", None)
+        try:
+            return (window, *self._steps.keys(window))
+        except tf.errors.InvalidArgumentError as error:
+            if reject is None:
+                raise
+            reason = error.message
+        usable = np.array(self._usable(window, 0, int(num_examples(window))), np.int64)
+        unusable = np.setdiff1d(np.arange(int(num_examples(window))), usable)
+        reject(gather(window, tf.constant(unusable)).numpy().tolist(), reason)
+        with self._lock:
+            self._rejected += len(unusable)
+        window = gather(window, tf.constant(usable))
+        return (window, *self._steps.keys(window))
+
+    def _usable(self, window: Any, begin: int, end: int) -> list[int]:
+        """Which of these rows can be parsed, by halves."""
+        try:
+            self._steps.keys(gather(window, tf.range(begin, end)))
+            return list(range(begin, end))
+        except tf.errors.InvalidArgumentError:
+            if end - begin == 1:
+                return []
+        middle = (begin + end) // 2
+        return self._usable(window, begin, middle) + self._usable(window, middle, end)
+
     def _join(self, ids: tf.Tensor, arrived: float) -> Generator[Any, None, np.ndarray]:
         """Rows of the records of a window, of which it waits for those that are missing."""
         while self._load_one(arrived, arrived):
@@ -517,8 +558,10 @@ class _Reading:
     def _load_one(self, arrived: float, latest: float) -> bool:
         """Loads the next file of records, if it arrived until `latest`."""
         if not self._queue and self._polled <= latest:
-            self._polled = time.time()
+            now = time.time()
             self._queue.extend(self._records.poll())
+            if not self._queue:  # otherwise there may be more
+                self._polled = now
         if not self._queue or self._queue[0].arrived > latest:
             return False
         segment = self._queue.popleft()

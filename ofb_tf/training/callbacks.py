@@ -292,6 +292,7 @@ class StreamCheckpoint(keras.callbacks.Callback):
         content = {"batches": self.batches, "stream": self._stream.state(self._batches)}
         (unfinished / self._STATE).write_text(json.dumps(content))
         unfinished.rename(target)
+        self._stream.commit(content["stream"])
         self._saved = self._batches
         for path in self._complete()[: -self._keep]:
             shutil.rmtree(path)
