@@ -72,8 +72,13 @@ class Schema:
             for column in self.present
         }
 
-    def records_per_block(self, max_bytes: int = MAX_BLOCK_BYTES) -> int:
-        """The most records that surely fit into so many bytes, at most `MAX_BLOCK_RECORDS`."""
+    def records_per_block(self, max_bytes: int | None = None) -> int:
+        """The most records that surely fit into so many bytes, at most `MAX_BLOCK_RECORDS`.
+
+        Args:
+          max_bytes: None for `MAX_BLOCK_BYTES`.
+        """
+        max_bytes = MAX_BLOCK_BYTES if max_bytes is None else max_bytes
         num_bytes = sum(
             np.dtype(column.dtype).itemsize * (self.logits_width if column.per_output else 1)
             + 4 * column.runs  # the length of its run

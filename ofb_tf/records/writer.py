@@ -69,7 +69,7 @@ class BlockWriter:
         flush_seconds: float | None,
         block_records: int,
         on_error: str,
-        max_block_bytes: int = MAX_BLOCK_BYTES,
+        max_block_bytes: int | None = None,
     ):
         """Checks the arguments, which are those of `ForwardRecordWriter`."""
         self._top_k = 0 if top_k is None else check_count("top_k", top_k)
@@ -224,7 +224,7 @@ class BlockWriter:
             if not block_records:
                 raise ValueError(
                     f"write: a record of {schema} is larger than a block may be "
-                    f"({self._max_block_bytes} bytes). Set top_k."
+                    f"({self._max_block_bytes or MAX_BLOCK_BYTES} bytes). Set top_k."
                 )
             self._schema, self._block_records = schema, block_records
             self._num_outputs = num_outputs or self._num_outputs

@@ -2,7 +2,7 @@
 # A Kafka broker on the loopback interface: KRaft, one node. Usage: tests/runners/kafka.sh
 #   up [PORT] | down [PORT]     PORT (9092) is that of clients, the next that of the controller
 #   kill PORT | start PORT      kill -9 the broker; start it again with what it holds
-#   pin
+#   fetch | pin                 only get the jars
 # The jars of kafka-pom.xml come from Maven Central, are cached in .cache/kafka and checked against
 # kafka.sha256, which `pin` rewrites. Topics have the broker's time as timestamps; with a producer's
 # timestamps, retention would delete old events at once. `down` deletes what the broker holds.
@@ -108,6 +108,7 @@ down() {
 case "${1:-}" in
   up) fetch && up ;;
   down) down ;;
+  fetch) fetch ;;
   kill) stop KILL ;;
   start) start ;;
   pin)
@@ -116,7 +117,7 @@ case "${1:-}" in
     echo "kafka.sh: $(wc -l <"$SUMS") jars, $(du -sh "$JARS" | cut -f1)"
     ;;
   *)
-    echo "usage: tests/runners/kafka.sh up | down | kill | start | pin" >&2
+    echo "usage: tests/runners/kafka.sh up | down | kill | start | fetch | pin" >&2
     exit 2
     ;;
 esac
