@@ -35,6 +35,7 @@ from ofb_tf.streaming.logs import Segment
 _LOGGER = logging.getLogger(__name__)
 _TIMEOUT = 5.0  # seconds that a request may take
 _CONSUME_SECONDS = 0.2  # between two looks at whether the reader was closed
+_RETRY_SECONDS = 0.5
 _MAX_CONSUMED = 16_384  # messages at a time
 _HELD_BYTES = 1 << 27  # of messages that came before their segment's turn
 _MESSAGE_OVERHEAD = 512
@@ -268,18 +269,23 @@ class TopicFollower:
         self._paused: set[int] = set()
 
     def poll(self) -> list[Segment]:
-        """The segments of the next intervals that are complete; not all of them at once."""
-        try:
-            self._look_for_partitions()
-            # In this order: what has a timestamp of an interval that is over is below the ends.
-            over = math.floor((time.time() - self._topic.grace) / self._topic.interval)
-            ends = self._offsets(OffsetSpec.latest(), self._next)
-            segments: list[Segment] = []
-            while len(segments) < _MAX_SEGMENTS and self._advance(over, ends):
-                segments += self._cut()
-        except KafkaException as error:
-            self._topic.pass_over(error.args[0])
-            return []
+        """The segments of the next intervals that are complete; not all of them at once.
+
+        Waits while the broker does not answer: nothing new is something else.
+        """
+        segments: list[Segment] = []
+        while not self._closed.is_set():
+            try:
+                self._look_for_partitions()
+                # In this order: what has a timestamp of an interval that is over is below the ends.
+                over = math.floor((time.time() - self._topic.grace) / self._topic.interval)
+                ends = self._offsets(OffsetSpec.latest(), self._next)
+                while len(segments) < _MAX_SEGMENTS and self._advance(over, ends):
+                    segments += self._cut()
+                break
+            except KafkaException as error:
+                self._topic.pass_over(error.args[0])
+                self._closed.wait(_RETRY_SECONDS)
         return segments
 
     def position(self, number: int) -> dict[str, int]:

@@ -49,7 +49,7 @@ class Broker:
 
     @functools.cached_property
     def admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.servers})
+        return AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
 
     def topic(self, partitions: int = 1, **config: str) -> str:
         """The name of a new topic."""
