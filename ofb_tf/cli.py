@@ -136,7 +136,9 @@ def _integers(text: str) -> list[int]:
 
 
 # Booleans are `--name` and `--noname`, and what argparse does not know: `--name=true`.
-_BOOLEAN = re.compile(r"^--(json|delete_inputs|dry_run|progress|follow)=(?:(true|t|1)|false|f|0)$", re.I)
+_BOOLEAN = re.compile(
+    r"^--(json|delete_inputs|dry_run|progress|follow)=(?:(true|t|1)|false|f|0)$", re.I
+)
 
 
 # Flags by name: the help, and a type, a default, or choices of which the first is the default.

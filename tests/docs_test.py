@@ -123,7 +123,8 @@ def test_example_runs(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "package", ["ofb_tf", "ofb_tf.datasets", "ofb_tf.serving", "ofb_tf.records"]
+    "package",
+    ["ofb_tf", "ofb_tf.datasets", "ofb_tf.serving", "ofb_tf.streaming", "ofb_tf.records"],
 )
 def test_reference_shows_the_public_names(package):
     """Whoever removes a public name deprecates it first; whoever adds one documents it."""

@@ -30,14 +30,11 @@ from pyflink.datastream.connectors.file_system import (
 )
 from pyflink.datastream.state import ListStateDescriptor, ValueStateDescriptor
 
-from ofb_tf import hashing
 from ofb_tf.constants import EXAMPLE_ID, LABEL, TIMESTAMP
 from ofb_tf.records.files import SUFFIX
-from ofb_tf.records.reader import read_blocks
-from ofb_tf.records.schema import expand
 from ofb_tf.selection import FixedScale
 from ofb_tf.streaming import join
-from ofb_tf.streaming.join import EXAMPLES, LABELS, RECORDS, SERIALIZED, Columns, JoinConfig
+from ofb_tf.streaming.join import EXAMPLES, LABELS, RECORDS, Columns, JoinConfig
 
 _BATCH = 4096
 _POLL_MILLIS = 500
@@ -75,7 +72,9 @@ class _Tail(KeyedProcessFunction):
             names = (n for n in names if n.endswith(SUFFIX))
         # One file per poll bounds what PyFlink must buffer before it can pass anything on.
         for name in sorted(n for n in names if n > last)[:1]:
-            for columns in join.read_columns(self._kind, os.path.join(directory, name), self._dtypes):
+            for columns in join.read_columns(
+                self._kind, os.path.join(directory, name), self._dtypes
+            ):
                 newest = max(newest, int(columns[TIMESTAMP].max()) // 1000)
                 for bucket, rows in join.split(columns, self._num_buckets):
                     yield self._kind, bucket, newest, rows

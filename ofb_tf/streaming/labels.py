@@ -17,7 +17,7 @@ from ofb_tf.checks import check_positive
 from ofb_tf.constants import EXAMPLE_ID, LABEL, TIMESTAMP
 from ofb_tf.streaming import join
 from ofb_tf.streaming.join import EXAMPLES, LABELS, SERIALIZED, LabelConfig, Pending
-from ofb_tf.streaming.logs import Directory, DirectoryFollower, Segment
+from ofb_tf.streaming.logs import Directory, Segment
 
 _GRACE = 1.0  # seconds in which a file that has arrived may not be listed yet
 
@@ -111,7 +111,7 @@ class LabelFollower:
 
     def __init__(self, log: DelayedLabels, position: int | None) -> None:
         self._log = log
-        self._logs = {kind: DirectoryFollower(each, ()) for kind, each in log.logs.items()}
+        self._logs = {kind: each.follow() for kind, each in log.logs.items()}
         self._waiting: dict[str, collections.deque[Segment]] = {
             kind: collections.deque() for kind in log.logs
         }

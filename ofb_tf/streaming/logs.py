@@ -6,7 +6,7 @@ segment as a `tf.data.Dataset` of elements, a log of records as columns.
 
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, Protocol
 
@@ -86,9 +86,9 @@ class Directory:
                 f"path={self.path!r}, pattern={pattern!r}"
             )
 
-    def follow(self, position: Collection[str] | None = None) -> "DirectoryFollower":
-        """A reader; its position is the names of files that were taken and are still there."""
-        return DirectoryFollower(self, position or ())
+    def follow(self, position: dict[str, Any] | None = None) -> "DirectoryFollower":
+        """A reader; its position names the files that were taken, and those known to follow."""
+        return DirectoryFollower(self, position)
 
 
 class DirectoryFollower:
@@ -96,17 +96,34 @@ class DirectoryFollower:
 
     Args:
       directory: what is followed.
-      names: of the files that count as taken.
+      position: as `position` gives it, or None.
     """
 
-    def __init__(self, directory: Directory, names: Collection[str]) -> None:
+    def __init__(self, directory: Directory, position: dict[str, Any] | None) -> None:
         self._directory = directory
-        self._numbers = dict.fromkeys(names, -1)
+        position = position or {"taken": [], "ahead": []}
+        self._numbers = dict.fromkeys(position["taken"], -1)
+        # In its order, and also where a file is gone by now, which reading it will say.
+        self._ahead = [Segment(*segment) for segment in position["ahead"]]
+        self._segments: dict[int, Segment] = {}  # from the last position on
         self._next = 0
         self._lock = threading.Lock()
 
     def poll(self) -> list[Segment]:
         """The files that appeared since the last poll."""
+        segments, self._ahead = self._ahead, []
+        with self._lock:
+            self._take(segments)
+        segments += self._appeared()
+        return segments
+
+    def _take(self, segments: list[Segment]) -> None:
+        for segment in segments:
+            self._numbers[os.path.basename(segment.name)] = self._next
+            self._segments[self._next] = segment
+            self._next += 1
+
+    def _appeared(self) -> list[Segment]:
         path, new = self._directory.path, []
         try:
             names = {name.rstrip("/") for name in tf.io.gfile.listdir(path)}
@@ -115,22 +132,27 @@ class DirectoryFollower:
         for name in names:
             if name not in self._numbers and self._is_finished(name):
                 try:
-                    stat = tf.io.gfile.stat(os.path.join(path, name))
-                except tf.errors.NotFoundError:
+                    new.append((_modified(os.path.join(path, name)), name))
+                except (tf.errors.NotFoundError, FileNotFoundError):
                     continue  # deleted since it was listed
-                new.append((stat.mtime_nsec, name))
-        new.sort()
+        segments = [
+            Segment(os.path.join(path, name), ns / _NANOSECONDS) for ns, name in sorted(new)
+        ]
         with self._lock:
             # A name that is gone cannot be taken again, so there is no need to know it.
             self._numbers = {name: n for name, n in self._numbers.items() if name in names}
-            self._numbers |= {name: n for n, (_, name) in enumerate(new, self._next)}
-            self._next += len(new)
-        return [Segment(os.path.join(path, name), time / _NANOSECONDS) for time, name in new]
+            self._take(segments)
+        return segments
 
-    def position(self, number: int) -> list[str]:
-        """The names of the files before that number."""
+    def position(self, number: int) -> dict[str, Any]:
+        """`taken`: names of the files before that number; `ahead`: the segments from it on."""
         with self._lock:
-            return [name for name, n in self._numbers.items() if n < number]
+            for past in [n for n in self._segments if n < number]:
+                del self._segments[past]
+            return {
+                "taken": [name for name, n in self._numbers.items() if n < number],
+                "ahead": list(self._segments.values()),
+            }
 
     def read(self, segment: Segment) -> Any:
         """What a file holds.
@@ -200,3 +222,10 @@ class RecordDirectory(Directory):
 
 def _tfrecords(path: str) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(path, "GZIP" if path.endswith(".gz") else "")
+
+
+def _modified(path: str) -> int:
+    """Nanoseconds since 1970; TensorFlow knows whole seconds alone."""
+    if "://" in path:
+        return tf.io.gfile.stat(path).mtime_nsec
+    return os.stat(path).st_mtime_ns

@@ -20,7 +20,10 @@ from ofb_tf.transforms.join import RecordLookup
 from ofb_tf.transforms.sample import OFBSampler
 
 _STATE_VERSION = 1
+_LEFT_OUT = (constants.EXAMPLE_ID, constants.MODEL_VERSION, constants.TIMESTAMP)
 _PREFETCH = 2
+# Python raises the second where TensorFlow's message of the first quotes bytes that are no text.
+_UNPARSABLE = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
 
 
 class SampledStream:
@@ -139,9 +142,10 @@ class SampledStream:
             self._reading = _Reading(self, steps, self._start)
             return self._reading.selected()
 
-        return steps.leave(
-            tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
-        )
+        windows = tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
+        # What waits in a prefetch notices that its iterator is dropped; a rebatch that pulls from
+        # a generator does not.
+        return steps.leave(windows.prefetch(_PREFETCH))
 
     def state(self, elements: int) -> dict[str, Any]:
         """Where the stream is after so many elements of the last iteration over `dataset()`.
@@ -238,12 +242,8 @@ class _TracedSteps:
         steps = sampler.steps(element_spec, schema.num_outputs)
         config = steps.config
         self.schema, self.leave, self.state = schema, steps.leave, steps.state
-        kept = (constants.MODEL_VERSION, constants.TIMESTAMP) if config.keep_record else ()
-        self.columns = [
-            column.name
-            for column in schema.present
-            if column.name in kept or column.name not in (*_NOT_SCORED, constants.EXAMPLE_ID)
-        ]
+        left_out = (constants.EXAMPLE_ID,) if config.keep_record else _LEFT_OUT
+        self.columns = [name for name in schema.columns if name not in left_out]
 
         @tf.autograph.experimental.do_not_convert
         def select(
@@ -263,17 +263,18 @@ class _TracedSteps:
             if name in self.columns
         }
         found = tf.TensorSpec([None], tf.bool)
-        state = tf.nest.map_structure(tf.TensorSpec.from_tensor, steps.state)
-        outputs = keys.structured_outputs
+        state = steps.state
+        if state is not None:
+            state = tf.nest.map_structure(tf.TensorSpec.from_tensor, state)
+        outputs = tf.nest.map_structure(tf.type_spec_from_value, keys.structured_outputs)
         traced = tf.function(select, autograph=False).get_concrete_function(
             window, *outputs, columns, found, state
         )
         self.keys, self.select = keys, traced
-        self.selected_spec = traced.structured_outputs[0]
+        self.selected_spec = tf.nest.map_structure(
+            tf.type_spec_from_value, traced.structured_outputs[0]
+        )
         self.nothing = _nothing(self.selected_spec)
-
-
-_NOT_SCORED = (constants.MODEL_VERSION, constants.TIMESTAMP)
 
 
 def _batched(element_spec: Any) -> Any:
@@ -313,15 +314,16 @@ class _Reading:
         self._closed = threading.Event()
 
         examples, records = start["examples"], start["records"]
-        self._examples: Follower = stream.examples.follow(examples.get("taken"))
+        self._examples: Follower = stream.examples.follow(examples.get("position"))
         self._segments: collections.deque[Segment] = collections.deque()  # not opened yet
-        self._segment_number, self._segment, self._row = -1, None, 0
+        self._segment: Segment | None = None
+        self._segment_number, self._row = -1, 0
         self._blocks: Iterator[Any] | None = None  # of the open segment
         self._left: tuple[Any, int, int] | None = None  # a block, its next row and their number
         if examples.get("segment"):
             self._open(Segment(*examples["segment"]), examples["row"])
 
-        self._records: Follower = stream.records.follow(records.get("taken"))
+        self._records: Follower = stream.records.follow(records.get("position"))
         self._resident = ResidentRecords(steps.schema)
         self._loaded = [Segment(*each) for each in records.get("resident", ())]
         for segment in self._loaded:
@@ -337,7 +339,7 @@ class _Reading:
             segment_number=self._segment_number,
             row=self._row,
             records=(self._first, 0),
-            budget=StreamState(*map(np.float64, budget)) if budget else steps.state,
+            budget=_budget(budget) if budget else steps.state,
             totals=start.get("totals"),
             end=0,
         )
@@ -346,6 +348,7 @@ class _Reading:
         self._begin = self._end = -self._skip  # selected examples: before `_places`, and in all
         self._since: float | None = None  # arrival of the oldest example that waits
         self._corrupt_files = self._rejected = 0
+        self._nothing = steps.nothing  # of what is selected; None where it cannot be told yet
 
     def selected(self) -> Iterator[Any]:
         """What is selected of each window; nothing, again and again, while there is none."""
@@ -372,6 +375,8 @@ class _Reading:
             counts = {name: value.numpy().item() for name, value in counts.items()}
             done, self._skip = self._skip, 0
             self._settle(counts, budget, oldest)
+            if self._nothing is None:
+                self._nothing = gather(selected, tf.range(0))
             yield gather(selected, tf.range(done, counts["selected"])) if done else selected
 
     def state(self, rows: int) -> dict[str, Any]:
@@ -395,12 +400,12 @@ class _Reading:
                 "window": place.window,
                 "row": rows - self._begin,
                 "examples": {
-                    "taken": self._examples.position(place.segment_number + 1),
+                    "position": self._examples.position(place.segment_number + 1),
                     "segment": place.segment,
                     "row": place.row,
                 },
                 "records": {
-                    "taken": self._records.position(max(behind, 0)),
+                    "position": self._records.position(max(behind, 0)),
                     "resident": self._loaded[: behind - first],
                 },
                 "budget": place.budget and [np.asarray(part).tolist() for part in place.budget],
@@ -439,7 +444,7 @@ class _Reading:
             place = self._next._replace(records=(self._first, behind), end=self._end)
             self._places.append(place)
             self._first += self._resident.drop_before(oldest)
-            self._since = None
+            self._since = None if self._left is None else self._segment_arrived()
             before = place.totals
             self._next = _Place(
                 window=place.window + 1,
@@ -459,19 +464,18 @@ class _Reading:
         while missing:
             if self._left is None and not (yield from self._next_block()):
                 break
-            assert self._left is not None and self._segment is not None
+            assert self._left is not None
             block, begin, end = self._left
             number = min(missing, end - begin)
             whole = number == end
             parts.append(block if whole else gather(block, tf.range(begin, begin + number)))
             self._left = (block, begin + number, end) if begin + number < end else None
             self._row += number
-            self._since = self._since or self._segment.arrived
+            self._since = self._since or self._segment_arrived()
             missing -= number
         if not parts or self._closed.is_set():
             return None, 0.0
-        assert self._segment is not None
-        return _concat(parts), self._segment.arrived
+        return _concat(parts), self._segment_arrived()
 
     def _next_block(self) -> Generator[Any, None, bool]:
         """Puts examples into `_left`; whether there are any more."""
@@ -517,10 +521,10 @@ class _Reading:
         reject = getattr(self._stream.examples, "reject", None)
         try:
             return (window, *self._steps.keys(window))
-        except tf.errors.InvalidArgumentError as error:
+        except _UNPARSABLE as error:
             if reject is None:
                 raise
-            reason = error.message
+            reason = str(error)
         usable = np.array(self._usable(window, 0, int(num_examples(window))), np.int64)
         unusable = np.setdiff1d(np.arange(int(num_examples(window))), usable)
         reject(gather(window, tf.constant(unusable)).numpy().tolist(), reason)
@@ -534,7 +538,7 @@ class _Reading:
         try:
             self._steps.keys(gather(window, tf.range(begin, end)))
             return list(range(begin, end))
-        except tf.errors.InvalidArgumentError:
+        except _UNPARSABLE:
             if end - begin == 1:
                 return []
         middle = (begin + end) // 2
@@ -566,7 +570,10 @@ class _Reading:
             return False
         segment = self._queue.popleft()
         # After a long break there may be files of which every record is too old by now.
-        is_old = not self._resident.num_parts and segment.arrived < self._oldest(arrived) / constants.MICROSECONDS
+        is_old = (
+            not self._resident.num_parts
+            and segment.arrived < self._oldest(arrived) / constants.MICROSECONDS
+        )
         if not is_old:
             self._resident.add(self._records.read(segment))
         with self._lock:
@@ -574,15 +581,25 @@ class _Reading:
             self._first += is_old
         return True
 
+    def _segment_arrived(self) -> float:
+        assert self._segment is not None
+        return self._segment.arrived
+
     def _oldest(self, arrived: float) -> int:
         """The timestamp below which records do not count, in microseconds."""
-        return round((arrived - self._stream.config.max_age) * constants.MICROSECONDS)
+        max_age = self._stream.config.max_age
+        assert max_age is not None
+        return round((arrived - max_age) * constants.MICROSECONDS)
 
     def _pause(self) -> Iterator[Any]:
         """Waits, and lets the pipeline see whether it was cancelled."""
         self._closed.wait(self._stream.poll_interval)
-        if self._steps.nothing is not None:
-            yield self._steps.nothing
+        if self._nothing is not None:
+            yield self._nothing
+
+
+def _budget(parts: list[Any]) -> StreamState:
+    return StreamState(*(tf.constant(part, tf.float64) for part in parts))
 
 
 def _concat(parts: list[Any]) -> Any:

@@ -203,7 +203,7 @@ class StreamCheckpoint(keras.callbacks.Callback):
     A process that is killed at any moment and started again goes on from the last checkpoint,
     with the examples that follow it: none is lost, none is trained on twice.
 
-    ```python
+    ```py
     checkpoint = ofb_tf.StreamCheckpoint(stream, "checkpoints", every=1000)
     checkpoint.restore(model)  # does nothing at the first start
     model.fit(stream.dataset(), steps_per_epoch=1000, epochs=24, callbacks=[checkpoint])

@@ -56,9 +56,7 @@ class Stream:
             "example_id": tf.train.Feature(
                 int64_list=tf.train.Int64List(value=[int(self.ids[row])])
             ),
-            "label": tf.train.Feature(
-                int64_list=tf.train.Int64List(value=[int(self.labels[row])])
-            ),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(self.labels[row])])),
             "x": tf.train.Feature(float_list=tf.train.FloatList(value=self.x[row].tolist())),
         }
         return tf.train.Example(features=tf.train.Features(feature=feature))

@@ -54,7 +54,9 @@ def leaving(log, position=None):
         for segment in segments:
             serialized = list(follower.read(segment).as_numpy_iterator())
             parsed = tf.io.parse_example(serialized, SPEC)
-            found.append((segment, list(zip(*(parsed[n].numpy().tolist() for n in SPEC)))))
+            found.append(
+                (segment, list(zip(*(parsed[n].numpy().tolist() for n in SPEC), strict=True)))
+            )
     return found, follower
 
 
@@ -122,8 +124,7 @@ def test_sampled_with_records(stream):
 
     def pairs(batches):
         return [
-            (batch["example_id"].tolist(), batch["importance_weight"].tolist())
-            for batch in batches
+            (batch["example_id"].tolist(), batch["importance_weight"].tolist()) for batch in batches
         ]
 
     first = make()

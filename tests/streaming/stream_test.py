@@ -1,6 +1,8 @@
 """`SampledStream`: the batch path's selection, the join by arrival, states, and waiting."""
 
 import json
+import pathlib
+import re
 import threading
 import time
 
@@ -373,3 +375,21 @@ _SPEC = {
     "example_id": tf.io.FixedLenFeature([], tf.int64),
     "label": tf.io.FixedLenFeature([], tf.int64),
 }
+
+
+def test_the_page_about_streams_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "streaming.md").read_text()
+    stream = Stream(120_000)
+    for k in range(3):
+        rows = range(40_000 * k, 40_000 * k + 40_000)
+        stream.write_records("logs/records", f"{k}", rows, time.time())
+        stream.write_examples("logs/examples", f"{k}", rows, time.time())
+    namespace = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(code, namespace)  # noqa: S102
+    assert namespace["stream"].status()["coverage"] == 1.0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "batch-000000000030",
+        "batch-000000000040",
+    ]

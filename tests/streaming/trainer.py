@@ -16,7 +16,7 @@ class Log(keras.callbacks.Callback):
 
     def __init__(self, path, checkpoint):
         super().__init__()
-        self.file, self.checkpoint = open(path, "a"), checkpoint
+        self.path, self.checkpoint = path, checkpoint
 
     def on_train_batch_end(self, batch, logs=None):
         ids, weights = LAST
@@ -26,8 +26,8 @@ class Log(keras.callbacks.Callback):
             "weights": weights.numpy().tolist(),
             "kernel": self.model.trainable_variables[0].numpy().tolist(),
         }
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
         print("trained", self.checkpoint.batches, flush=True)
 
 
