@@ -316,7 +316,7 @@ class TopicFollower:
         """
         if self._topic.group is None:
             return
-        done = dict(place["taken"])
+        done = dict(place["position"])
         if place.get("segment"):  # which is not read to its end
             done |= {p: begin for p, (begin, _) in json.loads(place["segment"][0]).items()}
         offsets = [TopicPartition(self._topic.topic, int(p), offset) for p, offset in done.items()]

@@ -204,7 +204,7 @@ def test_duplicates(broker, stream):
     broker.send_examples(examples, stream, [*range(100), 7])
     over()
     found = read(follow(broker, examples, records, sample=everything(keep_record=True)))
-    assert ids(found) == stream.ids[[*range(100), 7]].tolist()
+    assert sorted(ids(found)) == sorted(stream.ids[[*range(100), 7]].tolist())
     assert {element["logits"].item() for element in found} == {2.0}
 
 
@@ -227,7 +227,7 @@ def test_poison_messages_are_counted_and_kept_aside(broker, stream, tmp_path):
         records=log(streaming.RecordTopic, broker, records, rejected_directory=tmp_path / "r"),
         follow=False,
     )
-    assert ids(read(followed)) == stream.ids[:200].tolist()
+    assert sorted(ids(read(followed))) == sorted(stream.ids[:200].tolist())
     assert followed.status()["coverage"] == 1.0
     assert followed.status()["rejected_examples"] == 3 * 51 + 1
     assert followed.examples.counts.num_rejected == 3 * 51 + 1
@@ -360,7 +360,7 @@ def test_offsets_are_committed_by_checkpoints_alone(broker, full, tmp_path):
     assert all(offset < 0 for offset in Seen.committed)
     (path,) = tmp_path.glob("batch-*5")
     place = json.loads((path / "stream.json").read_text())["stream"]["examples"]
-    assert 0 < broker.committed(full[0], group) <= place["taken"]["0"]
+    assert 0 < broker.committed(full[0], group) <= place["position"]["0"]
     followed.close()
 
 
