@@ -143,7 +143,9 @@ class BlockWriter:
             columns |= _top_k_columns(columns[constants.LOGITS], self._top_k)
         with self._lock:
             if self._closed:
-                raise RuntimeError(f"write: the writer is closed. Make a new {type(self).__name__}.")
+                raise RuntimeError(
+                    f"write: the writer is closed. Make a new {type(self).__name__}."
+                )
             if not len(ids):
                 return
             self._set_schema(columns, num_outputs)
@@ -220,7 +222,9 @@ class BlockWriter:
         names = (*columns, constants.MODEL_VERSION, constants.TIMESTAMP)
         schema = Schema.of(names, num_outputs, self._top_k if num_outputs else 0)
         if self._schema is None:
-            block_records = min(self._block_records, schema.records_per_block(self._max_block_bytes))
+            block_records = min(
+                self._block_records, schema.records_per_block(self._max_block_bytes)
+            )
             if not block_records:
                 raise ValueError(
                     f"write: a record of {schema} is larger than a block may be "

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,6 @@ from ofb_tf.records import blocks
 from ofb_tf.records.schema import MAX_BLOCK_RECORDS, Schema
 from ofb_tf.records.writer import BlockWriter
 
-_LOGGER = logging.getLogger(__name__)
 _MESSAGE_BYTES = 1_000_000  # a broker takes 1,048,588 unless told otherwise
 _CLOSE_SECONDS = 30.0
 
@@ -93,12 +91,13 @@ class KafkaRecordWriter(BlockWriter):
         self.topic = topic
         self._settings = {
             "bootstrap.servers": servers,
+            "log_level": 2,  # otherwise it logs each attempt to connect
             "enable.idempotence": True,  # no message twice, none out of order
             "queue.buffering.max.kbytes": -(-check_count("max_queue_bytes", max_queue_bytes) >> 10),
             "message.max.bytes": _MESSAGE_BYTES,
             **settings,
         }
-        self._producer = Producer(self._settings, logger=_LOGGER)
+        self._producer = Producer(self._settings)
 
     def flush(self) -> None:
         """Sends what is buffered and waits until the broker has confirmed it, at most 30 seconds.
@@ -120,7 +119,7 @@ class KafkaRecordWriter(BlockWriter):
 
     def _put(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
         if self._producer is None:
-            self._producer = Producer(self._settings, logger=_LOGGER)
+            self._producer = Producer(self._settings)
         count = len(columns[constants.EXAMPLE_ID])
         confirm = functools.partial(self._confirm, count)
         try:

@@ -33,6 +33,7 @@ from ofb_tf.records.schema import Schema
 from ofb_tf.streaming.logs import Segment
 
 _LOGGER = logging.getLogger(__name__)
+_QUIET = {"log_level": 2}  # librdkafka logs each attempt to connect; errors are counted
 _TIMEOUT = 5.0  # seconds that a request may take
 _CONSUME_SECONDS = 0.2  # between two looks at whether the reader was closed
 _RETRY_SECONDS = 0.5
@@ -157,6 +158,10 @@ class Topic:
         """Counts an error that is expected to pass; raises any other as a KafkaException."""
         if error.fatal() or error.code() in _FATAL:
             raise KafkaException(error)
+        self.note(error)
+
+    def note(self, error: KafkaError) -> None:
+        """Counts an error, and logs the first, second, fourth, …: a log must not flood."""
         self.counts.num_errors += 1
         self.last_error = error
         if not self.counts.num_errors & (self.counts.num_errors - 1):
@@ -238,17 +243,18 @@ class TopicFollower:
     def __init__(self, topic: Topic, position: Mapping[str, int] | None) -> None:
         self._topic = topic
         self._restored = position is not None
-        self._admin = AdminClient(topic.settings, logger=_LOGGER)
+        settings = _QUIET | topic.settings
+        self._admin = AdminClient(settings)
         self._consumer = Consumer(
-            topic.settings
+            settings
             | {
+                "error_cb": topic.note,
                 "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,
-            },
-            logger=_LOGGER,
+            }
         )
         self._lock = threading.Lock()  # of the positions
         self._consuming = threading.Lock()

@@ -69,7 +69,9 @@ class Broker:
 
     def send(self, topic: str, values, partition: int = 0) -> None:
         """Sends and waits until all are there."""
-        producer = Producer({"bootstrap.servers": self.servers, "enable.idempotence": True})
+        producer = Producer(
+            {"bootstrap.servers": self.servers, "log_level": 0, "enable.idempotence": True}
+        )
         for value in values:
             producer.produce(topic, value, partition=partition)
         assert producer.flush(60) == 0

@@ -235,7 +235,11 @@ def test_poison_messages_are_counted_and_kept_aside(broker, stream, tmp_path):
     assert sorted(kept.as_numpy_iterator()) == sorted([b"", *poison * 51])
     # The first message is read twice: for the records' form, and for the records.
     kept = tf.data.TFRecordDataset(sorted(map(str, (tmp_path / "r").iterdir())))
-    assert set(kept.as_numpy_iterator()) == {b"no block", b"", stream.example(0).SerializeToString()}
+    assert set(kept.as_numpy_iterator()) == {
+        b"no block",
+        b"",
+        stream.example(0).SerializeToString(),
+    }
     assert followed.records.counts.num_rejected == 4
 
 

@@ -1,4 +1,4 @@
-"""Trains on a stream with checkpoints; writes what each batch held. For `kill_test` and `kafka_test`."""
+"""Trains on a stream with checkpoints; writes what each batch held. For tests that kill it."""
 
 import json
 import sys
@@ -39,6 +39,7 @@ class Model(keras.Model):
 
     def train_step(self, data):
         features, labels, weights = data
+        features = dict(features)
         LAST[0].assign(features.pop("example_id"))
         LAST[1].assign(weights)
         return super().train_step((features, labels, weights))
