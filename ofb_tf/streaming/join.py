@@ -34,7 +34,7 @@ class LabelConfig:
       attribution_window: an example without a label leaves as a negative when its timestamp is
         this long past.
       max_wait: an example with a label waits so long after its timestamp for a record; at most
-        the attribution window.
+        the attribution window. None: records are not joined.
       interval: how often a bucket is looked at. Its pending examples are written again each time,
         about attribution_window / interval times each.
       negative: the label of an example without one, or None to drop it (and count it).
@@ -44,12 +44,12 @@ class LabelConfig:
     """
 
     attribution_window: float = 1800.0
-    max_wait: float = 60.0
+    max_wait: float | None = None
     interval: float = 60.0
     negative: float | None = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.max_wait <= self.attribution_window or self.interval <= 0.0:
+        if not 0.0 <= (self.max_wait or 0.0) <= self.attribution_window or self.interval <= 0.0:
             raise ValueError(
                 "max_wait must be in [0, attribution_window] and interval above 0. Received: "
                 f"max_wait={self.max_wait!r}, attribution_window={self.attribution_window!r}, "
@@ -80,6 +80,7 @@ class JoinConfig(LabelConfig):
     policy: Policy
     rate: float
     task: str = constants.BINARY
+    max_wait: float | None = 60.0
     missing: str = constants.MISSING_UNIFORM
     seed: int = 0
     epoch: int = 0
@@ -178,11 +179,15 @@ def leave(pending: Pending, watermark: int, config: LabelConfig) -> Left:
     examples = pending.tables.get(EXAMPLES)
     if examples is not None:
         ids, times = examples[EXAMPLE_ID], examples[TIMESTAMP]
-        record, has_record = _lookup(pending, RECORDS, ids, times + config.micros("max_wait"))
+        record: Columns = {}
+        has_record = waited = np.ones(len(ids), bool)
+        if config.max_wait is not None:
+            latest = times + config.micros("max_wait")
+            record, has_record = _lookup(pending, RECORDS, ids, latest)
+            waited = watermark >= latest
         label, has_label = _lookup(
             pending, LABELS, ids, times + config.micros("attribution_window")
         )
-        waited = watermark >= times + config.micros("max_wait")
         expired = watermark >= times + config.micros("attribution_window")
         leaving = expired | (has_label & (has_record | waited))
         labels = label[LABEL] if LABEL in label else np.zeros(len(ids))

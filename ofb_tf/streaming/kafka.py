@@ -186,10 +186,9 @@ class ExampleTopic(Topic):
     def __init__(self, servers: str, topic: str, **settings: Any) -> None:
         super().__init__(servers, topic, **settings)
 
-    def decode(self, messages: Sequence[Message]) -> tf.data.Dataset:
+    def decode(self, messages: Sequence[Message]) -> tf.Tensor:
         """The messages' values; those without a value are empty."""
-        values = [message.value() or b"" for message in messages]
-        return tf.data.Dataset.from_tensor_slices(tf.constant(values, tf.string))
+        return tf.constant([message.value() or b"" for message in messages], tf.string)
 
 
 class RecordTopic(Topic):

@@ -78,7 +78,6 @@ class DelayedLabels:
             attribution_window=check_positive(
                 "attribution_window", attribution_window, finite=True
             ),
-            max_wait=0.0,
             interval=interval,
             # An early negative that stays one has left already.
             negative=None if early_negatives else negative,

@@ -42,7 +42,12 @@ class Follower(Protocol):
         """For `Log.follow`, as JSON: everything before the segment of that number was taken."""
 
     def read(self, segment: Segment) -> Any:
-        """What a segment holds; also one that another reader took."""
+        """What a segment holds; also one that another reader took.
+
+        Returns:
+          Of a log of examples a `tf.data.Dataset` of elements, or all of them in one batch; of a
+          log of records `Columns`.
+        """
 
     def commit(self, place: Mapping[str, Any]) -> None:
         """Takes note that a checkpoint is complete that holds this part of a stream's state."""
@@ -67,7 +72,8 @@ class Directory:
 
     Args:
       path: the directory. It may appear later.
-      read: from a file's path to what it holds.
+      read: from a file's path to what it holds; by default the elements of a file of TFRecords,
+        compressed if its name ends in ".gz".
       pattern: of the files' names, such as "*.tfrecord.gz".
 
     Raises:
@@ -75,11 +81,15 @@ class Directory:
     """
 
     def __init__(
-        self, path: str | os.PathLike, read: Callable[[str], Any], *, pattern: str = "*"
+        self,
+        path: str | os.PathLike,
+        read: Callable[[str], Any] | None = None,
+        *,
+        pattern: str = "*",
     ) -> None:
         self.path = os.fspath(path)
         self.pattern = pattern
-        self.read = read
+        self.read = _tfrecords if read is None else read
         if not self.path or not pattern:
             raise ValueError(
                 "path and pattern must not be empty. Received: "
@@ -185,7 +195,7 @@ class ExampleDirectory(Directory):
     Args:
       path: as for `Directory`.
       reader: from a file's path to a `tf.data.Dataset` of elements as `ofb_sample` takes them. By
-        default TFRecords of serialized tf.Examples, compressed if the name ends in ".gz".
+        default TFRecords of serialized tf.Examples.
       pattern: as for `Directory`.
     """
 
@@ -196,9 +206,8 @@ class ExampleDirectory(Directory):
         *,
         pattern: str = "*",
     ) -> None:
-        reader = _tfrecords if reader is None else reader
         super().__init__(path, reader, pattern=pattern)
-        self.element_spec = reader(os.path.join(self.path, "spec")).element_spec
+        self.element_spec = self.read(os.path.join(self.path, "spec")).element_spec
 
 
 class RecordDirectory(Directory):

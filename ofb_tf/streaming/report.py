@@ -1,5 +1,6 @@
 """What a stream is doing, once a minute: a line, Prometheus text, TensorBoard scalars."""
 
+import importlib.util
 import os
 import pathlib
 import time
@@ -30,6 +31,9 @@ class StreamReport:
       prometheus_file: a file for the text collector of Prometheus' node exporter, replaced as a
         whole by each report; None for none.
       log_dir: of TensorBoard scalars, by the number of examples; None for none.
+
+    Raises:
+      ImportError: `log_dir` is given, and TensorBoard is not installed.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class StreamReport:
     ) -> None:
         self._stream = stream
         self._prometheus = None if prometheus_file is None else pathlib.Path(prometheus_file)
+        if log_dir is not None and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError("log_dir needs TensorBoard: pip install tensorboard")
         self._writer = None if log_dir is None else tf.summary.create_file_writer(str(log_dir))
         self._last = time.monotonic(), stream.status()["examples"]
 

@@ -205,12 +205,12 @@ class SampledStream:
         """Figures of the last iteration, at this moment.
 
         Returns:
-          Those of `OFBSampler.statistics` since the beginning of the stream; `lag_seconds`, since
-          the arrival of the newest example that was selected from; `resident_records` and
-          `resident_bytes`; `windows`.
+          Those of `OFBSampler.statistics` since the beginning of the stream; while it is read also
+          `lag_seconds`, since the arrival of the oldest example that waits; `resident_records` and
+          `resident_bytes`, of the columns in memory; `windows`; `corrupt_files`, of examples.
         """
         if self._reading is None:
-            return statistics.summarize(None)
+            return statistics.summarize((self._start or {}).get("totals"))
         return self._reading.status()
 
     def close(self) -> None:
@@ -498,9 +498,13 @@ class _Reading:
         return False
 
     def _open(self, segment: Segment, row: int) -> None:
-        dataset = self._examples.read(segment).skip(row)
-        dataset = dataset.batch(self._stream.config.window_size).prefetch(_PREFETCH)
-        self._segment, self._row, self._blocks = segment, row, iter(dataset)
+        examples = self._examples.read(segment)
+        if isinstance(examples, tf.data.Dataset):
+            examples = examples.skip(row).batch(self._stream.config.window_size)
+            blocks = iter(examples.prefetch(_PREFETCH))
+        else:
+            blocks = iter([gather(examples, tf.range(row, num_examples(examples)))])
+        self._segment, self._row, self._blocks = segment, row, blocks
 
     def _read_block(self) -> Any:
         assert self._blocks is not None and self._segment is not None

@@ -184,11 +184,11 @@ def test_segments_do_not_depend_on_when_they_are_read(broker, stream):
         assert follower.poll() == whole[number:]
         follower.close()
     # In any order, as after a restart.
-    values = [list(live.read(segment).as_numpy_iterator()) for segment in whole]
+    values = [live.read(segment).numpy().tolist() for segment in whole]
     order = list(range(len(whole)))
     random.Random(0).shuffle(order)
     for number in order:
-        assert list(later.read(whole[number]).as_numpy_iterator()) == values[number]
+        assert later.read(whole[number]).numpy().tolist() == values[number]
     sent = [stream.example(row).SerializeToString() for row in range(N)]
     assert sorted(value for part in values for value in part) == sorted(sent)
     assert examples.counts.num_skipped == 0

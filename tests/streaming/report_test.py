@@ -1,5 +1,6 @@
 """`ofb tail` and `StreamReport`: what a stream is doing, for people and programs."""
 
+import importlib.util
 import json
 
 import pytest
@@ -34,7 +35,7 @@ def tail(logs, *flags):
 
 def test_prints_a_table_and_prometheus_text(logs, tmp_path, capsys):
     path = tmp_path / "ofb.prom"
-    assert tail(logs, f"--prometheus_file={path}", f"--log_dir={tmp_path / 'board'}") == 0
+    assert tail(logs, f"--prometheus_file={path}") == 0
     header, *_, last = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["examples", "examples/s"]
     assert last.split()[0] == "500"
@@ -43,7 +44,16 @@ def test_prints_a_table_and_prometheus_text(logs, tmp_path, capsys):
     assert "ofb_stream_coverage 0.9" in lines
     assert "ofb_stream_examples 500.0" in lines
     assert lines.count("# TYPE ofb_stream_lag_seconds gauge") == 1
-    assert list((tmp_path / "board").iterdir())
+
+
+def test_writes_tensorboard_scalars_or_says_what_is_missing(logs, tmp_path, capsys):
+    status = tail(logs, f"--log_dir={tmp_path / 'board'}")
+    if importlib.util.find_spec("tensorboard"):
+        assert status == 0
+        assert list((tmp_path / "board").iterdir())
+    else:
+        assert status == 2
+        assert "pip install tensorboard" in capsys.readouterr().err
 
 
 def test_prints_json(logs, capsys):

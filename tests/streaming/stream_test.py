@@ -97,17 +97,14 @@ def test_selects_what_the_batch_path_selects(logs, name, settings):
 
 @pytest.mark.parametrize("budget", ["window", "stream"])
 def test_goes_on_from_any_state_in_another_process(logs, budget):
-    def make():
-        return follow(logs, sample=sampler(budget=budget))
-
-    whole = read(make())
+    stream, again = (follow(logs, sample=sampler(budget=budget)) for _ in range(2))
+    whole = read(stream)
     for elements in range(len(whole)):
-        stream = make()
+        stream.restore({})
         batches = stream.dataset().as_numpy_iterator()
         for _ in range(elements):
             next(batches)
         state = json.loads(json.dumps(stream.state(elements)))
-        again = make()
         again.restore(state)
         # The last batch may be smaller, and batches begin where the state says.
         assert pairs(read(again)) == pairs(whole[elements:]), elements

@@ -39,10 +39,9 @@ class Model(keras.Model):
 
     def train_step(self, data):
         features, labels, weights = data
-        features = dict(features)
-        LAST[0].assign(features.pop("example_id"))
+        LAST[0].assign(features["example_id"])
         LAST[1].assign(weights)
-        return super().train_step((features, labels, weights))
+        return super().train_step(({"x": features["x"]}, labels, weights))
 
 
 def main(logs, checkpoints, log, batches):
