@@ -19,8 +19,8 @@ VERSION = $(shell sed -nE 's/^__version__ = "(.*)"$$/\1/p' ofb_tf/version.py)
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tfx lint types format test test-core test-slow test-core-tfx test-tfx \
 	fuzz demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
-	setup-flink test-flink pyflink-up pyflink-down package release release-check lock lock-tfx \
-	lock-docs lock-flink clean
+	setup-flink test-flink pyflink-up pyflink-down kafka-up kafka-down test-kafka package release \
+	release-check lock lock-tfx lock-docs lock-flink clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -93,6 +93,10 @@ fuzz: setup  ## read mutated files with every reader for FUZZ_SECONDS (600)
 test-flink: setup-flink  ## run the streaming join on Flink and kill a task manager (Java 17)
 	PYTHONPATH=. $(BIN_FLINK)/python -m pytest tests/streaming/flink_test.py
 
+test-kafka: setup  ## run the tests of topics against a Kafka broker of their own (Maven, Java 17)
+	tests/runners/kafka.sh fetch
+	$(BIN)/python -m pytest tests/streaming/kafka_test.py
+
 # Demo, benchmarks, documentation
 
 demo: setup  ## run the whole loop on an embedded click stream
@@ -138,6 +142,12 @@ pyflink-up: setup-flink  ## start the Flink of PyFlink's wheel with two task man
 
 pyflink-down:  ## stop what pyflink-up started
 	tests/runners/pyflink.sh down
+
+kafka-up:  ## start a Kafka broker on loopback, 127.0.0.1:9092
+	tests/runners/kafka.sh up
+
+kafka-down:  ## stop what kafka-up started, and delete what it holds
+	tests/runners/kafka.sh down
 
 # Package and release
 

@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION: dict[str, str] = {}
 exec((ROOT / "ofb_tf" / "version.py").read_text(), VERSION)  # noqa: S102
 
+KAFKA = ["confluent-kafka>=2.6"]
 SERVING = ["tensorflow-serving-api>=2.16"]
 REPORT = ["matplotlib>=3.8"]
 ARROW = ["pyarrow>=14.0.1"]  # older releases execute what a file holds: CVE-2023-47248
@@ -48,11 +49,13 @@ setup(
         "docs": DOCS,
         "tfx": ["tfx>=1.16"],
         "flink": ["apache-flink>=2.3"],
+        "kafka": KAFKA,
         "test": [
             *SERVING,
             *NOTEBOOKS,
             *ARROW,
             "pandas>=2",
+            *KAFKA,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

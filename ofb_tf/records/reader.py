@@ -4,7 +4,7 @@ import concurrent.futures
 import ctypes
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -382,12 +382,29 @@ def read_columns(
     return _concatenate(schema, parts)
 
 
+def join_blocks(origin: str, found: Iterable[blocks.Block]) -> Columns:
+    """Blocks as columns, in their order; ValueError if there are none, or of several schemas."""
+    part = _FilePart(ReadCounts())
+    for block in found:
+        part.add(origin, block.schema, block.columns)
+    return _concatenate(_common_schema([origin], [part.schema]), [part])
+
+
 @dataclasses.dataclass
 class _FilePart:
     counts: ReadCounts
     schema: Schema | None = None
     pieces: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     num_joined: int = 0
+
+    def add(self, path: str, schema: Schema, columns: Mapping[str, Any]) -> None:
+        """Takes a block of the file."""
+        if self.schema is None:
+            self.schema = schema
+            self.pieces = {name: [] for name in schema.columns}
+        _common_schema([path, path], [self.schema, schema])
+        for name, data in columns.items():
+            self.pieces[name].append(data)
 
     def join_recent(self) -> None:
         """Joins recent blocks: many small arrays would leave holes in the heap when freed."""
@@ -401,10 +418,6 @@ class _FilePart:
 def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
     part = _FilePart(ReadCounts())
     for block in read_blocks(path, on_corrupt=on_corrupt, counts=part.counts):
-        if part.schema is None:
-            part.schema = block.schema
-            part.pieces = {name: [] for name in block.schema.columns}
-        _common_schema([path, path], [part.schema, block.schema])
         columns = block.columns
         if as_of is not None:
             kept = columns[constants.TIMESTAMP].expand() <= as_of
@@ -414,8 +427,7 @@ def _read_file(path: str, as_of: int | None, on_corrupt: str) -> _FilePart:
                     name: Runs.of(data.expand()[kept]) if isinstance(data, Runs) else data[kept]
                     for name, data in columns.items()
                 }
-        for name, data in columns.items():
-            part.pieces[name].append(data)
+        part.add(path, block.schema, columns)
         if part.counts.num_blocks % _JOIN_BLOCKS == 0:
             part.join_recent()
     part.join_recent()

@@ -72,14 +72,19 @@ class Schema:
             for column in self.present
         }
 
-    def records_per_block(self) -> int:
-        """The most records that surely fit into `MAX_BLOCK_BYTES`, at most `MAX_BLOCK_RECORDS`."""
+    def records_per_block(self, max_bytes: int | None = None) -> int:
+        """The most records that surely fit into so many bytes, at most `MAX_BLOCK_RECORDS`.
+
+        Args:
+          max_bytes: None for `MAX_BLOCK_BYTES`.
+        """
+        max_bytes = MAX_BLOCK_BYTES if max_bytes is None else max_bytes
         num_bytes = sum(
             np.dtype(column.dtype).itemsize * (self.logits_width if column.per_output else 1)
             + 4 * column.runs  # the length of its run
             for column in self.present
         )
-        return min((MAX_BLOCK_BYTES - _BLOCK_OVERHEAD_BYTES) // num_bytes, MAX_BLOCK_RECORDS)
+        return min((max_bytes - _BLOCK_OVERHEAD_BYTES) // num_bytes, MAX_BLOCK_RECORDS)
 
     def __str__(self) -> str:
         top_k = f", top_k={self.top_k}" if self.top_k else ""

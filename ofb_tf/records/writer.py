@@ -11,7 +11,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +25,7 @@ from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _EXIT_SECONDS = 30.0
 _FORK_SECONDS = 5.0
+_Writer = TypeVar("_Writer", bound="BlockWriter")
 
 
 @dataclasses.dataclass
@@ -49,31 +50,12 @@ class WriterCounts:
     num_blocks: int = 0
 
 
-class ForwardRecordWriter:
-    """Writes forward records to files in one directory; safe to share between threads.
-
-    Every writer writes its own files, so any number of processes may share a directory. Records
-    gather in a block; a full block, `flush`, the flush interval and `close` write it out. What was
-    flushed survives a kill of the process (not a power cut: nothing is fsynced). Files are named
-    `*.ofbr.open` until they are complete, then `*.ofbr`; what a killed process left open stays
-    readable, and `compact`, `partition` and `expire` take it once it is old enough. A writer that
-    is still open when the interpreter exits is closed then. After a fork the child starts with an
-    empty buffer and its own files.
-
-    ```python
-    import numpy as np
-
-    import ofb_tf
-
-    with ofb_tf.ForwardRecordWriter("records", num_outputs=10) as writer:
-        writer.write(np.arange(256), np.zeros([256, 10]), model_version=7)
-    assert writer.counts.num_written == 256
-    ```
+class BlockWriter:
+    """Gathers forward records in blocks, which a subclass puts somewhere.
 
     Attributes:
-      directory: where the files go.
       counts: `WriterCounts`: what the writer did so far.
-      last_error: the last error of the file system, or None.
+      last_error: the last error of where the blocks go, or None.
     """
 
     _now: int  # the latest timestamp, in microseconds
@@ -81,43 +63,16 @@ class ForwardRecordWriter:
 
     def __init__(
         self,
-        directory: str | os.PathLike,
         *,
-        num_outputs: int | None = None,
-        top_k: int | None = None,
-        logits_dtype: str = "float32",
-        compression: str | None = None,
-        flush_seconds: float | None = 10.0,
-        max_file_records: int = 50_000_000,
-        max_file_bytes: int = 1 << 30,
-        max_file_seconds: float = 3600.0,
-        block_records: int = MAX_BLOCK_RECORDS,
-        on_error: str = "raise",
+        num_outputs: int | None,
+        top_k: int | None,
+        logits_dtype: str,
+        flush_seconds: float | None,
+        block_records: int,
+        on_error: str,
+        max_block_bytes: int | None = None,
     ):
-        """Creates the directory if it is missing; the first file begins with the first block.
-
-        Args:
-          directory: where the files go, on any file system of `tf.io.gfile`.
-          num_outputs: outputs of the model, at least 1; None takes it from the first batch.
-          top_k: keep this many of each record's largest logits, with their classes and what
-            the loss and its gradient need of the rest; None keeps all. Less than num_outputs.
-          logits_dtype: "float32", or "float16" for half the bytes and 11 bits of precision.
-          compression: None, "GZIP" or "ZLIB".
-          flush_seconds: the longest time that a record waits in the buffer; None: until its block
-            is full.
-          max_file_records: records after which a new file begins.
-          max_file_bytes: bytes after which a new file begins (before compression).
-          max_file_seconds: age at which a file is completed, also while nothing is written unless
-            flush_seconds is None.
-          block_records: records per block, 1 to 8192; fewer where a block would be larger than
-            `schema.MAX_BLOCK_BYTES`.
-          on_error: "raise" lets `write` raise what the file system raised; "drop" counts the lost
-            records, so that serving goes on. The next block tries again with a new file.
-
-        Raises:
-          ValueError: an argument is out of range.
-          TypeError: an integer argument is not one.
-        """
+        """Checks the arguments, which are those of `ForwardRecordWriter`."""
         self._top_k = 0 if top_k is None else check_count("top_k", top_k)
         self._num_outputs = None if num_outputs is None else check_count("num_outputs", num_outputs)
         if self._num_outputs and self._top_k >= self._num_outputs:
@@ -126,21 +81,16 @@ class ForwardRecordWriter:
                 f"logits. Received: {top_k}"
             )
         self._block_records = check_count("block_records", block_records, MAX_BLOCK_RECORDS)
-        self.directory = os.fspath(directory)
+        self._max_block_bytes = max_block_bytes
         self.last_error: Exception | None = None
         self._logits_dtype = check_choice("logits_dtype", logits_dtype, ("float32", "float16"))
-        self._compression = check_compression(compression)
         self._flush_seconds = (
             None if flush_seconds is None else check_positive("flush_seconds", flush_seconds)
         )
-        self._max_file_records = check_count("max_file_records", max_file_records)
-        self._max_file_bytes = check_count("max_file_bytes", max_file_bytes)
-        self._max_file_seconds = check_positive("max_file_seconds", max_file_seconds)
         self._on_error = check_choice("on_error", on_error, ("raise", "drop"))
         self._closed = False
         self._schema: Schema | None = None
         self._reset()
-        tf.io.gfile.makedirs(self.directory)
         _open_writers.add(self)
 
     def write(
@@ -203,7 +153,9 @@ class ForwardRecordWriter:
             columns |= _top_k_columns(columns[constants.LOGITS], self._top_k)
         with self._lock:
             if self._closed:
-                raise RuntimeError("write: the writer is closed. Make a new ForwardRecordWriter.")
+                raise RuntimeError(
+                    f"write: the writer is closed. Make a new {type(self).__name__}."
+                )
             if not len(ids):
                 return
             self._set_schema(columns, num_outputs)
@@ -225,7 +177,7 @@ class ForwardRecordWriter:
                 self._flusher.start()
 
     def flush(self) -> None:
-        """Writes out what is buffered; it survives a kill of the process from here on.
+        """Writes out what is buffered; in a file, it survives a kill of the process from here on.
 
         Raises:
           OSError, tf.errors.OpError: it could not be written (`on_error="raise"`).
@@ -234,7 +186,7 @@ class ForwardRecordWriter:
             self._write_block()
 
     def close(self) -> None:
-        """Flushes, completes the file and gives it its final name. Further calls do nothing.
+        """Flushes, and completes the last file under its final name. Further calls do nothing.
 
         Raises:
           OSError, tf.errors.OpError: it could not be written (`on_error="raise"`).
@@ -247,10 +199,10 @@ class ForwardRecordWriter:
             try:
                 self._write_block()
             finally:
-                self._close_file()
+                self._finish()
                 _open_writers.discard(self)
 
-    def __enter__(self) -> "ForwardRecordWriter":
+    def __enter__(self: _Writer) -> _Writer:
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -262,7 +214,6 @@ class ForwardRecordWriter:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._flusher = None
-        self._file: _OutputFile | None = None
         self._buffered = 0
         self._now = 0
 
@@ -281,11 +232,13 @@ class ForwardRecordWriter:
         names = (*columns, constants.MODEL_VERSION, constants.TIMESTAMP)
         schema = Schema.of(names, num_outputs, self._top_k if num_outputs else 0)
         if self._schema is None:
-            block_records = min(self._block_records, schema.records_per_block())
+            block_records = min(
+                self._block_records, schema.records_per_block(self._max_block_bytes)
+            )
             if not block_records:
                 raise ValueError(
                     f"write: a record of {schema} is larger than a block may be "
-                    f"({MAX_BLOCK_BYTES} bytes). Set top_k."
+                    f"({self._max_block_bytes or MAX_BLOCK_BYTES} bytes). Set top_k."
                 )
             self._schema, self._block_records = schema, block_records
             self._num_outputs = num_outputs or self._num_outputs
@@ -322,6 +275,120 @@ class ForwardRecordWriter:
         columns = {name: data[:count] for name, data in self._buffer.items()}
         self._buffered = 0
         try:
+            self._put(self._schema, columns)
+        except (OSError, tf.errors.OpError) as error:
+            self.counts.num_dropped += count
+            self.last_error = error
+            if self._on_error == "raise":
+                raise
+            return
+        self._tend()
+
+    def _put(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
+        """Takes a block; raises OSError or OpError where it is lost."""
+        raise NotImplementedError
+
+    def _tend(self) -> None:
+        """After each block, and at every flush interval."""
+
+    def _finish(self) -> None:
+        """Completes what the blocks were put into."""
+
+    def _leak(self) -> None:
+        """In a forked child, before `_reset`: leaves alone what is the parent's."""
+
+
+class ForwardRecordWriter(BlockWriter):
+    """Writes forward records to files in one directory; safe to share between threads.
+
+    Every writer writes its own files, so any number of processes may share a directory. Records
+    gather in a block; a full block, `flush`, the flush interval and `close` write it out. What was
+    flushed survives a kill of the process (not a power cut: nothing is fsynced). Files are named
+    `*.ofbr.open` until they are complete, then `*.ofbr`; what a killed process left open stays
+    readable, and `compact`, `partition` and `expire` take it once it is old enough. A writer that
+    is still open when the interpreter exits is closed then. After a fork the child starts with an
+    empty buffer and its own files.
+
+    ```python
+    import numpy as np
+
+    import ofb_tf
+
+    with ofb_tf.ForwardRecordWriter("records", num_outputs=10) as writer:
+        writer.write(np.arange(256), np.zeros([256, 10]), model_version=7)
+    assert writer.counts.num_written == 256
+    ```
+
+    Attributes:
+      directory: where the files go.
+      counts: `WriterCounts`: what the writer did so far.
+      last_error: the last error of the file system, or None.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        num_outputs: int | None = None,
+        top_k: int | None = None,
+        logits_dtype: str = "float32",
+        compression: str | None = None,
+        flush_seconds: float | None = 10.0,
+        max_file_records: int = 50_000_000,
+        max_file_bytes: int = 1 << 30,
+        max_file_seconds: float = 3600.0,
+        block_records: int = MAX_BLOCK_RECORDS,
+        on_error: str = "raise",
+    ):
+        """Creates the directory if it is missing; the first file begins with the first block.
+
+        Args:
+          directory: where the files go, on any file system of `tf.io.gfile`.
+          num_outputs: outputs of the model, at least 1; None takes it from the first batch.
+          top_k: keep this many of each record's largest logits, with their classes and what
+            the loss and its gradient need of the rest; None keeps all. Less than num_outputs.
+          logits_dtype: "float32", or "float16" for half the bytes and 11 bits of precision.
+          compression: None, "GZIP" or "ZLIB".
+          flush_seconds: the longest time that a record waits in the buffer; None: until its block
+            is full.
+          max_file_records: records after which a new file begins.
+          max_file_bytes: bytes after which a new file begins (before compression).
+          max_file_seconds: age at which a file is completed, also while nothing is written unless
+            flush_seconds is None.
+          block_records: records per block, 1 to 8192; fewer where a block would be larger than
+            `schema.MAX_BLOCK_BYTES`.
+          on_error: "raise" lets `write` raise what the file system raised; "drop" counts the lost
+            records, so that serving goes on. The next block tries again with a new file.
+
+        Raises:
+          ValueError: an argument is out of range.
+          TypeError: an integer argument is not one.
+        """
+        super().__init__(
+            num_outputs=num_outputs,
+            top_k=top_k,
+            logits_dtype=logits_dtype,
+            flush_seconds=flush_seconds,
+            block_records=block_records,
+            on_error=on_error,
+        )
+        self.directory = os.fspath(directory)
+        self._compression = check_compression(compression)
+        self._max_file_records = check_count("max_file_records", max_file_records)
+        self._max_file_bytes = check_count("max_file_bytes", max_file_bytes)
+        self._max_file_seconds = check_positive("max_file_seconds", max_file_seconds)
+        tf.io.gfile.makedirs(self.directory)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._file: _OutputFile | None = None
+
+    def _leak(self) -> None:
+        if self._file is not None:
+            self._file.leak()
+
+    def _put(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
+        try:
             if self._file is None:
                 # Names sort by time: between records of one timestamp the later file wins.
                 name = f"records-{time.time_ns() // 1000:016d}-{uuid.uuid4().hex[:16]}"
@@ -330,29 +397,24 @@ class ForwardRecordWriter:
                     stem + files.OPEN_SUFFIX, stem + files.SUFFIX, self._compression
                 )
                 self.counts.num_files += 1
-            self._file.write_block(self._schema, columns)
-        except (OSError, tf.errors.OpError) as error:
-            self.counts.num_dropped += count
-            self.last_error = error
+            self._file.write_block(schema, columns)
+        except (OSError, tf.errors.OpError):
             if self._file is not None:
                 file, self._file = self._file, None
                 file.abandon()
-            if self._on_error == "raise":
-                raise
-            return
-        self.counts.num_written += count
+            raise
+        self.counts.num_written += len(columns[constants.EXAMPLE_ID])
         self.counts.num_blocks += 1
-        self._close_full_or_old_file()
 
-    def _close_full_or_old_file(self) -> None:
+    def _tend(self) -> None:
         if self._file is not None and (
             self._file.num_records >= self._max_file_records
             or self._file.num_bytes >= self._max_file_bytes
             or time.monotonic() - self._file.begun >= self._max_file_seconds
         ):
-            self._close_file()
+            self._finish()
 
-    def _close_file(self) -> None:
+    def _finish(self) -> None:
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -497,7 +559,7 @@ def _top_k_columns(logits: np.ndarray, k: int) -> dict[str, np.ndarray]:
 
 
 def _flush_regularly(
-    writer_ref: "weakref.ref[ForwardRecordWriter]", stop: threading.Event, seconds: float
+    writer_ref: "weakref.ref[BlockWriter]", stop: threading.Event, seconds: float
 ) -> None:
     while not stop.wait(seconds):
         writer = writer_ref()
@@ -505,12 +567,12 @@ def _flush_regularly(
             return
         # Counted and kept in last_error; the next block's write raises if the fault lasts.
         with contextlib.suppress(OSError, tf.errors.OpError), writer._lock:
-            writer.flush()
-            writer._close_full_or_old_file()
+            writer._write_block()
+            writer._tend()
         del writer
 
 
-_open_writers: "weakref.WeakSet[ForwardRecordWriter]" = weakref.WeakSet()
+_open_writers: "weakref.WeakSet[BlockWriter]" = weakref.WeakSet()
 _forking = threading.local()
 
 
@@ -536,8 +598,7 @@ def _unlock_in_parent() -> None:
 
 def _reset_in_child() -> None:
     for writer in _forking.writers:
-        if writer._file is not None:
-            writer._file.leak()
+        writer._leak()
         writer._reset()
 
 

@@ -1,4 +1,7 @@
-"""Recording forward passes where models serve. `record_stub` needs grpc (extra `serving`)."""
+"""Recording forward passes where models serve.
+
+`record_stub` needs grpc (extra `serving`), `KafkaRecordWriter` confluent-kafka (extra `kafka`).
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +11,10 @@ from ofb_tf.serving.recorder import PredictionRecorder, RecorderCounts
 
 if TYPE_CHECKING:
     from ofb_tf.serving.grpc import record_stub
+    from ofb_tf.serving.kafka import KafkaRecordWriter
 
 __all__ = [
+    "KafkaRecordWriter",
     "PredictionRecorder",
     "RecordPredictions",
     "RecorderCounts",
@@ -23,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from ofb_tf.serving.grpc import record_stub
 
         return record_stub
+    if name == "KafkaRecordWriter":
+        from ofb_tf.serving.kafka import KafkaRecordWriter
+
+        return KafkaRecordWriter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -144,6 +144,9 @@ class LabelFollower:
             raise ValueError(f"only the last interval can be read. Received: {segment}")
         return tf.data.Dataset.from_tensor_slices(self._content[1])
 
+    def commit(self, place: object) -> None:
+        """Nothing to do."""
+
     def close(self) -> None:
         """Nothing to do."""
 

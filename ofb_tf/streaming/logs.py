@@ -6,7 +6,7 @@ segment as a `tf.data.Dataset` of elements, a log of records as columns.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, Protocol
 
@@ -42,7 +42,15 @@ class Follower(Protocol):
         """For `Log.follow`, as JSON: everything before the segment of that number was taken."""
 
     def read(self, segment: Segment) -> Any:
-        """What a segment holds; also one that another reader took."""
+        """What a segment holds; also one that another reader took.
+
+        Returns:
+          Of a log of examples a `tf.data.Dataset` of elements, or all of them in one batch; of a
+          log of records `Columns`.
+        """
+
+    def commit(self, place: Mapping[str, Any]) -> None:
+        """Takes note that a checkpoint is complete that holds this part of a stream's state."""
 
     def close(self) -> None:
         """Ends the reader."""
@@ -168,6 +176,9 @@ class DirectoryFollower:
                 "needs it. Keep files for longer, or start without the checkpoint."
             )
         return self._directory.read(segment.name)
+
+    def commit(self, place: Mapping[str, Any]) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to do."""

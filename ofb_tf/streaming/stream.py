@@ -22,6 +22,8 @@ from ofb_tf.transforms.sample import OFBSampler
 _STATE_VERSION = 1
 _LEFT_OUT = (constants.EXAMPLE_ID, constants.MODEL_VERSION, constants.TIMESTAMP)
 _PREFETCH = 2
+# Python raises the second where TensorFlow's message of the first quotes bytes that are no text.
+_UNPARSABLE = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
 
 
 class SampledStream:
@@ -189,6 +191,11 @@ class SampledStream:
             self._reading = None
         self._start = state or None
 
+    def commit(self, state: dict[str, Any]) -> None:
+        """Tells the logs that a checkpoint with this state is complete; see `StreamCheckpoint`."""
+        if self._reading is not None:
+            self._reading.commit(state)
+
     def settings(self) -> dict[str, Any]:
         """What a state must be restored with."""
         names = ("window_size", "batch_size", "rate", "seed", "missing", "budget", "max_age")
@@ -216,7 +223,9 @@ class SampledStream:
         try:
             while True:
                 for segment in log.poll():
-                    return log.read(segment).schema
+                    records = log.read(segment)
+                    if len(records):
+                        return records.schema
                 if not self.follow:
                     raise ValueError(
                         "records must hold at least one finished file, or follow must be True."
@@ -338,7 +347,7 @@ class _Reading:
         self._skip = start.get("row", 0)  # selected examples of the first window that are done
         self._begin = self._end = -self._skip  # selected examples: before `_places`, and in all
         self._since: float | None = None  # arrival of the oldest example that waits
-        self._corrupt_files = 0
+        self._corrupt_files = self._rejected = 0
         self._nothing = steps.nothing  # of what is selected; None where it cannot be told yet
 
     def selected(self) -> Iterator[Any]:
@@ -347,7 +356,7 @@ class _Reading:
             window, arrived = yield from self._collect()
             if window is None:
                 return
-            keys, ids = self._steps.keys(window)
+            window, keys, ids = self._keys(window)
             # A window that was begun with was joined before.
             rows = self._resident.find(ids)
             if not self._skip:
@@ -403,6 +412,11 @@ class _Reading:
                 "totals": place.totals,
             }
 
+    def commit(self, state: dict[str, Any]) -> None:
+        """See `SampledStream.commit`."""
+        self._examples.commit(state["examples"])
+        self._records.commit(state["records"])
+
     def status(self) -> dict[str, float]:
         """See `SampledStream.status`."""
         with self._lock:
@@ -413,6 +427,7 @@ class _Reading:
                 "resident_records": len(self._resident),
                 "resident_bytes": self._resident.num_bytes,
                 "corrupt_files": self._corrupt_files,
+                "rejected_examples": self._rejected,
             }
 
     def close(self) -> None:
@@ -483,9 +498,13 @@ class _Reading:
         return False
 
     def _open(self, segment: Segment, row: int) -> None:
-        dataset = self._examples.read(segment).skip(row)
-        dataset = dataset.batch(self._stream.config.window_size).prefetch(_PREFETCH)
-        self._segment, self._row, self._blocks = segment, row, iter(dataset)
+        examples = self._examples.read(segment)
+        if isinstance(examples, tf.data.Dataset):
+            examples = examples.skip(row).batch(self._stream.config.window_size)
+            blocks = iter(examples.prefetch(_PREFETCH))
+        else:
+            blocks = iter([gather(examples, tf.range(row, num_examples(examples)))])
+        self._segment, self._row, self._blocks = segment, row, blocks
 
     def _read_block(self) -> Any:
         assert self._blocks is not None and self._segment is not None
@@ -500,6 +519,34 @@ class _Reading:
                 ) from error
             self._corrupt_files += 1
             return None
+
+    def _keys(self, window: Any) -> tuple[Any, dict, tf.Tensor]:
+        """A window with its keys and ids, without examples that the log takes aside."""
+        reject = getattr(self._stream.examples, "reject", None)
+        try:
+            return (window, *self._steps.keys(window))
+        except _UNPARSABLE as error:
+            if reject is None:
+                raise
+            reason = str(error)
+        usable = np.array(self._usable(window, 0, int(num_examples(window))), np.int64)
+        unusable = np.setdiff1d(np.arange(int(num_examples(window))), usable)
+        reject(gather(window, tf.constant(unusable)).numpy().tolist(), reason)
+        with self._lock:
+            self._rejected += len(unusable)
+        window = gather(window, tf.constant(usable))
+        return (window, *self._steps.keys(window))
+
+    def _usable(self, window: Any, begin: int, end: int) -> list[int]:
+        """Which of these rows can be parsed, by halves."""
+        try:
+            self._steps.keys(gather(window, tf.range(begin, end)))
+            return list(range(begin, end))
+        except _UNPARSABLE:
+            if end - begin == 1:
+                return []
+        middle = (begin + end) // 2
+        return self._usable(window, begin, middle) + self._usable(window, middle, end)
 
     def _join(self, ids: tf.Tensor, arrived: float) -> Generator[Any, None, np.ndarray]:
         """Rows of the records of a window, of which it waits for those that are missing."""
@@ -519,8 +566,10 @@ class _Reading:
     def _load_one(self, arrived: float, latest: float) -> bool:
         """Loads the next file of records, if it arrived until `latest`."""
         if not self._queue and self._polled <= latest:
-            self._polled = time.time()
+            now = time.time()
             self._queue.extend(self._records.poll())
+            if not self._queue:  # otherwise there may be more
+                self._polled = now
         if not self._queue or self._queue[0].arrived > latest:
             return False
         segment = self._queue.popleft()

@@ -289,9 +289,11 @@ class StreamCheckpoint(keras.callbacks.Callback):
             shutil.rmtree(path)  # a process was killed while it saved
         unfinished.mkdir(parents=True)
         self.model.save_weights(str(unfinished / self._WEIGHTS))
-        content = {"batches": self.batches, "stream": self._stream.state(self._batches)}
+        state = self._stream.state(self._batches)
+        content = {"batches": self.batches, "stream": state}
         (unfinished / self._STATE).write_text(json.dumps(content))
         unfinished.rename(target)
+        self._stream.commit(state)
         self._saved = self._batches
         for path in self._complete()[: -self._keep]:
             shutil.rmtree(path)

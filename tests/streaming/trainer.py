@@ -1,4 +1,4 @@
-"""Trains on a stream with checkpoints; writes what each batch held. For `kill_test`."""
+"""Trains on a stream with checkpoints; writes what each batch held. For tests that kill it."""
 
 import json
 import sys
@@ -49,6 +49,14 @@ def main(logs, checkpoints, log, batches):
     x = keras.Input([2], name="x")
     model = Model({"x": x}, keras.layers.Dense(1)(x))
     model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+    if logs.startswith("kafka:"):
+        _, *servers, examples, records = logs.split(":")
+        settings = {"interval": 0.2, "grace": 1.0}
+        examples = streaming.ExampleTopic(":".join(servers), examples, **settings)
+        records = streaming.RecordTopic(":".join(servers), records, **settings)
+    else:
+        examples = streaming.ExampleDirectory(logs + "/examples")
+        records = streaming.RecordDirectory(logs + "/records")
     stream = streaming.SampledStream(
         ofb_tf.ofb_sample(
             window_size=320,
@@ -59,8 +67,8 @@ def main(logs, checkpoints, log, batches):
             budget="stream",
             parse_fn=parse,
         ),
-        examples=streaming.ExampleDirectory(logs + "/examples"),
-        records=streaming.RecordDirectory(logs + "/records"),
+        examples=examples,
+        records=records,
         poll_interval=0.05,
         max_wait=2.0,
     )
