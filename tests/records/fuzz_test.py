@@ -16,10 +16,10 @@ def targets(tmp_path_factory):
 def test_a_short_run_finds_nothing(targets):
     accepted = dict.fromkeys(targets.names(), 0)
     for name in accepted:
-        for seed in range(40):
+        for seed in range(4 if name == "graph" else 20):
             accepted[name] += targets.run(name, random.Random(f"{name}-{seed}"))
     # Most mutations make an input that is read in part: otherwise little would be tried.
-    assert all(accepted[name] > 5 for name in accepted if name not in ("record_bytes", "graph"))
+    assert all(accepted[name] > 3 for name in accepted if name not in ("record_bytes", "graph"))
 
 
 def test_the_same_seed_makes_the_same_input(targets):
