@@ -1,7 +1,7 @@
 """The programs of docs/ecosystem.md run: a newcomer's first ones, and other learners."""
 
 import ast
-import importlib
+import importlib.util
 import pathlib
 import re
 import runpy
@@ -53,6 +53,8 @@ def test_another_learner_learns_from_the_selection(code, given):
             importlib.import_module(name)
         except (ImportError, OSError) as error:  # LightGBM needs the system's libgomp
             pytest.skip(f"{name} is not there: {error}")
+    if "torch" in packages and importlib.util.find_spec("triton"):
+        pytest.skip("Triton and TensorFlow end a process that loads both: LLVM's options clash")
     x, y = given["x"], given["y"]
     records = ofb_tf.ForwardRecords.from_columns(np.arange(N), x[:, 0])
     examples = tf.data.Dataset.from_tensor_slices((x, y)).enumerate()
