@@ -392,13 +392,15 @@ def test_a_name_with_dots_is_a_name_first(tmp_path, run):
 def test_reasons_are_counted_by_kind_and_without_control_characters(tmp_path, run):
     lines = ['{"example_id": 1, "logits": 1}', "{}", "{}", '{"example_id": "\\u001b[31m"}']
     lines += [f'{{"example_id": 1, "logits": "\\u001b[31m{i}"}}' for i in range(5)]
+    lines += ['{"example_id": 1, "logits": 1, "model_version": "\\u001b[31m"}']
     report, _ = run(write_lines(tmp_path / "rows.jsonl", lines), bad_rows="list")
     assert report.reasons == {
         "field 'logits' must hold numbers": 5,
         "field 'example_id' is missing": 2,
         "field 'logits' is missing": 1,
+        "field 'model_version' must be an int64": 1,
     }
-    assert report.bad_fraction == 8 / 9
+    assert report.bad_fraction == 9 / 10
     assert report.first_bad_row[1:] == (len(lines[0]) + 1, "field 'example_id' is missing")
     assert all(reason.isprintable() for _, _, reason in report.bad_rows)
 
