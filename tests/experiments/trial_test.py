@@ -207,10 +207,10 @@ def test_metrics_against_numpy():
     of_clicks = np.log(truth / (1 - truth))
     p = conversions.test["conversion_probability"].numpy().astype(np.float64)
     of_conversions = np.log(p / (1 - p))
-    perfect = conversions.evaluate(np.stack([of_clicks, of_conversions], axis=1))
+    perfect = conversions.evaluate(conversions.test, np.stack([of_clicks, of_conversions], axis=1))
     assert perfect["excess_kl"] == pytest.approx(0.0, abs=1e-12)
     assert perfect["conversion_excess_kl"] == pytest.approx(0.0, abs=1e-12)
-    off = conversions.evaluate(np.stack([of_clicks, np.zeros(200)], axis=1))
+    off = conversions.evaluate(conversions.test, np.stack([of_clicks, np.zeros(200)], axis=1))
     lost = np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p)
     assert off["excess_kl"] == perfect["excess_kl"]
     assert off["conversion_excess_kl"] == pytest.approx(
