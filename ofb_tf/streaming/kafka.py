@@ -176,9 +176,10 @@ class ExampleTopic(Topic):
     `enable.idempotence` sends none twice.
 
     Args:
-      servers: as for `Topic`.
-      topic: as for `Topic`.
-      **settings: of `Topic`.
+      servers: of the brokers, such as "host:9092,host2:9092".
+      topic: its name. It must exist, with `message.timestamp.type=LogAppendTime`.
+      **settings: of `ofb_tf.streaming.kafka.Topic`: `partitions`, `group`, `interval`, `grace`,
+        `segment_messages`, `rejected_directory`, `settings` (of librdkafka).
     """
 
     element_spec = tf.TensorSpec([], tf.string)
@@ -198,10 +199,10 @@ class RecordTopic(Topic):
     the newest counts, so it does no harm.
 
     Args:
-      servers: as for `Topic`.
-      topic: as for `Topic`.
-      segment_messages: as for `Topic`; a block holds up to 8192 records.
-      **settings: of `Topic`.
+      servers: as for `ExampleTopic`.
+      topic: as for `ExampleTopic`.
+      segment_messages: blocks of one partition in a segment, each of up to 8192 records.
+      **settings: as for `ExampleTopic`.
     """
 
     def __init__(
