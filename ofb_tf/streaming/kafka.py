@@ -176,9 +176,10 @@ class ExampleTopic(Topic):
     `enable.idempotence` sends none twice.
 
     Args:
-      servers: as for `Topic`.
-      topic: as for `Topic`.
-      **settings: of `Topic`.
+      servers: of the brokers, such as "host:9092,host2:9092".
+      topic: its name. It must exist, with `message.timestamp.type=LogAppendTime`.
+      **settings: of `ofb_tf.streaming.kafka.Topic`: `partitions`, `group`, `interval`, `grace`,
+        `segment_messages`, `rejected_directory`, `settings` (of librdkafka).
     """
 
     element_spec = tf.TensorSpec([], tf.string)
@@ -198,10 +199,10 @@ class RecordTopic(Topic):
     the newest counts, so it does no harm.
 
     Args:
-      servers: as for `Topic`.
-      topic: as for `Topic`.
-      segment_messages: as for `Topic`; a block holds up to 8192 records.
-      **settings: of `Topic`.
+      servers: as for `ExampleTopic`.
+      topic: as for `ExampleTopic`.
+      segment_messages: blocks of one partition in a segment, each of up to 8192 records.
+      **settings: as for `ExampleTopic`.
     """
 
     def __init__(
@@ -443,7 +444,7 @@ class TopicFollower:
         missing = {}
         for p, (_, end) in ranges.items():
             found[p], held = [], self._held[p]
-            while held and held[0].offset() < end:
+            while held and _place(held[0])[1] < end:
                 found[p].append(held.popleft())
                 self._held_bytes -= len(found[p][-1]) + _MESSAGE_OVERHEAD
             if not held and self._fetched[p] < end:
@@ -455,7 +456,7 @@ class TopicFollower:
             number = sum(end - self._fetched[p] for p, end in missing.items())
             batch = self._consumer.consume(min(number, _MAX_CONSUMED), _CONSUME_SECONDS)
             for message in batch:
-                p, offset = message.partition(), message.offset()
+                p, offset = _place(message)
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     self._check(error, p)
@@ -515,3 +516,10 @@ class TopicFollower:
             f"checkpoint still needs them; the oldest that is left has offset {oldest}. Keep "
             "messages for longer (retention.ms, retention.bytes), or start without the checkpoint."
         )
+
+
+def _place(message: Message) -> tuple[int, int]:
+    """Partition and offset, which a message that was consumed has."""
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None and offset is not None
+    return partition, offset
