@@ -268,7 +268,7 @@ class TopicFollower:
         # Reading, by partition:
         self._begin: dict[int, int] = {}  # of the segment that follows what was read
         self._fetched: dict[int, int] = {}  # the next offset that librdkafka gives
-        self._held: dict[int, collections.deque[Message]] = collections.defaultdict(
+        self._held: dict[int, collections.deque[Any]] = collections.defaultdict(
             collections.deque
         )  # what it gave too early
         self._held_bytes = 0
@@ -456,7 +456,8 @@ class TopicFollower:
             number = sum(end - self._fetched[p] for p, end in missing.items())
             batch = self._consumer.consume(min(number, _MAX_CONSUMED), _CONSUME_SECONDS)
             for message in batch:
-                p, offset = message.partition(), message.offset()
+                p: Any = message.partition()  # None only in errors, as the offset
+                offset: Any = message.offset()
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     self._check(error, p)
