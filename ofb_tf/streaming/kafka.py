@@ -456,8 +456,9 @@ class TopicFollower:
             number = sum(end - self._fetched[p] for p, end in missing.items())
             batch = self._consumer.consume(min(number, _MAX_CONSUMED), _CONSUME_SECONDS)
             for message in batch:
-                p: Any = message.partition()  # None only in errors, as the offset
-                offset: Any = message.offset()
+                # Both are None only in errors.
+                place: tuple[Any, Any] = message.partition(), message.offset()
+                p, offset = place
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     self._check(error, p)
