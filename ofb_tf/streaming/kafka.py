@@ -268,7 +268,7 @@ class TopicFollower:
         # Reading, by partition:
         self._begin: dict[int, int] = {}  # of the segment that follows what was read
         self._fetched: dict[int, int] = {}  # the next offset that librdkafka gives
-        self._held: dict[int, collections.deque[Message]] = collections.defaultdict(
+        self._held: dict[int, collections.deque[Any]] = collections.defaultdict(
             collections.deque
         )  # what it gave too early
         self._held_bytes = 0
@@ -444,7 +444,7 @@ class TopicFollower:
         missing = {}
         for p, (_, end) in ranges.items():
             found[p], held = [], self._held[p]
-            while held and _place(held[0])[1] < end:
+            while held and held[0].offset() < end:
                 found[p].append(held.popleft())
                 self._held_bytes -= len(found[p][-1]) + _MESSAGE_OVERHEAD
             if not held and self._fetched[p] < end:
@@ -456,7 +456,9 @@ class TopicFollower:
             number = sum(end - self._fetched[p] for p, end in missing.items())
             batch = self._consumer.consume(min(number, _MAX_CONSUMED), _CONSUME_SECONDS)
             for message in batch:
-                p, offset = _place(message)
+                # Both are None only in errors.
+                place: tuple[Any, Any] = message.partition(), message.offset()
+                p, offset = place
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     self._check(error, p)
@@ -516,10 +518,3 @@ class TopicFollower:
             f"checkpoint still needs them; the oldest that is left has offset {oldest}. Keep "
             "messages for longer (retention.ms, retention.bytes), or start without the checkpoint."
         )
-
-
-def _place(message: Message) -> tuple[int, int]:
-    """Partition and offset, which a message that was consumed has."""
-    partition, offset = message.partition(), message.offset()
-    assert partition is not None and offset is not None
-    return partition, offset
