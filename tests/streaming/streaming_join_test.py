@@ -136,7 +136,7 @@ def test_what_has_no_partner_is_counted_and_dropped():
     rows = np.arange(stream.n)
     selected, totals, pending = run(stream, [(0, RECORDS, rows[:7]), (0, LABELS, rows[:5])])
     assert not selected and not pending
-    assert totals == {"records_without_example": 7, "labels_without_example": 5}
+    assert totals == {"records_without_example": 7, "labels_without_example": 5, "selected": 0}
 
 
 def test_without_negatives_only_labelled_examples_leave_as_output():
