@@ -145,7 +145,7 @@ FEW = ("--policies=importance", "--seeds=1", "--workers=1", "--noprogress", "--w
 
 @pytest.fixture(name="own")
 def _own(tmp_path, monkeypatch):
-    """Compares a workload of a module in the current directory, anew each time."""
+    """Compares a workload of a module in the current directory, again each time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 

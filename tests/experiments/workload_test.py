@@ -48,7 +48,7 @@ def test_examples_come_in_the_order_of_their_labels():
     np.testing.assert_array_equal(examples["example_id"], order)
     np.testing.assert_array_equal(examples["label"], raw["label"][order])
     np.testing.assert_array_equal(examples["x"], raw["x"][order].astype(np.float32))
-    # A second pass begins anew; labels of the first are all known by then.
+    # A second pass begins again; labels of the first are all known by then.
     across = workload.examples(N - 3, 6)["example_id"].numpy()
     np.testing.assert_array_equal(across, [*order[-3:], *order[:3]])
     known = [sum(raw["known"][other] < raw["served"][row] for other in range(N)) for row in order]
