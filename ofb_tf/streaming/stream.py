@@ -330,7 +330,7 @@ class _Reading:
             self._resident.add(self._records.read(segment))
         self._base = self._first = -len(self._loaded)  # numbers: of `_loaded`, and of the resident
         self._queue: collections.deque[Segment] = collections.deque()  # not loaded yet
-        self._polled = float("-inf")
+        self._polled = self._seen = float("-inf")  # last looks, of the examples with a find
 
         budget = start.get("budget")
         self._next = _Place(
@@ -488,6 +488,7 @@ class _Reading:
                 self._blocks = None
             if not self._segments:
                 self._segments.extend(self._examples.poll())
+                self._seen = time.time() if self._segments else self._seen
             if self._segments:
                 self._segment_number += 1
                 self._open(self._segments.popleft(), 0)
@@ -565,7 +566,8 @@ class _Reading:
 
     def _load_one(self, arrived: float, latest: float) -> bool:
         """Loads the next file of records, if it arrived until `latest`."""
-        if not self._queue and self._polled <= latest:
+        # Also after every look that found examples: files may come with old times of arrival.
+        if not self._queue and self._polled <= max(latest, self._seen):
             now = time.time()
             self._queue.extend(self._records.poll())
             if not self._queue:  # otherwise there may be more

@@ -390,3 +390,25 @@ def test_the_page_about_streams_runs(tmp_path, monkeypatch):
         "batch-000000000030",
         "batch-000000000040",
     ]
+
+
+def test_files_that_appear_with_old_times_find_their_records(tmp_path):
+    """As of a copy that keeps the times: each file of records is there before its examples."""
+    stream = Stream(400)
+    followed = follow(tmp_path, follow=True, sample=sampler(window_size=100, batch_size=10))
+
+    def appear(k):
+        rows = range(100 * k, 100 * k + 100)
+        stream.write_records(tmp_path / "records", f"{k}", rows, START + k)
+        stream.write_examples(tmp_path / "examples", f"{k}", rows, START + k + 0.5)
+
+    appear(0)
+    batches = followed.dataset().as_numpy_iterator()
+    next(batches)
+    for k in range(1, 4):
+        appear(k)
+        time.sleep(0.1)
+    for _ in range(3):
+        next(batches)
+    assert followed.status()["coverage"] == 1.0
+    followed.close()
