@@ -95,8 +95,8 @@ taskmanager.memory.jvm-overhead.max: 192m
 taskmanager.memory.task.heap.size: 512m
 taskmanager.memory.task.off-heap.size: 64m
 taskmanager.memory.managed.size: 256m
-taskmanager.memory.network.min: 64m
-taskmanager.memory.network.max: 64m
+taskmanager.memory.network.min: 128m
+taskmanager.memory.network.max: 128m
 classloader.resolve-order: parent-first
 io.tmp.dirs: $RUN/tmp
 CONFIG
