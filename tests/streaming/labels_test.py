@@ -14,7 +14,7 @@ from tests.streaming import logs
 from tests.streaming.logs import Logs
 
 SLICES = 8
-LATENESS, INTERVAL = 0.6, 0.5
+LATENESS, INTERVAL, DELAY = 1.1, 0.5, 0.5
 SPEC = {
     "example_id": tf.io.FixedLenFeature([], tf.int64),
     "label": tf.io.FixedLenFeature([], tf.int64),
@@ -23,7 +23,10 @@ SPEC = {
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory):
-    """4 seconds of events in 8 files of each log, then silence; a file arrives at its end."""
+    """4 seconds of events in 8 files of each log, then silence; a file arrives at its end.
+
+    Labels arrive half a second later, so that those of a window's end need the lateness.
+    """
     directory = tmp_path_factory.mktemp("delayed")
     for kind in ("records", "examples", "labels"):
         (directory / kind).mkdir()
@@ -31,7 +34,9 @@ def stream(tmp_path_factory):
     for k in range(SLICES + 6):
         events.write(directory, 0.5 * k, 0.5 * k + 0.5, f"{k:03d}")
     for path in directory.glob("*/*"):
-        nanoseconds = logs.START * 1000 + (int(path.name[:3]) + 1) * 500_000_000
+        delay = DELAY if path.parent.name == "labels" else 0.0
+        arrived = 0.5 * (int(path.name[:3]) + 1) + delay
+        nanoseconds = logs.START * 1000 + round(1e9 * arrived)
         os.utime(path, ns=(nanoseconds, nanoseconds))
     return events, directory
 
@@ -74,7 +79,7 @@ def test_every_example_leaves_once_with_the_label_of_its_window(stream):
             row = row_of[id_]
             time = events.label_times[row] if label else events.times[row] + logs.WINDOW * 1e6
             waited = segment.arrived - time / 1e6
-            most = (0.0 if label else LATENESS) + 0.5 + INTERVAL
+            most = (DELAY if label else LATENESS) + 0.5 + INTERVAL
             assert 0.0 <= waited <= most + 1e-6, (waited, label)
 
 
