@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -32,3 +33,11 @@ def check_positive(name: str, value: float, *, finite: bool = False) -> float:
 def check_compression(compression: str | None) -> str:
     """TensorFlow's name of a compression."""
     return check_choice("compression", compression, (None, "", "GZIP", "ZLIB")) or ""
+
+
+def check_ranges(ranges: Mapping[str, tuple[float, float]], values: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first of the values that is outside its closed range, or NaN."""
+    for name, (low, high) in ranges.items():
+        if name in values and not low <= values[name] <= high:
+            expected = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise ValueError(f"{name} must be {expected}. Received: {values[name]!r}")

@@ -533,18 +533,10 @@ def _import(patterns: list[str], values: argparse.Namespace) -> int:
     if report.first_bad_row is not None:
         path, offset, reason = report.first_bad_row
         print(f"first bad row: {path} at {unit} {offset}: {reason}", file=sys.stderr)
-    if not report.num_records:
-        print("ofb records import: no record was written", file=sys.stderr)
-        return 1
-    if report.bad_fraction > values.max_bad_fraction:
-        print(
-            f"ofb records import: {report.bad_fraction:.2%} of the rows are bad, more than "
-            f"--max_bad_fraction={values.max_bad_fraction:g}; the records of the others are "
-            "written",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    failure = report.failure(values.max_bad_fraction)
+    if failure:
+        print(f"ofb records import: {failure}", file=sys.stderr)
+    return int(bool(failure))
 
 
 def _first_records(columns: Any) -> list[dict[str, Any]]:

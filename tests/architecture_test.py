@@ -17,7 +17,7 @@ ORDER = (
     {"streaming"},
     {"training", "evaluation"},
     {"ofb_tf"},
-    {"experiments"},
+    {"experiments", "beam"},
     {"cli", "tfx_components"},
     {"benchmarks"},
 )

@@ -1,4 +1,4 @@
-"""The columns that an evaluation needs, from TFRecord files of tf.Examples."""
+"""TFRecord files of tf.Examples: which there are, their features, the columns of an evaluation."""
 
 import os
 from collections.abc import Sequence
@@ -38,10 +38,8 @@ def read_examples(
       ValueError: the first example lacks id, label or time, or has them in another type.
       tf.errors.InvalidArgumentError: when run, a later example does.
     """
-    paths = _files(pattern)
-    files = tf.data.Dataset.from_tensor_slices((paths, [compression_of(path) for path in paths]))
-    serialized = files.flat_map(tf.data.TFRecordDataset)
-    kinds = _kinds_of_first(paths, serialized)
+    paths = match_examples(pattern)
+    kinds = kinds_of_first(paths)
     needed: dict[str, tuple] = {id_key: (tf.int64, tf.string), label_key: (tf.int64, tf.float32)}
     if timestamp_key is not None:
         needed[timestamp_key] = (tf.int64,)
@@ -67,11 +65,11 @@ def read_examples(
         is_one = parsed[label_key].row_lengths() == 1
         return columns | {label_key: tf.where(is_one, labels, float("nan"))}
 
-    return serialized.batch(_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return read_tfrecords(paths).batch(_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _files(pattern: str) -> list[str]:
-    paths = [pattern]
+def match_examples(pattern: str) -> list[str]:
+    """The files of a name, glob or directory, sorted; FileNotFoundError if there is none."""
     if tf.io.gfile.isdir(pattern):
         paths = [os.path.join(pattern, name) for name in sorted(tf.io.gfile.listdir(pattern))]
     else:
@@ -82,11 +80,24 @@ def _files(pattern: str) -> list[str]:
     return paths
 
 
-def _kinds_of_first(paths: list[str], serialized: tf.data.Dataset) -> dict[str, tf.DType]:
-    first = next(serialized.take(1).as_numpy_iterator(), None)
+def read_tfrecords(paths: Sequence[str]) -> tf.data.Dataset:
+    """Serialized records of TFRecord files, file after file, each compressed in its own way."""
+    files = tf.data.Dataset.from_tensor_slices((paths, [compression_of(path) for path in paths]))
+    return files.flat_map(tf.data.TFRecordDataset)
+
+
+def kinds_of_first(paths: Sequence[str]) -> dict[str, tf.DType]:
+    """The types of the first example's features; ValueError where there is no tf.Example."""
+    every = (one for path in paths for one in read_tfrecords([path]).as_numpy_iterator())
+    first = next(every, None)
     if first is None:
-        raise ValueError(f"{STAGE}: there is no example in {len(paths)} files, such as {paths[0]}.")
-    features = tf.train.Example.FromString(first).features.feature
+        raise ValueError(f"there is no example in {len(paths)} files, such as {paths[0]}.")
+    try:
+        features = tf.train.Example.FromString(first).features.feature
+    except Exception as error:  # the parser's class differs between protobuf releases
+        raise ValueError(
+            f"{paths[0]} does not hold tf.Examples: convert the payload, or name other files."
+        ) from error
     found = {name: feature.WhichOneof("kind") for name, feature in features.items()}
     return {name: _KINDS[kind] for name, kind in found.items() if kind}
 

@@ -95,6 +95,17 @@ def match_files(pattern: Pattern) -> list[str]:
     return sorted({file for each in patterns for file in _match_one(each)})
 
 
+def make_new_directory(directory: str | os.PathLike) -> str:
+    """Makes a directory if it is missing; FileExistsError if it holds record files already."""
+    directory = os.fspath(directory)
+    tf.io.gfile.makedirs(directory)
+    if any(map(is_record_file, tf.io.gfile.listdir(directory))):
+        raise FileExistsError(
+            f"The output directory {directory!r} holds record files already. Name an empty one."
+        )
+    return directory
+
+
 def expand(pattern: str) -> list[str]:
     """The paths that a name or glob matches, sorted; brackets in what exists match themselves."""
     if tf.io.gfile.exists(pattern):

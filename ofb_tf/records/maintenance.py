@@ -212,13 +212,7 @@ def partition(
     """
     num_partitions = check_count("num_partitions", num_partitions, MAX_PARTITIONS)
     check_compression(compression)
-    output_directory = os.fspath(output_directory)
-    tf.io.gfile.makedirs(output_directory)
-    if any(files.is_record_file(name) for name in tf.io.gfile.listdir(output_directory)):
-        raise FileExistsError(
-            f"The output directory {output_directory!r} holds record files already. Name an empty "
-            "one."
-        )
+    output_directory = files.make_new_directory(output_directory)
     inputs, report = _inputs(pattern, open_file_max_age)
     schema = reader.read_schema(inputs, on_corrupt=on_corrupt)
     spool_directory = os.path.join(output_directory, f"{UNFINISHED_PREFIX}{uuid.uuid4().hex[:16]}")

@@ -1,7 +1,7 @@
 """The one algorithm: records and labels → scores → inclusion probabilities → selection, weights.
 
 Pure tensor functions. tf.data (`ofb_tf.transforms`), the training step (`ofb_tf.training`) and
-Beam (`tfx_components.ofb_sampler`) call them; Beam solves for the scale of the probabilities over
+Beam (`ofb_tf.beam`) call them; Beam solves for the scale of the probabilities over
 a whole split and takes everything else from here.
 """
 

@@ -12,9 +12,8 @@ from ml_metadata.proto import metadata_store_pb2
 from tfx.utils import path_utils
 
 import ofb_tf
+from ofb_tf.beam import Manifest, example_fingerprints, read_statistics
 from tests.streams import serialized_example
-from tfx_components.artifacts import Manifest, read_statistics
-from tfx_components.component_utils import example_fingerprints
 from tfx_components.pipelines import local, trainer
 from tfx_components.pipelines.graph import TRAIN, LoopConfig, create_components
 

@@ -9,9 +9,8 @@ import tensorflow as tf
 from apache_beam.testing.util import assert_that, equal_to
 
 import ofb_tf
+from ofb_tf.beam import EvaluationFn, read_statistics
 from ofb_tf.evaluation.quality import Measured, measure
-from tfx_components.artifacts import read_statistics
-from tfx_components.evaluation import EvaluationFn
 
 
 def approximately(value):

@@ -11,11 +11,10 @@ from tfx_testing import generate, write_tfrecords
 
 import ofb_tf
 from ofb_tf import hashing
+from ofb_tf.beam import Manifest, example_fingerprints
 from ofb_tf.records import partition_of
 from ofb_tf.records.partitioned import partition_path
 from tests.streams import serialized_example
-from tfx_components.artifacts import Manifest
-from tfx_components.component_utils import example_fingerprints
 from tfx_components.forward_record_gen import ForwardRecordGen
 
 

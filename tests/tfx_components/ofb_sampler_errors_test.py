@@ -46,13 +46,13 @@ def _other_schema(root):
 @pytest.mark.parametrize(
     ("damage", "arguments", "message"),
     [
-        (_no_manifest, {}, "is not an ofb.ForwardRecords artifact.*Make one with ForwardRecordGen"),
+        (_no_manifest, {}, "manifest.json does not exist.*in TFX: ForwardRecordGen"),
         (None, {"task": "multiclass"}, "at least 2 outputs for task='multiclass', got 1.*model"),
         (None, {"num_outputs": 2}, "num_outputs=2, got 1.*model that serves"),
         (_corrupt_examples, {}, "tfrecord-00001-of-00003.gz is damaged after.*Write it again"),
         (_corrupt_records, {}, "partition-00002-of-00005.ofbr"),
-        (_empty_split, {}, "split 'train'.*split is empty"),
-        (_no_files, {}, "holds no data files"),
+        (_empty_split, {}, "split 'train'.*no example in 3 files"),
+        (_no_files, {}, "Split-train.*matches no file"),
         (None, {"label_feature": "tips"}, "split 'train'.*no label feature 'tips'.*Set label_fea"),
         (_some_without_label, {}, "00002-of-00003.gz.*1 of 2 have no 'label'.*Fill the feature"),
         (_other_schema, {}, "00002-of-00003.gz.*do not have the types.*schema of all files the"),

@@ -12,11 +12,9 @@ import pytest
 from tfx_testing import probabilities, read_split, selected, split_files, total
 
 from ofb_tf import hashing
+from ofb_tf.beam import columns, example_fingerprints, read_statistics
+from ofb_tf.beam import examples as example_files
 from ofb_tf.records.files import compression_of
-from tfx_components import component_utils
-from tfx_components.artifacts import read_statistics
-from tfx_components.component_utils import example_fingerprints
-from tfx_components.ofb_sampler import examples as example_files
 
 
 def _draws(ids, seed=3, epoch=0):
@@ -123,7 +121,7 @@ def test_order_files_partitions_and_chunks_do_not_matter(
 ):
     first = selected(sample(examples, records)[0])
     monkeypatch.setattr(example_files, "_BATCH", 100)
-    monkeypatch.setattr(component_utils, "CHUNK", 250)
+    monkeypatch.setattr(columns, "CHUNK", 250)
     shuffled = data.take(np.random.default_rng(0).permutation(len(data.ids)))
     examples = as_examples(shuffled, num_files=7, name="shuffled")
     records = as_records(data.ids, data.logits, name="more", num_partitions=2)

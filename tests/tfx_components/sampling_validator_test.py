@@ -7,8 +7,8 @@ import re
 import pytest
 from tfx.types import channel_utils
 
+from ofb_tf.beam import SplitStatistics, WeightStats, read_statistics, write_statistics
 from tfx_components import artifacts
-from tfx_components.artifacts import SplitStatistics, WeightStats
 from tfx_components.sampling_validator import SamplingValidator
 
 _CONFIG = {"rate": 0.1, "policy": "importance", "uniform_mix": 0.2}
@@ -36,7 +36,7 @@ def _validate(tmp_path, tally=_GOOD, config=None, **thresholds):
     source, blessing = artifacts.SamplingStatistics(), artifacts.SamplingBlessing()
     source.uri, blessing.uri = str(tmp_path / "statistics"), str(tmp_path / "blessing")
     split = SplitStatistics(tally, {"city=<north>": tally}, {"7": 9_800})
-    artifacts.write_statistics(source.uri, _CONFIG | (config or {}), {"train": split})
+    write_statistics(source.uri, _CONFIG | (config or {}), {"train": split})
     SamplingValidator.test_call(sampling_statistics=source, blessing=blessing, **thresholds)
     return blessing
 
@@ -121,8 +121,8 @@ def test_construction_errors(parameters, message):
 
 def test_statistics_come_back_as_written(tmp_path):
     split = SplitStatistics(_GOOD, {"a=b": _NONE}, {"1": 2})
-    artifacts.write_statistics(str(tmp_path), _CONFIG, {"train": split})
-    config, splits = artifacts.read_statistics(str(tmp_path))
+    write_statistics(str(tmp_path), _CONFIG, {"train": split})
+    config, splits = read_statistics(str(tmp_path))
     assert config == _CONFIG
     assert splits == {"train": split}
 

@@ -61,7 +61,7 @@ def selected(artifact) -> dict[int, float]:
 
 def total(artifact):
     """The sampler's statistics of the split train."""
-    from tfx_components.artifacts import read_statistics
+    from ofb_tf.beam import read_statistics
 
     return read_statistics(artifact.uri)[1]["train"].total
 

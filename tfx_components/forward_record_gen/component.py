@@ -13,17 +13,18 @@ from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 from tfx.proto import example_gen_pb2, range_config_pb2
 
 from ofb_tf import constants
+from ofb_tf.beam import sources
+from ofb_tf.beam.examples import TEMPORARY_PREFIX
+from ofb_tf.beam.partition import PartitionRecords
+from ofb_tf.beam.reports import Manifest
+from ofb_tf.checks import check_ranges
 from ofb_tf.records import files as record_files
-from tfx_components.artifacts import ForwardRecords, Manifest
+from tfx_components.artifacts import ForwardRecords
 from tfx_components.component_utils import (
-    TEMPORARY_PREFIX,
-    check_ranges,
     checked_at_construction,
     error_context,
     remove_children,
 )
-from tfx_components.forward_record_gen import sources
-from tfx_components.forward_record_gen.transforms import WritePartitions
 
 _LATEST = -1
 _SPAN = re.compile(r"\{(SPAN|VERSION|YYYY|MM|DD)(:\d+)?\}")
@@ -61,7 +62,7 @@ def ForwardRecordGen(
       prediction_log_pattern: TFRecords of PredictionLogs; may hold `{SPAN}`.
       span: which span of a pattern with `{SPAN}`; -1 for the latest.
       id_feature: of the requests' serialized examples, "" for their fingerprint; as in OFBSampler.
-        `forward_record_gen.sources` says which id is used when a log holds several.
+        `ofb_tf.beam.sources` says which id is used when a log holds several.
       logits_output: name of the model's output with the logits.
       model_version: for PredictionLogs that do not name one.
       timestamp: microseconds since 1970, for PredictionLogs that do not have one; 0 for the time
@@ -102,9 +103,8 @@ def ForwardRecordGen(
                 model_version=model_version,
                 timestamp=timestamp or newest,
             )
-        tf.io.gfile.makedirs(uri)
         with beam_pipeline as pipeline:
-            _ = pipeline | WritePartitions(read, files, uri, num_partitions)
+            _ = pipeline | PartitionRecords(files, uri, num_partitions=num_partitions, read=read)
         remove_children(uri, TEMPORARY_PREFIX)  # of workers that were retried
         _publish(forward_records, len(files), selected_span)
 

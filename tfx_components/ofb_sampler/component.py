@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from typing import List  # noqa: UP035 - TFX reads these type hints
+from typing import Any, List  # noqa: UP035 - TFX reads these type hints
 
 import apache_beam as beam
 import tensorflow as tf
@@ -14,29 +14,31 @@ from tfx.proto import example_gen_pb2
 from tfx.types.standard_artifacts import Examples
 
 from ofb_tf import constants
+from ofb_tf.beam.examples import TEMPORARY_PREFIX
+from ofb_tf.beam.reports import Manifest, read_statistics, write_statistics
+from ofb_tf.beam.sample import IMPORTANCE, SampleExamples, SamplerConfig
+from ofb_tf.evaluation.tfrecords import match_examples
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND
-from tfx_components.artifacts import (
-    ForwardRecords,
-    Manifest,
-    SamplingStatistics,
-    read_statistics,
-    write_statistics,
-)
+from tfx_components.artifacts import ForwardRecords, SamplingStatistics
 from tfx_components.component_utils import (
-    TEMPORARY_PREFIX,
     checked_at_construction,
     error_context,
-    list_files,
     remove_children,
 )
-from tfx_components.ofb_sampler.examples import probe
-from tfx_components.ofb_sampler.transforms import IMPORTANCE, SamplerConfig, SampleSplit
 
 _KEPT_PROPERTIES = ("span", "version", "payload_format", "file_format")
 _SETTINGS = [field.name for field in dataclasses.fields(SamplerConfig)]
 
 
-@checked_at_construction(lambda known: SamplerConfig(**{"task": constants.BINARY} | known))
+def _check(known: dict[str, Any]) -> None:
+    splits = known.get("splits")
+    if splits is not None and not splits:
+        raise ValueError(f"splits must name at least one split. Received: {splits!r}")
+    settings = {name: known[name] for name in _SETTINGS if name in known}
+    SamplerConfig(**{"task": constants.BINARY} | settings)
+
+
+@checked_at_construction(_check)
 @tfx.dsl.components.component(use_beam=True)
 def OFBSampler(
     examples: tfx.dsl.components.InputArtifact[Examples],
@@ -63,39 +65,12 @@ def OFBSampler(
 ) -> None:
     """Samples splits by forward records; the other splits pass through byte for byte.
 
-    The selected examples get a float feature `importance_weight`; their weighted mean loss, and
-    its gradient, estimate those of the whole split without bias. Draws are keyed by `seed`,
-    `epoch` and the example's id.
+    The sampling is that of `ofb_tf.beam.SampleExamples`, split by split.
 
-    Args:
-      examples: TFRecords of tf.Examples.
-      forward_records: from ForwardRecordGen.
-      sampled_examples: output: the same splits, span, version, payload format and compression.
-      sampling_statistics: output: see `tfx_components.artifacts.SplitStatistics`.
-      task: "multiclass", "binary" or "regression".
-      label_feature: one number per example: class id, 0 / 1, or target.
-      id_feature: one int64 or bytes value per example; "" for the fingerprint of the example
-        (`component_utils.example_fingerprints`), as in ForwardRecordGen with `id_feature=""`.
-      splits: splits to sample; None for `["train"]`.
-      slice_features: statistics are also kept for each of their values.
-      rate: in (0, 1].
-      policy: "importance"; or "uniform", with the same probability for every example and weights
-        of exactly 1, whose records count only for the coverage in the statistics.
-      uniform_mix: in [0, 1]: weights are at most 1 / uniform_mix.
-      score: "gradient_norm_bound" or "loss".
-      missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
-        `ofb_tf.ofb_sample`.
-      estimator: "weights"; or "log_odds", with which the selected get float features
-        `log_inclusion` instead of weights, one per class (binary: one), as `ofb_tf.ofb_sample`
-        has it. The statistics are still those of the importance weights.
-      max_age: seconds after which a record counts as missing; 0 for no limit.
-      as_of: microseconds since 1970: later records are left out, ages count from here; 0 for the
-        newest record's timestamp.
-      num_outputs: how many logits a record must have; 0 for one (binary, regression) or at
-        least two (multiclass).
-      seed: fixes the selection.
-      epoch: another value makes other draws from the same seed.
-      beam_pipeline: set by TFX.
+    `examples` are TFRecords of tf.Examples, and `forward_records` those of ForwardRecordGen with
+    the same `id_feature`. `sampled_examples` get the same splits, span, version, payload format
+    and compression; `ofb_tf.beam.SplitStatistics` describes `sampling_statistics`. `splits` are
+    sampled, None for `["train"]`; the other parameters are those of `ofb_tf.beam.SamplerConfig`.
 
     Raises:
       ValueError: an argument is out of range, or the inputs do not fit; names the component and
@@ -107,38 +82,34 @@ def OFBSampler(
         splits = ["train"] if splits is None else splits
         _check_examples(examples, splits)
         manifest = Manifest.read(forward_records.uri)
-        if policy == IMPORTANCE:
-            _check_width(manifest.num_outputs, config)
-            if estimator == constants.LOG_ODDS and not manifest.num_outputs:
-                raise ValueError(
-                    "forward records must have logits for estimator='log_odds', got losses alone. "
-                    "Record logits, or use estimator='weights'."
-                )
         sampled_examples.split_names = examples.split_names
-        samples, copies = {}, []
-        for split in examples.splits:
-            directory = sampled_examples.path(split=split)
-            tf.io.gfile.makedirs(directory)
-            sources = list_files(examples.path(split=split))
-            files = [(path, os.path.join(directory, os.path.basename(path))) for path in sources]
-            if split in splits:
-                with error_context(f"split {split!r}"):
-                    spec = probe(sources, id_feature, label_feature, slice_features or ())
-                samples[split] = SampleSplit(config, spec, files, forward_records.uri, manifest)
-            else:
-                copies += files
-        settings = dataclasses.asdict(config) | {"num_records": manifest.num_records}
+        copies, named = [], []
         with beam_pipeline as pipeline:
+            for split in examples.splits:
+                source, directory = (
+                    each.path(split=split) for each in (examples, sampled_examples)
+                )
+                if split in splits:
+                    with error_context(f"split {split!r}"):
+                        sample = SampleExamples(source, forward_records.uri, directory, config)
+                    found = pipeline | f"Sample_{split}" >> sample
+                    named.append(found | f"Name_{split}" >> beam.WithKeys(split))
+                    continue
+                tf.io.gfile.makedirs(directory)
+                copies += [
+                    (path, os.path.join(directory, os.path.basename(path)))
+                    for path in match_examples(source)
+                ]
             _ = (
                 pipeline
                 | "OtherSplits" >> beam.Create(copies)
                 | "SpreadCopies" >> beam.Reshuffle()
                 | "Copy" >> beam.MapTuple(tf.io.gfile.copy, overwrite=True)
             )
-            named = [
-                pipeline | f"Sample_{split}" >> sample | f"Name_{split}" >> beam.WithKeys(split)
-                for split, sample in samples.items()
-            ]
+            settings = dataclasses.asdict(config) | {
+                "splits": splits,
+                "num_records": manifest.num_records,
+            }
             write = functools.partial(write_statistics, sampling_statistics.uri, settings)
             _ = (
                 named
@@ -164,21 +135,6 @@ def _check_examples(examples: Examples, splits: list[str]) -> None:
     file_format = examples_utils.get_file_format(examples)
     if file_format not in ("", "tfrecords_gzip", "tfrecord"):
         raise ValueError(f"examples must be TFRecord files. Received: {file_format}")
-
-
-def _check_width(width: int, config: SamplerConfig) -> None:
-    """Checks the records' number of logits; 0 means records that hold only losses."""
-    multiclass = config.task == constants.MULTICLASS
-    if config.num_outputs and width != config.num_outputs:
-        expected = f"num_outputs={config.num_outputs}"
-    elif width and multiclass != (width > 1):
-        expected = f"{'at least 2 outputs' if multiclass else '1 output'} for task={config.task!r}"
-    else:
-        return
-    raise ValueError(
-        f"forward records must have {expected}, got {width}. Generate records from the model that "
-        "serves these examples, or set task."
-    )
 
 
 def _publish(

@@ -9,9 +9,12 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 from tfx.utils import path_utils
 
 from ofb_tf import constants
+from ofb_tf.beam.examples import single_value
+from ofb_tf.beam.reports import write_text
+from ofb_tf.evaluation.tfrecords import match_examples, read_tfrecords
 from ofb_tf.selection import scores
-from tfx_components.artifacts import write_blessing, write_text
-from tfx_components.component_utils import error_context, list_files, read_tfrecords, single_value
+from tfx_components.artifacts import write_blessing
+from tfx_components.component_utils import error_context
 
 _BATCH = 1024
 
@@ -50,7 +53,7 @@ def ModelComparison(
     with error_context("ModelComparison", [evaluation.uri, blessing.uri]):
         if split not in examples.splits:
             raise ValueError(f"split must be among {list(examples.splits)}. Received: {split!r}")
-        files = list_files(examples.path(split=split))
+        files = match_examples(examples.path(split=split))
         metrics = {
             name: evaluate(path_utils.serving_model_path(artifact.uri), files, task, label_feature)
             for name, artifact in (("candidate", model), ("baseline", baseline))

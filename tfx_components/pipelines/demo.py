@@ -17,18 +17,13 @@ import numpy as np
 from tfx.types.standard_artifacts import Examples
 from tfx.utils import path_utils
 
+from ofb_tf.beam.reports import WeightStats, read_statistics, write_text
+from ofb_tf.beam.sample import IMPORTANCE, UNIFORM
+from ofb_tf.evaluation.tfrecords import match_examples
 from ofb_tf.experiments.summary import gap_closure, standard_error
 from ofb_tf.tables import format_table
-from tfx_components.artifacts import (
-    ForwardRecords,
-    SamplingStatistics,
-    WeightStats,
-    read_statistics,
-    write_text,
-)
-from tfx_components.component_utils import list_files
+from tfx_components.artifacts import ForwardRecords, SamplingStatistics
 from tfx_components.ofb_sampler import OFBSampler
-from tfx_components.ofb_sampler.transforms import IMPORTANCE, UNIFORM
 from tfx_components.pipelines import local, taxi, trainer
 from tfx_components.pipelines.comparison import evaluate
 from tfx_components.pipelines.graph import BASE, EVAL, TRAIN, LoopConfig
@@ -49,7 +44,7 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
     examples.uri = local.latest_output(root, "CsvExampleGen", "examples")
     examples.split_names = json.dumps([BASE, TRAIN, EVAL])
     records.uri = local.latest_output(root, "ForwardRecordGen", "forward_records")
-    eval_files = list_files(examples.path(split=EVAL))
+    eval_files = match_examples(examples.path(split=EVAL))
 
     def metrics(directory: str) -> dict[str, float]:
         return evaluate(directory, eval_files, config.task, config.label_feature)
@@ -79,7 +74,9 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
             beam_pipeline=beam.Pipeline(argv=["--direct_running_mode=in_memory"]),
             **config.sampling | {"policy": policy, "seed": seed},
         )
-        return list_files(sample.path(split=TRAIN)), read_statistics(sampling.uri)[1][TRAIN].total
+        return match_examples(sample.path(split=TRAIN)), read_statistics(sampling.uri)[1][
+            TRAIN
+        ].total
 
     rows = {BASE: _row([metrics(base)], 0, 0)}
     for policy in (UNIFORM, IMPORTANCE):
@@ -89,7 +86,7 @@ def compare(config: LoopConfig, root: str, seeds: int) -> dict[str, dict]:
             results.append(trained(files, seed))
             counts.append((stats.num_selected, stats.bytes_written))
         rows[policy] = _row(results, *np.mean(counts, axis=0))
-    files = list_files(examples.path(split=TRAIN))
+    files = match_examples(examples.path(split=TRAIN))
     results = [trained(files, seed) for seed in range(seeds)]
     rows[EVERYTHING] = _row(results, stats.num_examples, stats.bytes_read)
     return rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from ofb_tf import constants
-from tfx_components.component_utils import read_tfrecords
+from ofb_tf.evaluation.tfrecords import read_tfrecords
 
 NUMBERS = "numbers"
 BUCKETS = "buckets"

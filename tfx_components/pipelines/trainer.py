@@ -17,8 +17,7 @@ from tfx.utils import io_utils
 
 import ofb_tf
 from ofb_tf import constants, serving
-from ofb_tf.checks import check_choice
-from tfx_components.component_utils import check_ranges
+from ofb_tf.checks import check_choice, check_ranges
 from tfx_components.pipelines import features
 
 _DTYPES = {schema_pb2.FLOAT: "float32", schema_pb2.INT: "int64", schema_pb2.BYTES: "string"}

@@ -7,16 +7,11 @@ from typing import Any
 
 from tfx import v1 as tfx
 
-from tfx_components.artifacts import (
-    SamplingBlessing,
-    SamplingStatistics,
-    WeightStats,
-    read_statistics,
-    write_blessing,
-    write_text,
-)
-from tfx_components.component_utils import check_ranges, checked_at_construction, error_context
-from tfx_components.ofb_sampler.transforms import IMPORTANCE
+from ofb_tf.beam.reports import WeightStats, read_statistics, write_text
+from ofb_tf.beam.sample import IMPORTANCE
+from ofb_tf.checks import check_ranges
+from tfx_components.artifacts import SamplingBlessing, SamplingStatistics, write_blessing
+from tfx_components.component_utils import checked_at_construction, error_context
 
 _STANDARD_ERRORS = 5.0
 _RANGES = {

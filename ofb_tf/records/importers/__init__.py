@@ -7,11 +7,15 @@ MLflow, whose bodies `payloads` reads). docs/importing.md describes them.
 """
 
 from ofb_tf.records.importers.batches import Batch, UnusableError
+from ofb_tf.records.importers.calls import Half
 from ofb_tf.records.importers.convert import (
     FORMATS,
     ImportReport,
     ImportRowError,
+    ImportSettings,
+    ImportWriter,
     import_records,
+    match_logs,
     offset_unit,
 )
 from ofb_tf.records.importers.prediction_log import (
@@ -27,12 +31,16 @@ __all__ = [
     "EXAMPLES",
     "FORMATS",
     "Batch",
+    "Half",
     "ImportReport",
     "ImportRowError",
+    "ImportSettings",
+    "ImportWriter",
     "PredictFields",
     "RowFields",
     "UnusableError",
     "import_records",
+    "match_logs",
     "offset_unit",
     "read_messages",
     "read_prediction_log",

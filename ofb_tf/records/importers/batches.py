@@ -16,4 +16,4 @@ class Batch:
     error: str = ""
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     sampling_rate: float = 1.0  # of the log
-    path: str = ""  # where the rows are in another file than the one that was read last
+    path: str = ""  # of the file, once `ImportSettings.read` or a join has set it

@@ -7,7 +7,7 @@ its request or response alone, which join by the call's id, across files and in 
 import base64
 import binascii
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -146,11 +146,12 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
 
 
 @dataclasses.dataclass
-class _Half:
+class Half:
     """What is needed of a request or a response, or of both."""
 
     path: str
     offset: int
+    call_id: str  # empty where there is none
     has: set[str]
     ids: np.ndarray | list[bytes] | None = None
     logits: np.ndarray | None = None
@@ -161,6 +162,7 @@ class _Half:
 
     @property
     def num_bytes(self) -> int:
+        """About how much memory it takes."""
         ids = 0 if self.ids is None else len(self.ids) * _BYTES_PER_TEXT
         return _BYTES_PER_HALF + ids + (0 if self.logits is None else self.logits.nbytes)
 
@@ -171,11 +173,11 @@ class CallReader:
     def __init__(self, format: str, fields: PredictFields):
         self._event = FORMATS[format]
         self._fields = fields
-        self._waiting: dict[str, _Half] = {}
+        self._waiting: dict[str, Half] = {}
         self._waiting_bytes = 0
 
-    def read(self, path: str) -> Iterator[Batch]:
-        """The calls that are complete with this file, as one batch each."""
+    def read(self, path: str) -> Iterator[Batch | Half]:
+        """The calls in a file: a batch of each whole one or error, and the halves of others."""
         rows = tables.read_rows(path) if arrow.is_arrow(path) else text.json_rows(path)
         for offset, row in rows:
             for each in row if isinstance(row, list) else [row]:  # a batch of CloudEvents
@@ -184,21 +186,29 @@ class CallReader:
                         raise each
                     if not isinstance(each, Mapping):
                         raise UnusableError(f"not an object: {str(each)[:60]}")
-                    event = self._event(each)
-                    half = self._half(path, offset, event)
+                    half = self._half(path, offset, self._event(each))
                 except UnusableError as error:
                     yield Batch([offset], str(error))
                     continue
-                yield from self._join(event.call_id, half)
+                is_whole = len(half.has) == 2
+                if not (is_whole or half.call_id):
+                    half.error = half.error or "a request or response without an id"
+                yield half if half.call_id and not is_whole else self._batch(half)
 
-    def finish(self) -> Iterator[Batch]:
-        """What still waits after the last file."""
+    def join(self, parts: Iterable[Batch | Half]) -> Iterator[Batch]:
+        """Batches as they are, and halves as soon as both are there or after the last part."""
+        for part in parts:
+            if isinstance(part, Half):
+                yield from self._join(part)
+            else:
+                yield part
         while self._waiting:
             yield self._give_up()
 
-    def _half(self, path: str, offset: int, event: Event) -> _Half:
+    def _half(self, path: str, offset: int, event: Event) -> Half:
         """Keeps of the bodies what a record needs, so that waiting takes little memory."""
-        half = _Half(path, offset, set(), sampling_rate=event.sampling_rate)
+        call_id = "" if event.call_id is None else str(event.call_id)
+        half = Half(path, offset, call_id, set(), sampling_rate=event.sampling_rate)
         if event.time is not None:
             half.time = values.microseconds(event.time, constants.TIMESTAMP, event.time_unit)
         version = event.version
@@ -224,15 +234,8 @@ class CallReader:
         half.version = _version(version)
         return half
 
-    def _join(self, call_id: Any, half: _Half) -> Iterator[Batch]:
-        if len(half.has) == 2:
-            yield self._batch(half)
-            return
-        if call_id is None or call_id == "":
-            half.error = half.error or "a request or response without an id"
-            yield self._batch(half)
-            return
-        key = str(call_id)
+    def _join(self, half: Half) -> Iterator[Batch]:
+        key = half.call_id
         other = self._waiting.get(key)
         if other is not None and other.has != half.has:
             self._remove(key)
@@ -245,7 +248,7 @@ class CallReader:
         while self._waiting_bytes > _MAX_WAITING_BYTES:
             yield self._give_up()
 
-    def _remove(self, key: str) -> _Half:
+    def _remove(self, key: str) -> Half:
         half = self._waiting.pop(key)
         self._waiting_bytes -= half.num_bytes + len(key)
         return half
@@ -259,7 +262,7 @@ class CallReader:
             half.error = half.error or "a response without its request, and without ids"
         return self._batch(half)
 
-    def _batch(self, half: _Half) -> Batch:
+    def _batch(self, half: Half) -> Batch:
         ids, logits, error = half.ids, half.logits, half.error
         if ids is None or logits is None:
             error = error or f"ids are missing: {self._fields.id_output or 'b64'!r} is in no body"
@@ -277,7 +280,7 @@ class CallReader:
         return Batch([half.offset], error, {} if error else columns, half.sampling_rate, half.path)
 
 
-def _both(first: _Half, second: _Half) -> _Half:
+def _both(first: Half, second: Half) -> Half:
     """A call from its halves; what the response says goes first."""
     response, request = (first, second) if _RESPONSE in first.has else (second, first)
     whole = dataclasses.replace(response, has={_REQUEST, _RESPONSE})

@@ -3,8 +3,8 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import tensorflow as tf
 import tqdm
@@ -14,6 +14,7 @@ from ofb_tf.checks import check_choice
 from ofb_tf.records import arrow, files
 from ofb_tf.records.importers import calls, tables
 from ofb_tf.records.importers.batches import Batch
+from ofb_tf.records.importers.calls import Half
 from ofb_tf.records.importers.prediction_log import PredictFields, read_prediction_log
 from ofb_tf.records.importers.rows import RowFields, read_rows
 from ofb_tf.records.writer import ForwardRecordWriter
@@ -49,18 +50,52 @@ class ImportReport:
         """Bad rows among the rows."""
         return self.num_bad_rows / max(self.num_rows, 1)
 
-    def add_bad_rows(self, path: str, batch: Batch, reason: str, listed: bool) -> None:
+    def add_bad_rows(self, batch: Batch, reason: str, listed: bool) -> None:
         """Counts the rows of a batch that has no record."""
         count = len(batch.offsets)
         self.num_bad_rows += count
         if self.first_bad_row is None:
-            self.first_bad_row = (path, int(batch.offsets[0]), reason)
+            self.first_bad_row = (batch.path, int(batch.offsets[0]), reason)
         if listed:
-            self.bad_rows += [(path, int(offset), reason) for offset in batch.offsets]
-        kind = _DETAIL.split(reason, maxsplit=1)[0][:100]
+            self.bad_rows += [(batch.path, int(offset), reason) for offset in batch.offsets]
+        self._count(_DETAIL.split(reason, maxsplit=1)[0][:100], count)
+
+    def failure(self, max_bad_fraction: float) -> str:
+        """Why the import has failed, empty if it has not."""
+        if not self.num_records:
+            return "no record was written"
+        if self.bad_fraction <= max_bad_fraction:
+            return ""
+        return (
+            f"{self.bad_fraction:.2%} of the rows are bad, more than --max_bad_fraction="
+            f"{max_bad_fraction:g}; the records of the others are written"
+        )
+
+    @classmethod
+    def merge(cls, reports: "Iterable[ImportReport]") -> "ImportReport":
+        """What several imports did together; the first bad row is that of the first with one."""
+        merged, num_served = cls(), 0.0
+        for report in reports:
+            for name in ("num_files", "num_rows", "num_records", "num_bad_rows", "num_nonfinite"):
+                setattr(merged, name, getattr(merged, name) + getattr(report, name))
+            merged.bad_rows += report.bad_rows
+            merged.first_bad_row = merged.first_bad_row or report.first_bad_row
+            num_served += report.num_rows / report.sampling_rate
+            for kind, count in report.reasons.items():
+                merged._count(kind, count)
+        if num_served:
+            merged.sampling_rate = merged.num_rows / num_served
+        merged.reasons = _most_frequent_first(merged.reasons)
+        return merged
+
+    def _count(self, kind: str, count: int) -> None:
         if kind not in self.reasons and len(self.reasons) >= _MAX_REASONS:
             kind = _OTHER_REASONS
         self.reasons[kind] = self.reasons.get(kind, 0) + count
+
+
+def _most_frequent_first(reasons: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(reasons.items(), key=lambda item: -item[1]))
 
 
 def import_records(
@@ -110,44 +145,136 @@ def import_records(
       ImportRowError: a bad row (`bad_rows="error"`); what precedes it has been written.
       ImportError: the format needs an extra that is not installed.
     """
-    check_choice("format", format, FORMATS)
-    check_choice("bad_rows", bad_rows, ("count", "list", "error"))
-    check_choice("id_type", id_type, ("int", "string"))
-    paths = _match(patterns)
-    secret = None if secret_file is None else hashing.read_secret(secret_file)
-    read, finish = _importer(format, fields, id_type)
-    report = ImportReport(num_files=len(paths))
-    num_served = 0.0
+    settings = ImportSettings(
+        format, fields, bad_rows, num_outputs, secret_file, compression, id_type, from_logits
+    )
+    paths = match_logs(patterns)
 
-    def batches() -> Iterator[tuple[str, Batch]]:
+    def parts() -> Iterator[Batch | Half]:
         for path in tqdm.tqdm(paths, unit="file", disable=None if show_progress else True):
-            yield from ((batch.path or path, batch) for batch in read(path))
-        yield from ((batch.path, batch) for batch in finish())
+            yield from settings.read(path)
 
-    with ForwardRecordWriter(
-        output_directory, num_outputs=num_outputs, compression=compression
-    ) as writer:
-        for path, batch in batches():
-            report.num_rows += len(batch.offsets)
-            num_served += len(batch.offsets) / batch.sampling_rate
-            if not from_logits and constants.LOGITS in batch.columns:
-                batch.columns["probabilities"] = batch.columns.pop(constants.LOGITS)
-            error = _printable(_write(writer, batch, secret))
-            if error and bad_rows == "error":
-                raise ImportRowError(
-                    f"{path!r} at {offset_unit(format)} {batch.offsets[0]}: {error}. "
-                    "--bad_rows=list or count continues after it."
-                )
-            if error:
-                report.add_bad_rows(path, batch, error, bad_rows == "list")
-            if max_rows is not None and report.num_rows >= max_rows:
+    with ImportWriter(settings, output_directory) as writer:
+        for batch in settings.join(parts()):
+            writer.write(batch)
+            if max_rows is not None and writer.report.num_rows >= max_rows:
                 break
-    report.num_records = writer.counts.num_written
-    report.num_nonfinite = writer.counts.num_nonfinite
-    report.reasons = dict(sorted(report.reasons.items(), key=lambda item: -item[1]))
-    if num_served:
-        report.sampling_rate = report.num_rows / num_served
-    return report
+    writer.report.num_files = len(paths)
+    return writer.report
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportSettings:
+    """How files are read and written: those arguments of `import_records`, which documents them."""
+
+    format: str
+    fields: Any = None
+    bad_rows: str = "count"
+    num_outputs: int | None = None
+    secret_file: str | None = None
+    compression: str | None = None
+    id_type: str = "int"
+    from_logits: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
+        check_choice("bad_rows", self.bad_rows, ("count", "list", "error"))
+        check_choice("id_type", self.id_type, ("int", "string"))
+        kind: Any = RowFields if self.format in ("jsonl", "csv", *TABLES) else PredictFields
+        if self.fields is None:
+            object.__setattr__(self, "fields", kind())
+        elif not isinstance(self.fields, kind):
+            raise ValueError(
+                f"fields must be {kind.__name__} for format={self.format!r}. Received: "
+                f"{self.fields!r}"
+            )
+        if self.format in TABLES:
+            arrow.require_arrow()
+
+    @property
+    def joins(self) -> bool:
+        """Whether a file may hold halves of calls."""
+        return self.format in calls.FORMATS
+
+    def read(self, path: str) -> Iterator[Batch | Half]:
+        """The batches in a file, and the halves of calls, which `join` takes."""
+        if self.joins:
+            parts: Iterable[Batch | Half] = calls.CallReader(self.format, self.fields).read(path)
+        elif self.format in TABLES:
+            parts = tables.read_records(path, self.fields)
+        elif self.format == "prediction_log":
+            parts = read_prediction_log(path, self.fields)
+        else:
+            parts = read_rows(path, self.format, self.fields, self.id_type)
+        return (part if part.path else dataclasses.replace(part, path=path) for part in parts)
+
+    def join(self, parts: Iterable[Batch | Half]) -> Iterator[Batch]:
+        """Batches only: calls in halves are joined."""
+        if self.joins:
+            return calls.CallReader(self.format, self.fields).join(parts)
+        return cast(Iterator[Batch], iter(parts))
+
+
+class ImportWriter:
+    """Writes batches to record files, and counts what it does.
+
+    Args:
+      settings: what `import_records` was asked for.
+      directory: where the record files go.
+      **options: of `ForwardRecordWriter`.
+
+    Attributes:
+      report: what was read and written, complete when the writer is closed.
+
+    Raises:
+      ValueError, OSError: `secret_file` holds no secret.
+    """
+
+    def __init__(
+        self, settings: ImportSettings, directory: str | os.PathLike, **options: Any
+    ) -> None:
+        self.report = ImportReport()
+        self._settings = settings
+        self._num_served = 0.0
+        secret_file = settings.secret_file
+        self._secret = None if secret_file is None else hashing.read_secret(secret_file)
+        self._writer = ForwardRecordWriter(
+            directory,
+            num_outputs=settings.num_outputs,
+            compression=settings.compression,
+            **options,
+        )
+
+    def write(self, batch: Batch) -> None:
+        """Writes a batch of records, or counts its rows as bad.
+
+        Raises:
+          ImportRowError: its rows are bad, with `bad_rows="error"`.
+        """
+        settings, report = self._settings, self.report
+        report.num_rows += len(batch.offsets)
+        self._num_served += len(batch.offsets) / batch.sampling_rate
+        if not settings.from_logits and constants.LOGITS in batch.columns:
+            batch.columns["probabilities"] = batch.columns.pop(constants.LOGITS)
+        error = _printable(_write(self._writer, batch, self._secret))
+        if error and settings.bad_rows == "error":
+            raise ImportRowError(
+                f"{batch.path!r} at {offset_unit(settings.format)} {batch.offsets[0]}: {error}. "
+                "--bad_rows=list or count continues after it."
+            )
+        if error:
+            report.add_bad_rows(batch, error, settings.bad_rows == "list")
+
+    def __enter__(self) -> "ImportWriter":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._writer.close()
+        report, counts = self.report, self._writer.counts
+        report.num_records, report.num_nonfinite = counts.num_written, counts.num_nonfinite
+        report.reasons = _most_frequent_first(report.reasons)
+        if self._num_served:
+            report.sampling_rate = report.num_rows / self._num_served
 
 
 def offset_unit(format: str) -> str:
@@ -155,28 +282,8 @@ def offset_unit(format: str) -> str:
     return "row" if format in TABLES else "byte"
 
 
-def _importer(
-    format: str, fields: Any, id_type: str
-) -> tuple[Callable[[str], Iterator[Batch]], Callable[[], Iterable[Batch]]]:
-    """What reads a file, and what is left after the last one."""
-    kind: Any = RowFields if format in ("jsonl", "csv", *TABLES) else PredictFields
-    fields = kind() if fields is None else fields
-    if not isinstance(fields, kind):
-        raise ValueError(
-            f"fields must be {kind.__name__} for format={format!r}. Received: {fields!r}"
-        )
-    if format in calls.FORMATS:
-        reader = calls.CallReader(format, fields)
-        return reader.read, reader.finish
-    if format in TABLES:
-        arrow.require_arrow()
-        return lambda path: tables.read_records(path, fields), tuple
-    if format == "prediction_log":
-        return lambda path: read_prediction_log(path, fields), tuple
-    return lambda path: read_rows(path, format, fields, id_type), tuple
-
-
-def _match(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
+def match_logs(patterns: str | os.PathLike | Sequence[str]) -> list[str]:
+    """The files of an import; FileNotFoundError where a pattern matches none."""
     matched: list[str] = []
     given = [patterns] if isinstance(patterns, str | os.PathLike) else patterns
     for pattern in [os.fspath(each) for each in given]:

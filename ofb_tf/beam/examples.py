@@ -3,22 +3,18 @@
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.beam.columns import Columns
+from ofb_tf.evaluation.tfrecords import kinds_of_first, read_tfrecords
 from ofb_tf.records.files import compression_of
-from tfx_components.component_utils import (
-    TEMPORARY_PREFIX,
-    Columns,
-    example_fingerprints,
-    read_tfrecords,
-)
 
+TEMPORARY_PREFIX = ".tmp-"
 _BATCH = 4096
-_KINDS = {"int64_list": tf.int64, "float_list": tf.float32, "bytes_list": tf.string}
 
 
 class KeySpec(NamedTuple):
@@ -33,31 +29,47 @@ class KeySpec(NamedTuple):
     dtypes: dict[str, str]
 
 
+def single_value(serialized: bytes, parameter: str, feature: str) -> int | float | bytes:
+    """The only value of the feature that a parameter names; ValueError where there is not one."""
+    features = tf.train.Example.FromString(serialized).features.feature
+    kind = features[feature].WhichOneof("kind") if feature in features else None
+    values: Sequence[Any] = getattr(features[feature], kind).value if kind else ()
+    if len(values) != 1:
+        raise ValueError(
+            f"{parameter} {feature!r} must be one value in every example. Received: {len(values)} "
+            f"values; the features are {sorted(features)}. Set {parameter}."
+        )
+    return values[0]
+
+
+def example_fingerprints(serialized: Sequence[bytes]) -> np.ndarray:
+    """Ids for examples without an id feature: int64 `[n]`, the fingerprints of their content.
+
+    The bytes of a tf.Example depend on who serialized it, as its features have no order; TFX's
+    BulkInferrer, for one, serializes again. So the example is serialized with its features sorted.
+    """
+    canonical = [
+        tf.train.Example.FromString(example).SerializeToString(deterministic=True)
+        for example in serialized
+    ]
+    return hashing.fingerprint(tf.constant(canonical, tf.string)).numpy()
+
+
 def probe(
     paths: Sequence[str], id_feature: str, label_feature: str, slice_features: Sequence[str]
 ) -> KeySpec:
     """Finds the features' types on the first example of a split; ValueError for unusable ones."""
-    every = (one for path in paths for one in read_tfrecords([path]).as_numpy_iterator())
-    serialized = next(every, None)
-    if serialized is None:
-        raise ValueError(f"the split is empty: no example in {len(paths)} files.")
-    try:
-        features = tf.train.Example.FromString(serialized).features.feature
-    except Exception as error:  # the parser's class differs between protobuf releases
-        raise ValueError(
-            f"{paths[0]} does not hold tf.Examples: sample tf.Examples, or convert the payload."
-        ) from error
+    kinds = kinds_of_first(paths)
     dtypes = {}
     for name in filter(None, (label_feature, id_feature, *slice_features)):
-        kind = features[name].WhichOneof("kind") if name in features else None
-        if kind is None and name not in slice_features:
+        if name not in kinds and name not in slice_features:
             role = "label" if name == label_feature else "id"
             raise ValueError(
                 f"the first example has no {role} feature {name!r}; its features are "
-                f"{sorted(features)}. Set {role}_feature, or join the {role}s first."
+                f"{sorted(kinds)}. Set {role}_feature, or join the {role}s first."
             )
         # A slice feature that the first example lacks is read as text.
-        dtypes[name] = _KINDS[kind or "bytes_list"].name
+        dtypes[name] = kinds.get(name, tf.string).name
     if dtypes[label_feature] == "string":
         raise ValueError(f"label feature {label_feature!r} must be a number. Received: bytes")
     if id_feature and dtypes[id_feature] == "float32":
@@ -65,10 +77,10 @@ def probe(
             f"id feature {id_feature!r} must be int64 or bytes. Received: float, which does not "
             "hold 64-bit ids."
         )
-    for name in {constants.IMPORTANCE_WEIGHT, constants.LOG_INCLUSION} & set(features):
+    for name in {constants.IMPORTANCE_WEIGHT, constants.LOG_INCLUSION} & set(kinds):
         raise ValueError(
             f"the examples have {name!r} already: they are a sample. Sample "
-            "the Examples that ExampleGen made."
+            "the examples that it was drawn from."
         )
     return KeySpec(id_feature, label_feature, tuple(slice_features), dtypes)
 

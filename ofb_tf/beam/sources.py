@@ -1,9 +1,9 @@
 """Where forward records come from: record files and PredictionLogs, as batches of columns.
 
-How ids of PredictionLogs are found, so that they match OFBSampler's:
+How ids of PredictionLogs are found, so that they match those of `SampleExamples`:
 
-* `id_feature=""`: the fingerprint of the request's example (`component_utils.example_fingerprints`,
-  which does not depend on who serialized it). A model that `export_recording_model` wrote with
+* `id_feature=""`: the fingerprint of the request's example (`example_fingerprints`, which does not
+  depend on who serialized it). A model that `export_recording_model` wrote with
   `id_key=None` returns the fingerprint of the bytes it received, which does; it counts only where
   the log holds no request.
 * `id_feature="…"`: the model's output `example_id`, unless that is the fingerprint of the bytes or
@@ -17,15 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
+from ofb_tf.beam.columns import Columns, check_schemas
+from ofb_tf.beam.examples import example_fingerprints, single_value
 from ofb_tf.records import importers, reader
 from ofb_tf.records.schema import Schema, expand
-from tfx_components.component_utils import (
-    Columns,
-    check_schemas,
-    error_context,
-    example_fingerprints,
-    single_value,
-)
 
 _BATCH = 8192
 
@@ -35,7 +30,7 @@ def read_record_file(path: str) -> Iterator[Columns]:
     for block in reader.read_blocks(path):
         if block.schema.top_k:
             raise ValueError(
-                f"{path} holds records in the top-k form, which ForwardRecordGen does not take. "
+                f"{path} holds records in the top-k form, which PartitionRecords does not take. "
                 "Write every logit."
             )
         yield {name: expand(data) for name, data in block.columns.items()}
@@ -56,9 +51,11 @@ def read_prediction_logs(
     def columns() -> Columns:
         calls, logits, versions, times = zip(*logs, strict=True)
         sizes = [len(output) for output in logits]
-        with error_context(f"{path} at byte {start}"):
+        try:
             check_schemas(Schema.of([constants.LOGITS], output.shape[1]) for output in logits)
             ids = _ids(calls, sizes, fields, id_feature)
+        except Exception as error:  # the parser's class differs between protobuf releases
+            raise ValueError(f"{path} at byte {start}: {error}") from error
         return {
             constants.EXAMPLE_ID: ids,
             constants.LOGITS: np.concatenate(logits),
@@ -67,19 +64,19 @@ def read_prediction_logs(
         }
 
     for offset, log, reason in importers.read_messages(path):
-        with error_context(f"{path} at byte {offset}"):
-            if log is None:
-                raise ValueError(
-                    f"{reason}. Every TFRecord must be a PredictionLog of a Predict call: write "
-                    "the file again."
-                )
-            response = log.predict_log.response
-            try:
-                logits = fields.logits(response)
-            except importers.UnusableError as error:
-                raise ValueError(
-                    f"{error}. Serve by the recording signature, or set logits_output."
-                ) from error
+        if log is None:
+            raise ValueError(
+                f"{path} at byte {offset}: {reason}. Every TFRecord must be a PredictionLog of a "
+                "Predict call: write the file again."
+            )
+        response = log.predict_log.response
+        try:
+            logits = fields.logits(response)
+        except importers.UnusableError as error:
+            raise ValueError(
+                f"{path} at byte {offset}: {error}. Serve by the recording signature, or set "
+                "logits_output."
+            ) from error
         start = start if logs else offset
         version = response.model_spec.version.value or model_version
         logs.append((log.predict_log, logits, version, importers.timestamp_of(log) or timestamp))

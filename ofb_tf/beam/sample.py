@@ -1,4 +1,4 @@
-"""The sampler as Beam transforms. Nothing of TFX: paths in, files and statistics out.
+"""The sampler of whole data sets: examples and records → selected examples with weights.
 
 Examples are never shuffled. A first read takes ids and labels, about 25 bytes per example, to the
 partition of their records; the probabilities are normalised over the split; a second read of the
@@ -9,6 +9,7 @@ weights whatever the runner, the workers and the retries.
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,18 +18,19 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing
-from ofb_tf.checks import check_choice
+from ofb_tf.beam.columns import Columns, by_partition
+from ofb_tf.beam.evaluation import EvaluationFn
+from ofb_tf.beam.examples import KeySpec, probe, read_keys, write_selected
+from ofb_tf.beam.reports import Manifest, SplitStatistics, WeightStats
+from ofb_tf.checks import check_choice, check_ranges
 from ofb_tf.evaluation.quality import Measured, measure
+from ofb_tf.evaluation.tfrecords import match_examples
 from ofb_tf.records import ForwardRecords
 from ofb_tf.records.partitioned import partition_path
 from ofb_tf.selection import Importance, Policy, Uniform, log_odds, window
 from ofb_tf.selection.policy import GRADIENT_NORM_BOUND, LOSS, POISSON
 from ofb_tf.selection.score_summary import ScoreSummary, SplitInclusion, solve
 from ofb_tf.transforms.join import lookup_in_memory
-from tfx_components.artifacts import Manifest, SplitStatistics, WeightStats
-from tfx_components.component_utils import Columns, by_partition, check_ranges
-from tfx_components.evaluation import EvaluationFn
-from tfx_components.ofb_sampler import examples
 
 IMPORTANCE, UNIFORM = "importance", "uniform"
 
@@ -46,12 +48,39 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How splits are sampled: the parameters of `OFBSampler`, which documents them."""
+    """How `SampleExamples`, and TFX's `OFBSampler`, select and weight examples.
+
+    Attributes:
+      task: "multiclass", "binary" or "regression".
+      label_feature: one number per example: class id, 0 / 1, or target.
+      id_feature: one int64 or bytes value per example; "" for the fingerprint of the example
+        (`example_fingerprints`).
+      slice_features: statistics are also kept for each of their values.
+      rate: in (0, 1].
+      policy: "importance"; or "uniform", with the same probability for every example and weights
+        of exactly 1, whose records count only for the coverage in the statistics.
+      uniform_mix: in [0, 1]: weights are at most 1 / uniform_mix.
+      score: "gradient_norm_bound" or "loss".
+      missing: examples without a usable record: "uniform", "keep", "drop" or "error", as in
+        `ofb_tf.ofb_sample`.
+      estimator: "weights"; or "log_odds", with which the selected get float features
+        `log_inclusion` instead of weights, one per class (binary: one), as `ofb_tf.ofb_sample`
+        has it. The statistics are still those of the importance weights.
+      max_age: seconds after which a record counts as missing; 0 for no limit.
+      as_of: microseconds since 1970: later records are left out, ages count from here; 0 for the
+        newest record's timestamp.
+      num_outputs: how many logits a record must have; 0 for one (binary, regression) or at
+        least two (multiclass).
+      seed: fixes the selection.
+      epoch: another value makes other draws from the same seed.
+
+    Raises:
+      ValueError: a field is out of range.
+    """
 
     task: str
     label_feature: str = constants.LABEL
     id_feature: str = ""
-    splits: Sequence[str] | None = None
     slice_features: Sequence[str] | None = None
     rate: float = 0.1
     policy: str = IMPORTANCE
@@ -76,8 +105,29 @@ class SamplerConfig:
         check_ranges(_RANGES, vars(self))
         if not 0.0 < self.rate <= 1.0:
             raise ValueError(f"rate must be in (0, 1]. Received: {self.rate!r}")
-        if self.splits is not None and not self.splits:
-            raise ValueError(f"splits must name at least one split. Received: {self.splits!r}")
+
+    def check_records(self, manifest: Manifest) -> None:
+        """Raises ValueError where records of this manifest cannot be used."""
+        if self.policy != IMPORTANCE:
+            return
+        width, is_multiclass = manifest.num_outputs, self.task == constants.MULTICLASS
+        if self.estimator == constants.LOG_ODDS and not width:
+            raise ValueError(
+                "forward records must have logits for estimator='log_odds', got losses alone. "
+                "Record logits, or use estimator='weights'."
+            )
+        if self.num_outputs and width != self.num_outputs:
+            expected = f"num_outputs={self.num_outputs}"
+        elif width and is_multiclass != (width > 1):
+            expected = (
+                f"{'at least 2 outputs' if is_multiclass else '1 output'} for task={self.task!r}"
+            )
+        else:
+            return
+        raise ValueError(
+            f"forward records must have {expected}, got {width}. Generate "
+            "records from the model that serves these examples, or set task."
+        )
 
     def make_policy(self) -> Policy:
         """The same policy of `ofb_tf`, by independent draws."""
@@ -95,67 +145,100 @@ class SamplerConfig:
         return {"rate": self.rate, "uniform_mix": self.uniform_mix, "missing": self.missing}
 
 
-@beam.ptransform_fn
-def SampleSplit(
-    pipeline: beam.Pipeline,
-    config: SamplerConfig,
-    spec: examples.KeySpec,
-    files: Sequence[tuple[str, str]],
-    records_uri: str,
-    manifest: Manifest,
-) -> beam.PCollection:
-    """Samples one split, whose files are (source, destination) pairs.
+class SampleExamples(beam.PTransform):
+    """Examples and their forward records → about one example in ten, with weights.
 
-    Returns one `SplitStatistics`, once the destinations are written.
+    Applied to a pipeline, it writes the selected examples to files named like those that they came
+    from, with a float feature `importance_weight`; their weighted mean loss, and its gradient,
+    estimate those of all examples without bias. Draws are keyed by `seed`, `epoch` and the
+    example's id. Its output is one `SplitStatistics`, once the files are written.
+
+    Args:
+      examples: TFRecord files of tf.Examples, GZIP or plain: a file, glob or directory.
+      records: directory that `PartitionRecords` wrote.
+      output_directory: another directory than that of the examples; created if missing.
+      config: see `SamplerConfig`.
+
+    Raises:
+      FileNotFoundError: there are no examples, or no manifest in the directory of records.
+      ValueError: examples, records and `config` do not fit together.
     """
-    paths = pipeline | "Files" >> beam.Create(list(enumerate(files)))
-    joined = (
-        paths
-        | "Spread" >> beam.Reshuffle()
-        | "ReadKeys" >> beam.FlatMap(_read_keys, spec, manifest.num_partitions)
-        | "ByPartition" >> beam.GroupByKey()
-        | "Join"
-        >> beam.FlatMap(_join, config, records_uri, manifest).with_outputs(
-            _SUMMARY, _STATISTICS, _JOINED, main="rows"
+
+    def __init__(
+        self,
+        examples: str | os.PathLike,
+        records: str | os.PathLike,
+        output_directory: str | os.PathLike,
+        config: SamplerConfig,
+    ) -> None:
+        super().__init__()
+        self._config, self._records = config, os.fspath(records)
+        self._manifest = Manifest.read(self._records)
+        config.check_records(self._manifest)
+        sources = match_examples(os.fspath(examples))
+        directory = os.fspath(output_directory)
+        outputs = [os.path.join(directory, os.path.basename(path)) for path in sources]
+        if len({*sources, *outputs}) < 2 * len(sources):
+            raise ValueError(
+                "output_directory must be another directory than that of the examples, whose files "
+                f"must differ in name. Received: {directory!r} for {sources[:3]}"
+            )
+        self._files = list(zip(sources, outputs, strict=True))
+        slices = config.slice_features or ()
+        self._spec = probe(sources, config.id_feature, config.label_feature, slices)
+        tf.io.gfile.makedirs(directory)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """Applies it to a pipeline."""
+        config, manifest = self._config, self._manifest
+        paths = pipeline | "Files" >> beam.Create(list(enumerate(self._files)))
+        joined = (
+            paths
+            | "Spread" >> beam.Reshuffle()
+            | "ReadKeys" >> beam.FlatMap(_read_keys, self._spec, manifest.num_partitions)
+            | "ByPartition" >> beam.GroupByKey()
+            | "Join"
+            >> beam.FlatMap(_join, config, self._records, manifest).with_outputs(
+                _SUMMARY, _STATISTICS, _JOINED, main="rows"
+            )
         )
-    )
-    inclusion = (
-        joined[_SUMMARY]
-        | "Summarize" >> beam.CombineGlobally(ScoreSummary.merge)
-        | "Solve" >> beam.Map(solve, **config.budget())
-    )
-    selected = joined["rows"] | "Select" >> beam.FlatMap(
-        _select, beam.pvalue.AsSingleton(inclusion), config
-    ).with_outputs(_STATISTICS, main="selected")
-    written = (
-        {"paths": paths, "selected": selected["selected"]}
-        | "ByFile" >> beam.CoGroupByKey()
-        | "WriteSelected" >> beam.Map(_write_file, config.feature())
-    )
-    statistics = (
-        (joined[_STATISTICS], selected[_STATISTICS], written)
-        | "AllStatistics" >> beam.Flatten()
-        | "MergeStatistics" >> beam.CombineGlobally(SplitStatistics.merge)
-    )
-    evaluation = joined[_JOINED] | "Evaluate" >> beam.CombineGlobally(
-        EvaluationFn(
-            config.task,
-            manifest.num_outputs,
-            config.as_of or manifest.newest_timestamp,
-            config.uniform_mix,
+        inclusion = (
+            joined[_SUMMARY]
+            | "Summarize" >> beam.CombineGlobally(ScoreSummary.merge)
+            | "Solve" >> beam.Map(solve, **config.budget())
         )
-    )
-    return statistics | "AddEvaluation" >> beam.Map(
-        dataclasses.replace, evaluation=beam.pvalue.AsSingleton(evaluation)
-    )
+        selected = joined["rows"] | "Select" >> beam.FlatMap(
+            _select, beam.pvalue.AsSingleton(inclusion), config
+        ).with_outputs(_STATISTICS, main="selected")
+        written = (
+            {"paths": paths, "selected": selected["selected"]}
+            | "ByFile" >> beam.CoGroupByKey()
+            | "WriteSelected" >> beam.Map(_write_file, config.feature())
+        )
+        statistics = (
+            (joined[_STATISTICS], selected[_STATISTICS], written)
+            | "AllStatistics" >> beam.Flatten()
+            | "MergeStatistics" >> beam.CombineGlobally(SplitStatistics.merge)
+        )
+        evaluation = joined[_JOINED] | "Evaluate" >> beam.CombineGlobally(
+            EvaluationFn(
+                config.task,
+                manifest.num_outputs,
+                config.as_of or manifest.newest_timestamp,
+                config.uniform_mix,
+            )
+        )
+        return statistics | "AddEvaluation" >> beam.Map(
+            dataclasses.replace, evaluation=beam.pvalue.AsSingleton(evaluation)
+        )
 
 
 def _read_keys(
-    element: tuple[int, tuple[str, str]], spec: examples.KeySpec, num_partitions: int
+    element: tuple[int, tuple[str, str]], spec: KeySpec, num_partitions: int
 ) -> Iterator[tuple[int, Columns]]:
     """(file index, paths) → (partition, columns of the examples that belong there)."""
     file, (source, _) = element
-    batches = examples.read_keys(source, spec)
+    batches = read_keys(source, spec)
     for partition, positions, columns in by_partition(batches, num_partitions):
         slices = {}
         for name in spec.slice_features:
@@ -194,7 +277,7 @@ def _concatenate(chunks: list[Columns]) -> Columns:
 def _join(
     element: tuple[int, Iterable[Columns]],
     config: SamplerConfig,
-    records_uri: str,
+    records_directory: str,
     manifest: Manifest,
 ) -> Iterator[Any]:
     """(partition, columns of its examples) → scored rows, a score summary, statistics."""
@@ -206,7 +289,7 @@ def _join(
     record = dict.fromkeys((constants.LOSS, constants.MODEL_VERSION, constants.TIMESTAMP), nothing)
     record[constants.HAS_RECORD] = nothing > 0
     if manifest.records_by_partition[partition]:
-        path = partition_path(records_uri, partition, manifest.num_partitions)
+        path = partition_path(records_directory, partition, manifest.num_partitions)
         records = ForwardRecords.load(path, as_of=as_of)
         if len(records):
             record = lookup_in_memory(records, oldest=None).fields(tf.constant(ids))
@@ -340,6 +423,6 @@ def _write_file(element: tuple[int, dict[str, Iterable]], feature: str) -> Split
     positions = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
     values = np.concatenate([np.zeros((0, width), np.float32), *(part[1] for part in parts)])
     order = np.argsort(positions, kind="stable")
-    examples.write_selected(source, destination, positions[order], feature, values[order])
+    write_selected(source, destination, positions[order], feature, values[order])
     read, written = (tf.io.gfile.stat(path).length for path in (source, destination))
     return SplitStatistics(WeightStats(bytes_read=read, bytes_written=written))
