@@ -80,7 +80,7 @@ def test_records_of_another_width(data, examples, as_records, sample):
 
 
 def test_examples_that_are_not_raw_tf_examples(data, examples, as_examples, records, sample):
-    with pytest.raises(ValueError, match="'importance_weight' already.*that ExampleGen made"):
+    with pytest.raises(ValueError, match="'importance_weight' already.*it was drawn from"):
         sample(as_examples(data, importance_weight=1.0, name="sampled-before"), records)
     examples.set_string_custom_property("payload_format", "FORMAT_PARQUET")
     with pytest.raises(ValueError, match="TF_EXAMPLE. Received: FORMAT_PARQUET.*payload_format"):

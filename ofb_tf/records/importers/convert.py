@@ -24,7 +24,7 @@ FORMATS = ("prediction_log", "jsonl", "csv", *TABLES, *calls.FORMATS)
 _OTHER_REASONS = "other reasons"
 _MAX_REASONS = 50
 # What follows in a reason is of its row.
-_DETAIL = re.compile(r"\. Received|: |, got ")
+_DETAIL = re.compile(r"\. Received|: |, got | \[\d")
 
 
 class ImportRowError(ValueError):
@@ -308,5 +308,5 @@ def _write(writer: ForwardRecordWriter, batch: Batch, secret: tuple[int, int] | 
     try:
         writer.write(ids if secret is None else hashing.keyed_ids(ids, secret), **columns)
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix("write: ")
     return ""
