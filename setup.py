@@ -47,6 +47,7 @@ setup(
         "evidence": EVIDENCE,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
+        "beam": ["apache-beam>=2.72"],
         "tfx": ["tfx>=1.16"],
         "flink": ["apache-flink>=2.3"],
         "kafka": KAFKA,

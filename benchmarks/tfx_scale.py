@@ -109,12 +109,12 @@ def _count_bytes(root: pathlib.Path) -> dict:
     """Runs the stages by hand, in one process; returns the encoded size of what leaves each."""
     from apache_beam import coders
 
+    from ofb_tf.beam import examples as example_files
+    from ofb_tf.beam import partition as record_stages
+    from ofb_tf.beam import sample as stages
+    from ofb_tf.beam import sources
+    from ofb_tf.evaluation.tfrecords import match_examples
     from tfx_components import artifacts
-    from tfx_components.component_utils import list_files
-    from tfx_components.forward_record_gen import sources
-    from tfx_components.forward_record_gen import transforms as record_stages
-    from tfx_components.ofb_sampler import examples as example_files
-    from tfx_components.ofb_sampler import transforms as stages
 
     size = {"keys": 0, "rows": 0, "selected": 0, "records": 0}
     encode = coders.FastPrimitivesCoder().encode
@@ -133,7 +133,7 @@ def _count_bytes(root: pathlib.Path) -> dict:
         ):
             pass
     config = stages.SamplerConfig(task="binary", rate=_RATE)
-    files = list_files(str(root / "examples" / "Split-train"))
+    files = match_examples(str(root / "examples" / "Split-train"))
     spec = example_files.probe(files, "example_id", "label", ())
     partitions = {}
     for number, file in enumerate(files):

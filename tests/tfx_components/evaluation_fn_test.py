@@ -2,15 +2,11 @@
 
 import json
 
-import apache_beam as beam
 import numpy as np
 import pytest
-import tensorflow as tf
-from apache_beam.testing.util import assert_that, equal_to
 
 import ofb_tf
-from ofb_tf.beam import EvaluationFn, read_statistics
-from ofb_tf.evaluation.quality import Measured, measure
+from ofb_tf.beam import read_statistics
 
 
 def approximately(value):
@@ -45,28 +41,3 @@ def test_the_samplers_output_has_the_evaluation(data, as_examples, as_records, s
         assert type(found.pop(name)) is type(expected.pop(name))
     assert found == approximately(expected)
     assert found["total"]["without_record"] == 50 and found["total"]["unusable"] == 30
-
-
-def test_the_combine_fn_by_itself(data):
-    def batch(rows):
-        record = {"has_record": tf.constant(rows >= 100), "logits": tf.constant(data.logits[rows])}
-        measured = measure(record, tf.constant(data.labels[rows]), "binary")
-        nothing = np.zeros(len(rows), np.int64)
-        return {
-            "measured": Measured(*(part.numpy() for part in measured)),
-            "model_versions": nothing,
-            "timestamps": nothing,
-        }
-
-    def counts(result):
-        return tuple(result["total"][name] for name in ("examples", "evaluated"))
-
-    with beam.Pipeline(argv=["--direct_running_mode=in_memory"]) as pipeline:
-        found = (
-            pipeline
-            | beam.Create([batch(rows) for rows in np.array_split(np.arange(3000), 7)])
-            | beam.Reshuffle()
-            | beam.CombineGlobally(EvaluationFn("binary", num_outputs=1))
-            | beam.Map(counts)
-        )
-        assert_that(found, equal_to([(3000, 2900)]))

@@ -1,6 +1,7 @@
 """ForwardRecordGen by its own function, on record files and PredictionLogs."""
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tfx_components.forward_record_gen import ForwardRecordGen
 
 
 def _generate(tmp_path, **arguments):
-    (tmp_path / "out").mkdir(exist_ok=True)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
     return generate(tmp_path / "out", **{"num_partitions": 3} | arguments)
 
 

@@ -15,6 +15,7 @@ import pytest
 from tfx_testing import generate
 
 import ofb_tf
+from ofb_tf.beam import ImportRecords
 
 _RUNNERS = pathlib.Path(__file__).resolve().parents[1] / "runners"
 
@@ -31,6 +32,18 @@ def _digest(directory: pathlib.Path) -> dict[str, str]:
 def run(data, as_examples, sample, tmp_path):
     """A function from Beam's arguments to (records, examples, statistics) as content hashes."""
     examples = as_examples(data)
+    (tmp_path / "logs").mkdir()
+    rows = list(zip(data.ids.tolist(), data.logits.tolist(), strict=True))[:500]
+    halves = {
+        "request": [{"instances": [{"example_id": i}]} for i, _ in rows],
+        "response": [{"predictions": [{"logits": [z]}]} for _, z in rows],
+    }
+    for kind, bodies in halves.items():
+        events = [
+            {"type": f"serving.{kind}", "id": call, "time": "2026-05-01T12:00:00Z", "data": body}
+            for call, body in enumerate(bodies, 1)
+        ]
+        (tmp_path / "logs" / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, events)))
     with ofb_tf.ForwardRecordWriter(tmp_path / "serving") as writer:
         writer.write(data.ids[200:], data.logits[200:], timestamp=5, model_version=2)
         writer.write(data.ids[:900], data.logits[:900] + 1.0, timestamp=9, model_version=3)
@@ -42,14 +55,21 @@ def run(data, as_examples, sample, tmp_path):
             num_partitions=5,
             beam_pipeline=beam.Pipeline(argv=argv),
         )
+        imported = tmp_path / f"imported-{name}"
+        with beam.Pipeline(argv=argv) as pipeline:
+            logs = str(tmp_path / "logs" / "*.jsonl")
+            _ = pipeline | ImportRecords(logs, imported, format="cloudevents", num_outputs=1)
         sampled, statistics = sample(
             examples, records, name=name, argv=argv, slice_features=["city"]
         )
         split = json.loads((pathlib.Path(statistics.uri) / "statistics.json").read_text())
-        loaded = ofb_tf.ForwardRecords.load(records.uri)
-        columns = (loaded.example_ids, loaded.logits, loaded.model_versions, loaded.timestamps)
+        loaded = [ofb_tf.ForwardRecords.load(directory) for directory in (records.uri, imported)]
+        assert len(loaded[1]) == len(rows)
+        columns = [
+            (each.example_ids, each.logits, each.model_versions, each.timestamps) for each in loaded
+        ]
         return (
-            [np.asarray(column).tobytes() for column in columns],
+            [np.asarray(column).tobytes() for each in columns for column in each],
             _digest(pathlib.Path(sampled.uri)),
             split["splits"]["train"]["total"],
         )
@@ -140,5 +160,5 @@ def test_flink_equals_in_memory(run, in_memory, flink):
     argv = [*_portable(flink + 2), "--parallelism=2"]
     _check_equal(run("flink", argv), in_memory)
     jobs = _ask(flink, "jobs/overview")["jobs"]
-    assert [job["state"] for job in jobs] == ["FINISHED"] * 2
+    assert [job["state"] for job in jobs] == ["FINISHED"] * 3
     assert all(len(_workers(flink, job["jid"])) == 2 for job in jobs)

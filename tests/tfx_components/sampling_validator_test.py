@@ -7,7 +7,7 @@ import re
 import pytest
 from tfx.types import channel_utils
 
-from ofb_tf.beam import SplitStatistics, WeightStats, read_statistics, write_statistics
+from ofb_tf.beam import SplitStatistics, WeightStats, read_statistics, reports, write_statistics
 from tfx_components import artifacts
 from tfx_components.sampling_validator import SamplingValidator
 
@@ -98,7 +98,7 @@ def test_uniform_weights_above_one_are_an_anomaly(tmp_path):
 def test_no_statistics(tmp_path):
     source, blessing = artifacts.SamplingStatistics(), artifacts.SamplingBlessing()
     source.uri, blessing.uri = str(tmp_path / "nothing"), str(tmp_path / "blessing")
-    with pytest.raises(ValueError, match="^SamplingValidator: .*Make one with OFBSampler"):
+    with pytest.raises(ValueError, match="^SamplingValidator: .*in TFX: OFBSampler"):
         SamplingValidator.test_call(sampling_statistics=source, blessing=blessing)
     assert not (tmp_path / "blessing").exists()
 
@@ -128,7 +128,7 @@ def test_statistics_come_back_as_written(tmp_path):
 
 
 def test_too_many_slices_are_refused(monkeypatch):
-    monkeypatch.setattr(artifacts, "MAX_SLICES", 3)
+    monkeypatch.setattr(reports, "MAX_SLICES", 3)
     parts = [SplitStatistics(slices={f"city={k}": WeightStats()}) for k in range(4)]
     assert len(SplitStatistics.merge(parts[:3]).slices) == 3
     with pytest.raises(ValueError, match="more than 3 values.*bucketise"):
