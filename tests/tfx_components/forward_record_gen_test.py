@@ -21,6 +21,7 @@ from tfx_components.forward_record_gen import ForwardRecordGen
 
 def _generate(tmp_path, **arguments):
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    (tmp_path / "out").mkdir()
     return generate(tmp_path / "out", **{"num_partitions": 3} | arguments)
 
 
