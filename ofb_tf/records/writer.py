@@ -26,6 +26,7 @@ from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _EXIT_SECONDS = 30.0
 _FORK_SECONDS = 5.0
+_DESCRIPTORS = "/proc/self/fd"  # of Linux
 _Writer = TypeVar("_Writer", bound="BlockWriter")
 
 
@@ -309,8 +310,8 @@ class ForwardRecordWriter(BlockWriter):
     flushed survives a kill of the process (not a power cut: nothing is fsynced). Files are named
     `*.ofbr.open` until they are complete, then `*.ofbr`; what a killed process left open stays
     readable, and `compact`, `partition` and `expire` take it once it is old enough. A writer that
-    is still open when the interpreter exits is closed then. After a fork the child starts with an
-    empty buffer and its own files.
+    is still open when the interpreter or a process of multiprocessing exits is closed then. After a
+    fork the child starts with an empty buffer and its own files.
 
     ```python
     import numpy as np
@@ -462,7 +463,7 @@ class _OutputFile:
         self.begun = time.monotonic()
         self._temporary = temporary
         self._path = path
-        in_memory = files.is_local(temporary) and hasattr(os, "memfd_create")
+        in_memory = files.is_local(temporary) and os.path.isdir(_DESCRIPTORS)
         self._writer = (_LocalTFRecords if in_memory else tf.io.TFRecordWriter)(
             temporary, compression
         )
@@ -514,7 +515,7 @@ class _LocalTFRecords:
     def __init__(self, path: str, compression: str):
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed in close
         self._memory = os.memfd_create("ofb-records")
-        self._writer = tf.io.TFRecordWriter(f"/proc/self/fd/{self._memory}", compression)
+        self._writer = tf.io.TFRecordWriter(f"{_DESCRIPTORS}/{self._memory}", compression)
         self._position = 0
         self._failed = False
 
