@@ -29,6 +29,7 @@ import numpy as np
 
 EXAMPLES = pathlib.Path(__file__).parent
 CONNECTIONS = 16
+REQUESTS_PER_CONNECTION = 100
 BOOT_SECONDS = 180
 
 
@@ -76,7 +77,9 @@ class Load:
             except OSError:
                 return
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                while self.waiting and await self._send(reader, writer):
+                for _ in range(REQUESTS_PER_CONNECTION):  # the next one may be another worker's
+                    if not self.waiting or not await self._send(reader, writer):
+                        break
                     if len(self.answered) == stop_after:
                         process.send_signal(signal.SIGTERM)
             writer.close()
