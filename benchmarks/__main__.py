@@ -12,8 +12,8 @@ from benchmarks.parts import Part, Settings
 from benchmarks.process import run_part
 
 MODULES = (
-    "selection", "refresh", "late_decode", "join", "growth", "records", "training", "loop",
-    "streaming",
+    "selection", "refresh", "late_decode", "join", "growth", "records", "recording",
+    "training", "loop", "streaming",
 )  # fmt: skip
 
 USAGE = """

@@ -80,7 +80,28 @@ def closed_name(path: str) -> str:
 
 def size_of(path: str) -> int:
     """Bytes on disk."""
-    return os.path.getsize(path) if _is_local(path) else tf.io.gfile.stat(path).length
+    return os.path.getsize(path) if is_local(path) else tf.io.gfile.stat(path).length
+
+
+def is_local(path: str) -> bool:
+    """Whether Python's own files reach it."""
+    return "://" not in path
+
+
+def rename(source: str, target: str) -> None:
+    """Gives a file another name; what has that name is replaced."""
+    if is_local(source):  # TensorFlow holds the GIL, also on a stalled disk
+        os.replace(source, target)
+    else:
+        tf.io.gfile.rename(source, target, overwrite=True)
+
+
+def remove(path: str) -> None:
+    """Deletes a file."""
+    if is_local(path):
+        os.remove(path)
+    else:
+        tf.io.gfile.remove(path)
 
 
 def match_files(pattern: Pattern) -> list[str]:
@@ -274,9 +295,5 @@ class _Stream:
         return b""
 
 
-def _is_local(path: str) -> bool:
-    return "://" not in path
-
-
 def _open(path: str) -> Any:
-    return open(path, "rb") if _is_local(path) else tf.io.gfile.GFile(path, "rb")
+    return open(path, "rb") if is_local(path) else tf.io.gfile.GFile(path, "rb")

@@ -4,13 +4,14 @@ import atexit
 import contextlib
 import ctypes
 import dataclasses
+import multiprocessing.util
 import os
 import threading
 import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from ofb_tf.records.schema import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Schema
 
 _EXIT_SECONDS = 30.0
 _FORK_SECONDS = 5.0
+_DESCRIPTORS = "/proc/self/fd"  # of Linux
 _Writer = TypeVar("_Writer", bound="BlockWriter")
 
 
@@ -273,15 +275,17 @@ class BlockWriter:
         if not count or self._schema is None:
             return
         columns = {name: data[:count] for name, data in self._buffer.items()}
-        self._buffered = 0
         try:
             self._put(self._schema, columns)
         except (OSError, tf.errors.OpError) as error:
+            self._buffered = 0
             self.counts.num_dropped += count
             self.last_error = error
             if self._on_error == "raise":
                 raise
             return
+        # Only now: an exception of a signal handler leaves the block to `close`.
+        self._buffered = 0
         self._tend()
 
     def _put(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
@@ -306,8 +310,8 @@ class ForwardRecordWriter(BlockWriter):
     flushed survives a kill of the process (not a power cut: nothing is fsynced). Files are named
     `*.ofbr.open` until they are complete, then `*.ofbr`; what a killed process left open stays
     readable, and `compact`, `partition` and `expire` take it once it is old enough. A writer that
-    is still open when the interpreter exits is closed then. After a fork the child starts with an
-    empty buffer and its own files.
+    is still open when the interpreter or a process of multiprocessing exits is closed then. After a
+    fork the child starts with an empty buffer and its own files.
 
     ```python
     import numpy as np
@@ -398,7 +402,7 @@ class ForwardRecordWriter(BlockWriter):
                 )
                 self.counts.num_files += 1
             self._file.write_block(schema, columns)
-        except (OSError, tf.errors.OpError):
+        except BaseException:
             if self._file is not None:
                 file, self._file = self._file, None
                 file.abandon()
@@ -459,7 +463,10 @@ class _OutputFile:
         self.begun = time.monotonic()
         self._temporary = temporary
         self._path = path
-        self._writer = tf.io.TFRecordWriter(temporary, compression)
+        in_memory = files.is_local(temporary) and os.path.isdir(_DESCRIPTORS)
+        self._writer = (_LocalTFRecords if in_memory else tf.io.TFRecordWriter)(
+            temporary, compression
+        )
 
     def write_block(self, schema: Schema, columns: dict[str, np.ndarray]) -> None:
         """Writes a block and hands it to the operating system; after an error call `abandon`."""
@@ -477,7 +484,7 @@ class _OutputFile:
             self._writer.write(blocks.encode_footer(footer))
             self._writer.flush()
             self._writer.close()
-            tf.io.gfile.rename(self._temporary, self._path, overwrite=True)
+            files.rename(self._temporary, self._path)
         except (OSError, tf.errors.OpError):
             self.abandon()
             raise
@@ -488,7 +495,7 @@ class _OutputFile:
             self._writer.close()
         if not (keep and self.num_blocks):
             with contextlib.suppress(OSError, tf.errors.OpError):
-                tf.io.gfile.remove(self._temporary)
+                files.remove(self._temporary)
 
     def leak(self) -> None:
         """Keeps TensorFlow's writer from ever being destroyed in this process.
@@ -496,6 +503,51 @@ class _OutputFile:
         Its destructor would end the compressed stream in a file shared with the parent process.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._writer))
+
+
+class _LocalTFRecords:
+    """`tf.io.TFRecordWriter` for a local file, which never stops the other threads.
+
+    TensorFlow's holds the GIL while it flushes and closes, so that on a stalled disk no thread of a
+    server would run. Here it writes to memory, and a Python file takes that to the disk.
+    """
+
+    def __init__(self, path: str, compression: str):
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed in close
+        self._memory = os.memfd_create("ofb-records")
+        self._writer = tf.io.TFRecordWriter(f"{_DESCRIPTORS}/{self._memory}", compression)
+        self._position = 0
+        self._failed = False
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._move()
+
+    def close(self) -> None:
+        if self._file.closed:
+            return
+        try:
+            self._writer.close()
+            if not self._failed:
+                self._move()
+        finally:
+            os.close(self._memory)
+            self._file.close()
+
+    def _move(self) -> None:
+        end = os.fstat(self._memory).st_size
+        if end <= self._position:
+            return
+        data = memoryview(os.pread(self._memory, end - self._position, self._position))
+        os.ftruncate(self._memory, 0)  # frees it; TensorFlow goes on at its own position
+        self._position = end
+        self._failed = True  # unless all of it gets there, nothing may follow it
+        while data:
+            data = data[self._file.write(data) :]
+        self._failed = False
 
 
 def _as_floats(name: str, values: Any, shape: tuple) -> np.ndarray:
@@ -585,6 +637,22 @@ def _close_at_exit() -> None:
             writer._lock.release()
 
 
+def call_at_exit(function: Callable[[], None]) -> None:
+    """Calls it when the interpreter exits; the last one registered is the first one called.
+
+    Also in the processes that multiprocessing starts, which do not call what atexit has.
+    """
+
+    def finalize(*unused: Any) -> None:
+        multiprocessing.util.Finalize(None, function, exitpriority=0)
+
+    if multiprocessing.parent_process() is None:
+        atexit.register(function)
+    else:
+        finalize()
+    multiprocessing.util.register_after_fork(function, finalize)
+
+
 def _lock_for_fork() -> None:
     """No block is half written while the process is copied, unless the disk stalls."""
     _forking.writers = list(_open_writers)
@@ -609,4 +677,4 @@ if hasattr(os, "register_at_fork"):
         after_in_child=_reset_in_child,
     )
 
-atexit.register(_close_at_exit)
+call_at_exit(_close_at_exit)

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from ofb_tf import constants, hashing
-from ofb_tf.records import ForwardRecordWriter
 from ofb_tf.records.outputs import activation_of_output, logits_of
+from ofb_tf.records.writer import BlockWriter
+from ofb_tf.serving.recorder import PredictionRecorder
 
 
 class RecordPredictions(keras.callbacks.Callback):
@@ -34,7 +35,7 @@ class RecordPredictions(keras.callbacks.Callback):
 
     def __init__(
         self,
-        writer: ForwardRecordWriter,
+        writer: BlockWriter | PredictionRecorder,
         example_ids: Any = None,
         *,
         model_version: int = 0,
@@ -45,7 +46,8 @@ class RecordPredictions(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-          writer: takes the records; it stays open.
+          writer: takes the records; it stays open. A `PredictionRecorder` instead of a writer never
+            makes `predict` wait for the disk, and drops what its queue has no room for.
           example_ids: int64 or string `[n]`, one per predicted example, in order; None if the
             model outputs them.
           model_version: int64.

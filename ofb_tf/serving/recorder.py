@@ -1,8 +1,8 @@
-"""A background thread that writes ids and logits of Predict responses as forward records."""
+"""A background thread that writes ids and logits of responses as forward records."""
 
-import atexit
 import collections
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -11,11 +11,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ofb_tf import constants
 from ofb_tf.checks import check_count, check_positive
-from ofb_tf.records import ForwardRecordWriter, importers
+from ofb_tf.records import importers
+from ofb_tf.records.writer import BlockWriter, call_at_exit
 
 _LOGGER = logging.getLogger(__name__)
+# What gives the columns, and their timestamp.
+_Response = tuple[Callable[[], dict[str, Any]], Any]
 
 
 @dataclasses.dataclass
@@ -42,15 +47,27 @@ class RecorderCounts:
 
 
 class PredictionRecorder:
-    """Writes ids and logits of Predict responses as forward records, in a background thread.
+    """Writes ids and logits of responses as forward records, in a background thread.
 
-    `offer` costs the caller an append to a queue; it never waits and never raises. The thread
-    starts with the first response, looks at the queue every `poll_seconds` (so that no caller has
-    to wake it), decodes and writes. When the queue is full, responses are dropped and counted.
+    `offer` takes the messages of a Predict call, `write` the ids and logits of any other server.
+    Both cost the caller an append to a queue; they never wait and never raise. The thread starts
+    with the first response, looks at the queue every `poll_seconds` (so that no caller has to wake
+    it), decodes and writes. When the queue is full, responses are dropped and counted.
+
+    ```python
+    import ofb_tf
+    from ofb_tf.serving import PredictionRecorder
+
+    writer = ofb_tf.ForwardRecordWriter("records", on_error="drop")
+    with PredictionRecorder(writer) as recorder:
+        recorder.write([17], [[0.25]], model_version=3)
+    assert writer.counts.num_written == 1
+    ```
 
     In a forked process, such as a worker of a pre-forking server, the recorder starts over with
     an empty queue, new counts and new files; what waited at the fork is written by the parent. A
-    recorder that is still open when the interpreter exits is closed then.
+    recorder that is still open when the interpreter exits is closed then. A signal whose default
+    action ends the process, such as SIGTERM, does not let the interpreter exit: handle it.
 
     Attributes:
       counts: `RecorderCounts`: what became of the calls so far.
@@ -59,7 +76,7 @@ class PredictionRecorder:
 
     def __init__(
         self,
-        writer: ForwardRecordWriter,
+        writer: BlockWriter,
         *,
         id_output: str | None = constants.EXAMPLE_ID,
         logits_output: str = constants.LOGITS,
@@ -99,7 +116,7 @@ class PredictionRecorder:
         """The state of a new recorder, or of one in a forked child, where no thread runs."""
         self.counts = RecorderCounts()
         self.last_error: Exception | None = None
-        self._queue: collections.deque[tuple[Any, Any, int]] = collections.deque()
+        self._queue: collections.deque[_Response] = collections.deque()
         self._lock = threading.Lock()
         self._drain_lock = threading.Lock()
         self._stop = threading.Event()
@@ -118,15 +135,32 @@ class PredictionRecorder:
                 self.counts.num_responses += 1
             self._count_error("num_unusable", _wrong_type(request, response))
             return
-        if not wanted:
-            return
-        with self._lock:
-            self.counts.num_responses += 1
-            if len(self._queue) >= self._queue_size or self._stop.is_set():
-                self.counts.num_full += 1
-                return
-            self._queue.append((request, response, time.time_ns() // 1000))
-            self._running_thread()
+        if wanted:
+            self._append(functools.partial(self._extract, request, response), _now())
+
+    def write(
+        self,
+        example_ids: Any,
+        logits: Any = None,
+        *,
+        probabilities: Any = None,
+        loss: Any = None,
+        model_version: int | np.ndarray = 0,
+        timestamp: int | np.ndarray | None = None,
+    ) -> None:
+        """Queues what `ForwardRecordWriter.write` takes, without waiting or raising.
+
+        No array may be changed afterwards. The time of the call is the default timestamp; what
+        does not fit counts as unusable.
+        """
+        columns = {
+            constants.EXAMPLE_ID: example_ids,
+            constants.LOGITS: logits,
+            "probabilities": probabilities,
+            constants.LOSS: loss,
+            constants.MODEL_VERSION: model_version,
+        }
+        self._append(columns.copy, _now() if timestamp is None else timestamp)
 
     def count_failure(self) -> None:
         """Counts a call that ended in an error."""
@@ -170,6 +204,15 @@ class PredictionRecorder:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
+    def _append(self, columns: Callable[[], dict[str, Any]], timestamp: Any) -> None:
+        with self._lock:
+            self.counts.num_responses += 1
+            if len(self._queue) >= self._queue_size or self._stop.is_set():
+                self.counts.num_full += 1
+                return
+            self._queue.append((columns, timestamp))
+            self._running_thread()
+
     def _running_thread(self) -> threading.Thread | None:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="ofb-recorder", daemon=True)
@@ -194,25 +237,29 @@ class PredictionRecorder:
                 self._record(*self._queue[0])
                 self._queue.popleft()  # only now: while it is being written, it still waits
 
-    def _record(self, request: Any, response: Any, timestamp: int) -> None:
+    def _record(self, columns: Callable[[], dict[str, Any]], timestamp: Any) -> None:
         try:
-            columns = self._fields.extract(request, response)
-        except Exception as error:
-            if not isinstance(error, importers.UnusableError):
-                error = _wrong_type(request, response)
-            self._count_error("num_unusable", error)
-            return
-        example_ids = columns.pop(constants.EXAMPLE_ID)
-        if not self._from_logits:
-            columns["probabilities"] = columns.pop(constants.LOGITS)
-        try:
-            self._writer.write(example_ids, **columns, timestamp=timestamp)
+            arguments = columns()
+            example_ids = arguments.pop(constants.EXAMPLE_ID)
+            self._writer.write(example_ids, **arguments, timestamp=timestamp)
         except ValueError as error:
             self._count_error("num_unusable", error)
         except Exception as error:
             self._count_error("num_write_errors", error)
         else:
             self.counts.num_recorded += len(example_ids)
+
+    def _extract(self, request: Any, response: Any) -> dict[str, Any]:
+        """The columns of a Predict call; UnusableError where there are none."""
+        try:
+            columns = self._fields.extract(request, response)
+        except importers.UnusableError:
+            raise
+        except Exception:
+            raise _wrong_type(request, response) from None
+        if not self._from_logits:
+            columns["probabilities"] = columns.pop(constants.LOGITS)
+        return columns
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:
@@ -227,6 +274,10 @@ class PredictionRecorder:
             self.last_error = error
         if count & (count - 1) == 0:  # the first, second, fourth, …: a log must not flood
             _LOGGER.warning("Forward records lost (%s is now %d): %s", name, count, error)
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
 
 
 def _wrong_type(request: Any, response: Any) -> importers.UnusableError:
@@ -248,6 +299,6 @@ def _reset_in_child() -> None:
 
 
 _open_recorders: "weakref.WeakSet[PredictionRecorder]" = weakref.WeakSet()
-atexit.register(_close_at_exit)
+call_at_exit(_close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_in_child)

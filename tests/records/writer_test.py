@@ -297,3 +297,30 @@ def test_a_record_file_appears_whole_or_not_at_all(tmp_path, monkeypatch, compre
         writer.write_record_file(str(path), ForwardRecords.from_columns([7], [[1.0]]))
     assert os.listdir(tmp_path) == ["any name"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (blocks, "encode_block"),
+        (tf.io.TFRecordWriter, "write"),
+        (writer.ForwardRecordWriter, "_tend"),
+        (files, "rename"),
+    ],
+    ids=["encode", "write", "written", "rename"],
+)
+def test_an_exception_of_a_signal_handler_loses_nothing(tmp_path, monkeypatch, where, name):
+    """As `sys.exit` in a handler of SIGTERM raises SystemExit, wherever the main thread is."""
+    called = getattr(where, name)
+
+    def interrupted(*arguments):
+        monkeypatch.undo()
+        called(*arguments)
+        raise SystemExit
+
+    with ForwardRecordWriter(tmp_path, block_records=10, max_file_records=10) as w:
+        w.write(np.arange(10), np.ones(10))
+        monkeypatch.setattr(where, name, interrupted)
+        with pytest.raises(SystemExit):
+            w.write(np.arange(10, 20), np.ones(10))
+    np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, np.arange(20))

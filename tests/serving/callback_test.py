@@ -4,7 +4,7 @@ import pytest
 
 from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
-from ofb_tf.serving import RecordPredictions
+from ofb_tf.serving import PredictionRecorder, RecordPredictions
 
 
 def test_predict_records_every_example(model, examples, tmp_path):
@@ -18,6 +18,17 @@ def test_predict_records_every_example(model, examples, tmp_path):
     np.testing.assert_array_equal(records.logits, logits)
     np.testing.assert_array_equal(records.model_versions, [5] * 64)
     assert records.counts.num_read == 128
+
+
+def test_a_recorder_takes_the_place_of_the_writer(model, examples, tmp_path):
+    ids, inputs, _ = examples
+    with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
+        callback = RecordPredictions(recorder, ids, model_version=5)
+        logits = model.predict(inputs, batch_size=10, callbacks=[callback], verbose=0)
+    records = ForwardRecords.load(tmp_path)
+    np.testing.assert_array_equal(records.example_ids, ids)
+    np.testing.assert_array_equal(records.logits, logits)
+    assert recorder.counts.num_responses == 7
 
 
 def test_ids_from_the_models_own_output(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ofb_tf import hashing
 from ofb_tf.records import ForwardRecords, ForwardRecordWriter
 from ofb_tf.serving import PredictionRecorder
 from tests.processes import python
@@ -121,6 +122,33 @@ def test_close_does_not_wait_for_a_stalled_disk(stalled, caplog):
     assert len(ForwardRecords.load(writer.directory)) == 1
 
 
+def test_write_records_what_the_writer_would(tmp_path):
+    logits = np.array([[0.5, -1.0], [2.0, 3.0]], np.float32)
+    with PredictionRecorder(ForwardRecordWriter(tmp_path)) as recorder:
+        recorder.write(["a", "b"], logits, model_version=[3, 4], timestamp=5)
+        recorder.write([7], probabilities=[[0.25, 0.75]])
+        before = time.time() * 1e6
+        recorder.write([1.5], logits[:1])  # what does not fit is counted, not raised
+        recorder.write([8], logits)
+        recorder.write([9])
+        recorder.flush()
+        recorder.write([11], logits[:1])
+    recorder.write([12], logits[:1])
+    counts = recorder.counts
+    assert (counts.num_responses, counts.num_recorded, counts.num_full) == (7, 4, 1)
+    assert (counts.num_unusable, counts.num_write_errors) == (3, 0)
+    records = ForwardRecords.load(tmp_path)
+    of_id = dict(zip(records.example_ids.numpy().tolist(), range(4), strict=True))
+    a, b = hashing.fingerprint(["a", "b"]).numpy().tolist()
+    rows = [of_id[name] for name in (a, b, 7, 11)]
+    expected = np.concatenate([logits, np.log([[0.25, 0.75]]), logits[:1]])
+    np.testing.assert_allclose(records.logits.numpy()[rows], expected, rtol=1e-6)
+    np.testing.assert_array_equal(records.model_versions.numpy()[rows], [3, 4, 0, 0])
+    timestamps = records.timestamps.numpy()[rows]
+    np.testing.assert_array_equal(timestamps[:2], [5, 5])
+    assert (np.abs(timestamps[2:] - before) < 60e6).all()
+
+
 @pytest.mark.parametrize("arguments", [{"queue_size": 0}, {"poll_seconds": 0}])
 def test_arguments_out_of_range(tmp_path, arguments):
     with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
@@ -128,8 +156,7 @@ def test_arguments_out_of_range(tmp_path, arguments):
 
 
 PROGRAM = """
-import dataclasses, json, os, sys, threading
-import tensorflow as tf
+import dataclasses, io, json, multiprocessing, os, signal, sys, time
 from ofb_tf.records import ForwardRecordWriter, writer as writer_module
 from ofb_tf.serving import PredictionRecorder
 from tests.serving.recorder_test import REQUEST, answer
@@ -154,16 +181,82 @@ offer(recorder, 1 if child else 100)  # again, and left to the interpreter's exi
 """
 STALL = """
 writer_module._EXIT_SECONDS = 0.2
-tf.io.TFRecordWriter.write = lambda *unused: threading.Event().wait()
-recorder = PredictionRecorder(ForwardRecordWriter(sys.argv[1], block_records=1))
-offer(recorder, *range(5))
-recorder.close(timeout=0.2)
-print(json.dumps(recorder.counts.num_abandoned))
+os.mkfifo(sys.argv[1] + "/fifo")
+disk = os.open(sys.argv[1] + "/fifo", os.O_RDWR | os.O_NONBLOCK)  # nobody reads
+try:
+    while True:
+        os.write(disk, bytes(4096))
+except BlockingIOError:
+    pass
+writer_module.open = lambda path, mode, **kwargs: io.FileIO(sys.argv[1] + "/fifo", mode)
+for compression in (None, "GZIP"):
+    writer = ForwardRecordWriter(sys.argv[1], block_records=10, compression=compression)
+    recorder = PredictionRecorder(writer, queue_size=100)
+    for number in range(10):  # the last fills a block
+        recorder.write([number], [[0.0]])
+    while recorder.counts.num_recorded < 9:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    # Were the GIL held while the disk stalls, this thread would never get here.
+    for number in range(1000):
+        recorder.write([number], [[0.0]])
+    recorder.close(timeout=0.2)
+    print(json.dumps(dataclasses.asdict(recorder.counts)))
+"""
+FULL = """
+writer_module.open = lambda path, mode, **kwargs: io.FileIO("/dev/full", mode)
+writer = ForwardRecordWriter(sys.argv[1], on_error="drop")
+recorder = PredictionRecorder(writer)
+for number in range(100):
+    recorder.write([number], [[0.0]])
+recorder.flush()
+print(json.dumps([writer.counts.num_dropped, str(writer.last_error)]))
+del writer_module.open  # there is room again
+for number in range(100, 150):
+    recorder.write([number], [[0.0]])
+recorder.close()
+print(json.dumps(dataclasses.asdict(recorder.counts)))
+"""
+# Made in the parent, as with gunicorn --preload; the workers answer until they get SIGTERM.
+WORKERS = """
+recorder = PredictionRecorder(ForwardRecordWriter(sys.argv[1]), queue_size=100_000)
+accepted = multiprocessing.Array("q", 4)
+running = multiprocessing.Barrier(5)
+
+def serve(worker):
+    signal.signal(signal.SIGTERM, lambda *unused: sys.exit(worker))
+    running.wait()
+    while True:
+        recorder.write([worker * 1_000_000 + accepted[worker]], [[float(worker)]])
+        accepted[worker] += 1
+        if accepted[worker] % 100 == 0:
+            time.sleep(0.001)
+
+forked = []
+for worker in (0, 1):
+    child = os.fork()
+    if not child:
+        serve(worker)
+    forked.append(child)
+context = multiprocessing.get_context("fork")
+processes = [context.Process(target=serve, args=(worker,)) for worker in (2, 3)]
+for process in processes:
+    process.start()
+running.wait()
+while min(accepted) < 1000:
+    time.sleep(0.01)
+for pid in (*forked, *(process.pid for process in processes)):
+    os.kill(pid, signal.SIGTERM)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in forked]
+for process in processes:
+    process.join()
+    codes.append(process.exitcode)
+print(json.dumps([codes, list(accepted)]))
 """
 
 
 def run(program, directory):
-    printed = python("-c", PROGRAM + program, directory, timeout=90)
+    printed = python("-c", PROGRAM + program, directory)
     return [json.loads(line) for line in printed.splitlines()]
 
 
@@ -181,5 +274,34 @@ def test_a_forked_worker_records_into_its_own_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stalled_disk_does_not_keep_the_process_from_exiting(tmp_path):
-    assert run(STALL, tmp_path) == [5]
+def test_a_stalled_disk_stops_neither_callers_nor_the_exit(tmp_path):
+    for counts in run(STALL, tmp_path):
+        # Nine are in the buffer, and 100 wait with the one that is being written.
+        assert (counts["num_recorded"], counts["num_abandoned"]) == (9, 100)
+        assert counts["num_responses"] == 1010
+        assert counts["num_full"] == 1010 - 109
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_counted_and_tried_again(tmp_path):
+    (dropped, error), counts = run(FULL, tmp_path)
+    assert dropped == 100
+    assert "No space left" in error
+    assert counts["num_recorded"] == counts["num_responses"] == 150
+    np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, range(100, 150))
+
+
+@pytest.mark.slow
+def test_workers_of_one_directory_lose_nothing_at_sigterm(tmp_path):
+    ((codes, accepted),) = run(WORKERS, tmp_path)
+    assert codes == [0, 1, 2, 3]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".ofbr"}  # none is left open
+    records = ForwardRecords.load(tmp_path)
+    ids = records.example_ids.numpy()
+    for worker, count in enumerate(accepted):
+        of_worker = ids[ids // 1_000_000 == worker] % 1_000_000
+        assert count >= 1000
+        # SIGTERM may come after a response is recorded and before it is counted here.
+        assert len(of_worker) - count in (0, 1)
+        np.testing.assert_array_equal(of_worker, np.arange(len(of_worker)))
+    np.testing.assert_array_equal(records.logits[:, 0], ids // 1_000_000)
