@@ -224,7 +224,7 @@ _DEMO_SETTINGS = {
     "label_noise": ("Fraction of the training labels to randomise.", float),
     "outliers": ("Fraction of the regression targets to turn into outliers.", float),
     "missing_records": ("Fraction of the serving records to lose.", float),
-    "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small")),
+    "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small", "linear")),
 }
 _DEMO_FLAGS = {
     "dataset": ("click_stream, click_conversion, or a supervised TFDS dataset.", "click_stream"),
@@ -235,7 +235,12 @@ _DEMO_FLAGS = {
 }
 _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
     "rates": ("rates", "rate", _floats),
-    "models": ("models, small or deep", "model", _list),
+    "models": ("models: linear, small or deep", "model", _list),
+    "served_models": (
+        "models that serve and whose outputs are recorded, in place of the trained one",
+        "served_model",
+        _list,
+    ),
     "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
     "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
     "outliers": ("outlier fractions", "outliers", _floats),
