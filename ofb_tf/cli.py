@@ -229,9 +229,6 @@ _DEMO_SETTINGS = {
         "deep: of production shape (DCN-v2, for images convolutions).",
         ("deep", "small", "linear"),
     ),
-        "deep: of production shape (DCN-v2, for images convolutions).",
-        ("deep", "small", "linear"),
-    ),
 }
 _DEMO_FLAGS = {
     "dataset": ("click_stream, click_conversion, or a supervised TFDS dataset.", "click_stream"),
