@@ -120,6 +120,7 @@ examples:
   ofb evaluate --records=records/ --examples=train/ --task=binary
   ofb evaluate --records=records/ --examples='train/*.tfrecord' --timestamp_key=served_at \\
       --slice_keys=country,device --picture=out/evaluation.png
+  ofb evaluate --records=records/ --examples=train/ --task=binary --shadow_records=candidate/
   ofb evaluate --records=records/ --examples=train/ --task=multiclass --json
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
@@ -224,7 +225,10 @@ _DEMO_SETTINGS = {
     "label_noise": ("Fraction of the training labels to randomise.", float),
     "outliers": ("Fraction of the regression targets to turn into outliers.", float),
     "missing_records": ("Fraction of the serving records to lose.", float),
-    "model": ("deep: of production shape (DCN-v2, for images convolutions).", ("deep", "small")),
+    "model": (
+        "deep: of production shape (DCN-v2, for images convolutions).",
+        ("deep", "small", "linear"),
+    ),
 }
 _DEMO_FLAGS = {
     "dataset": ("click_stream, click_conversion, or a supervised TFDS dataset.", "click_stream"),
@@ -235,7 +239,12 @@ _DEMO_FLAGS = {
 }
 _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, type
     "rates": ("rates", "rate", _floats),
-    "models": ("models, small or deep", "model", _list),
+    "models": ("models: linear, small or deep", "model", _list),
+    "served_models": (
+        "models that serve and whose outputs are recorded, in place of the trained one",
+        "served_model",
+        _list,
+    ),
     "positive_rates": ("shares of positives in the click stream", "positive_rate", _floats),
     "label_noise": ("fractions of the training labels to randomise", "label_noise", _floats),
     "outliers": ("outlier fractions", "outliers", _floats),
@@ -323,6 +332,7 @@ _EVALUATE_FLAGS = {
     "timestamp_key": ("Feature with the time of the example, in microseconds since 1970.", str),
     "slice_keys": ("Comma-separated features, to evaluate each value by itself.", _list),
     "uniform_mix": ("Of the importance sampling whose gain is predicted.", 0.2),
+    "shadow_records": ("Records of another model that answered the same requests.", str),
     "json": ("Print JSON.", False),
     "picture": ("PNG file to draw quality over time, scores by age and gain by rate to.", str),
 }
@@ -760,6 +770,7 @@ def _evaluate(values: argparse.Namespace) -> int:
 
     keys = {name: getattr(values, name) for name in ("id_key", "label_key", "timestamp_key")}
     keys["slice_keys"] = values.slice_keys or ()
+    shadow = values.shadow_records and os.path.expanduser(values.shadow_records)
     try:
         examples = tfrecords.read_examples(os.path.expanduser(values.examples), **keys)
         content = stream.evaluate(
@@ -768,6 +779,7 @@ def _evaluate(values: argparse.Namespace) -> int:
             task=values.task,
             uniform_mix=values.uniform_mix,
             batched_input=True,
+            shadow_records=shadow,
             **keys,
         )
     except tf.errors.OpError as error:

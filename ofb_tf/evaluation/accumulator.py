@@ -56,12 +56,6 @@ class Evaluation:
         self, task: str, num_outputs: int, as_of: int = 0, uniform_mix: float = 0.2
     ) -> None:
         self.task = check_choice("task", task, constants.TASKS)
-        if num_outputs and (task == constants.MULTICLASS) != (num_outputs > 1):
-            expected = "at least 2 outputs" if task == constants.MULTICLASS else "1 output"
-            raise ValueError(
-                f"records must have {expected} for task={task!r}. Received: {num_outputs}. Set "
-                "task, or name the records of this stream."
-            )
         if not 0.0 <= uniform_mix <= 1.0:
             raise ValueError(f"uniform_mix must be in [0, 1]. Received: {uniform_mix!r}")
         self.num_outputs = num_outputs

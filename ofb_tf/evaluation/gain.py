@@ -18,7 +18,9 @@ FLAT, STEEP = 0.45, 0.7
 MIN_COVERAGE = 0.5
 
 
-def predict(summary: ScoreSummary, rate: float, uniform_mix: float) -> dict[str, float | None]:
+def predict(
+    summary: ScoreSummary, rate: float, uniform_mix: float, squares: np.ndarray | None = None
+) -> dict[str, float | None]:
     """What importance sampling at a rate will gain over uniform sampling.
 
     Examples without a score are taken at the plain rate; their gradients are taken to be as large
@@ -28,6 +30,8 @@ def predict(summary: ScoreSummary, rate: float, uniform_mix: float) -> dict[str,
       summary: of the scores, which stand for gradient norms.
       rate: in (0, 1]; at 1 there is no gap to close.
       uniform_mix: of `Importance`, in [0, 1].
+      squares: sums of squared gradient norms in each bin of the summary, float64 `[m]`, where
+        they are not the scores themselves.
 
     Returns:
       `rate`; `variance_ratio`, the mean of g² w over that of g² for norms g and weights w, as the
@@ -41,7 +45,7 @@ def predict(summary: ScoreSummary, rate: float, uniform_mix: float) -> dict[str,
     probabilities = solved.probabilities(means, np.ones(len(means), bool))
     reached = probabilities > 0.0  # without a mix, a score of 0 is never selected
     weights = np.divide(rate, probabilities, out=np.zeros(len(means)), where=reached)
-    squares, missing = sums * means, summary.num_missing
+    squares, missing = sums * means if squares is None else squares, summary.num_missing
     n = summary.num_scored + missing
     scored = ratio(summary.num_scored, n)
     variance = scored * ratio(squares @ weights, squares.sum()) + 1.0 - scored

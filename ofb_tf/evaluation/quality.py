@@ -167,9 +167,18 @@ class GroupSums:
     Args:
       task: "multiclass", "binary" or "regression".
       num_outputs: of the model, 0 where records hold only losses.
+
+    Raises:
+      ValueError: the model has another number of outputs than the task needs.
     """
 
     def __init__(self, task: str, num_outputs: int) -> None:
+        if num_outputs and (task == constants.MULTICLASS) != (num_outputs > 1):
+            expected = "at least 2 outputs" if task == constants.MULTICLASS else "1 output"
+            raise ValueError(
+                f"records must have {expected} for task={task!r}. Received: {num_outputs}. Set "
+                "task, or name the records of this stream."
+            )
         self.task = task
         self.num_outputs = num_outputs
         width = {constants.BINARY: 2 * NUM_BINS, constants.MULTICLASS: num_outputs}.get(task, 0)

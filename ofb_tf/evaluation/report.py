@@ -6,6 +6,8 @@ from typing import Any
 
 from ofb_tf import constants
 from ofb_tf.evaluation.accumulator import RECORD_AGE, TIME
+from ofb_tf.evaluation.gain import ADVICE_RATE
+from ofb_tf.evaluation.shadow import SERVED, SHADOW
 from ofb_tf.pictures import STYLE
 
 MAX_ROWS = 30
@@ -28,11 +30,16 @@ _GAIN = {
     "predicted_gap_closure": ("predicted gap closure", ".2f"),
     constants.EFFECTIVE_SAMPLE_SIZE: ("ESS", ".2f"),
 }
+_SHADOW_GAIN = {
+    "rate": ("rate", "g"),
+    "variance_ratio": ("variance ratio by its own scores", ".3f"),
+    "variance_ratio_by_served": ("by the served model's", ".3f"),
+}
 _UNDEFINED = "–"
 
 
 def table_rows(content: dict[str, Any]) -> list[list[list[str]]]:
-    """The tables of `Evaluation.result`: counts, metrics by group, gain by rate."""
+    """The tables of `evaluate`: counts, metrics by group, gain by rate, and those of a shadow."""
     total = content["total"]
     counts = [["examples", "without record", "invalid label", "not finite", "evaluated"]]
     names = ("examples", "without_record", "invalid_labels", "unusable", "evaluated")
@@ -42,10 +49,12 @@ def table_rows(content: dict[str, Any]) -> list[list[list[str]]]:
     for axis, groups in (*content["by"].items(), *content["slices"].items()):
         if groups:
             tables.append(_rows(axis.replace("_", " "), groups, columns))
-    gain = [[heading for heading, _ in _GAIN.values()]]
-    for row in content["gain"]:
-        gain.append([_text(row[name], form) for name, (_, form) in _GAIN.items()])
-    return [*tables, gain]
+    tables.append(_gain_rows(content["gain"], _GAIN))
+    if SHADOW in content:
+        models = {name: content[SHADOW][name] for name in (SERVED, SHADOW)}
+        tables.append(_rows("answered by both", models, columns))
+        tables.append(_gain_rows(content[SHADOW]["gain"], _SHADOW_GAIN))
+    return tables
 
 
 def notes(content: dict[str, Any]) -> list[str]:
@@ -61,7 +70,20 @@ def notes(content: dict[str, Any]) -> list[str]:
         lines.append(
             f"Score drift: {content['score_drift']:+.1%} from the youngest to the oldest records."
         )
+    if SHADOW in content:
+        (here,) = (row for row in content[SHADOW]["gain"] if row["rate"] == ADVICE_RATE)
+        ratios = [_text(here[name], form) for name, (_, form) in _SHADOW_GAIN.items()]
+        lines.append(
+            f"Shadow: at a rate of {ratios[0]}, selection by the served model's records leaves "
+            f"{ratios[2]} of the variance of uniform sampling in the shadow model's gradients, "
+            f"selection by its own {ratios[1]}."
+        )
     return [*lines, content["advice"]]
+
+
+def _gain_rows(gain: list[dict[str, float | None]], columns: dict) -> list[list[str]]:
+    rows = [[_text(row[name], form) for name, (_, form) in columns.items()] for row in gain]
+    return [[heading for heading, _ in columns.values()], *rows]
 
 
 def _rows(title: str, groups: dict[str, dict[str, Any]], columns: dict) -> list[list[str]]:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.evaluation.accumulator import TIME, Evaluation
 from ofb_tf.evaluation.quality import measure
+from ofb_tf.evaluation.shadow import SHADOW, ShadowEvaluation
 from ofb_tf.records import ForwardRecords
 from ofb_tf.transforms.element_spec import ElementSpec
 from ofb_tf.transforms.join import load_records, lookup_in_memory
@@ -30,6 +31,7 @@ def evaluate(
     as_of: int | None = None,
     uniform_mix: float = 0.2,
     batched_input: bool = False,
+    shadow_records: ForwardRecords | str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the model that served by its records, and predicts what selection will gain.
 
@@ -71,9 +73,11 @@ def evaluate(
         ages from the newest of them.
       uniform_mix: of the `Importance` whose gain is predicted, in [0, 1].
       batched_input: whether the elements of the dataset are batches.
+      shadow_records: of another model that answered the same requests; see `ShadowEvaluation`.
 
     Returns:
-      What `ofb_tf.evaluation.accumulator.Evaluation.result` gives; `json.dumps` takes it.
+      What `ofb_tf.evaluation.accumulator.Evaluation.result` gives, and with `shadow_records` what
+      `ofb_tf.evaluation.shadow.ShadowEvaluation.result` gives as `shadow`; `json.dumps` takes it.
 
     Raises:
       ValueError: an argument out of range; elements without id, label or a feature; records of
@@ -84,6 +88,12 @@ def evaluate(
     records = load_records(records, as_of)
     newest = int(tf.reduce_max(records.timestamps)) if as_of is None else as_of
     evaluation = Evaluation(task, records.num_outputs, newest, uniform_mix)
+    other, other_lookup = None, None
+    if shadow_records is not None:
+        shadow_records = load_records(shadow_records, as_of)
+        widths = records.num_outputs, shadow_records.num_outputs
+        other = ShadowEvaluation(task, widths, uniform_mix)
+        other_lookup = lookup_in_memory(shadow_records, oldest=None)
     if isinstance(examples, Mapping):
         examples = tf.data.Dataset.from_tensor_slices(
             {name: np.asarray(values) for name, values in examples.items()}
@@ -110,13 +120,16 @@ def evaluate(
     def join(*parts: Any) -> dict[str, Any]:
         batch = parts[0] if len(parts) == 1 else parts
         keys, given = elements.keys(batch), elements.fields(batch)
-        record = lookup.fields(hashing.to_int64(keys[id_key]))
+        ids, labels = hashing.to_int64(keys[id_key]), elements.labels(keys, task)
+        record = lookup.fields(ids)
         joined = {
-            _MEASURED: measure(record, elements.labels(keys, task), task),
+            _MEASURED: measure(record, labels, task),
             constants.MODEL_VERSION: record[constants.MODEL_VERSION],
             constants.TIMESTAMP: record[constants.TIMESTAMP],
             _SLICES: {name: given[name] for name in slice_keys},
         }
+        if other_lookup is not None:
+            joined[SHADOW] = measure(other_lookup.fields(ids), labels, task)
         return joined if timestamp_key is None else joined | {TIME: given[timestamp_key]}
 
     batches = examples if batched_input else examples.batch(_BATCH)
@@ -128,7 +141,9 @@ def evaluate(
             times=batch.get(TIME),
             slices=batch[_SLICES],
         )
-    return evaluation.result()
+        if other is not None:
+            other.add(batch[_MEASURED], batch[SHADOW])
+    return evaluation.result() | ({} if other is None else {SHADOW: other.result()})
 
 
 def _scalar(elements: ElementSpec, name: str) -> tf.TensorSpec:

@@ -20,8 +20,9 @@ CLICK_STREAM = "click_stream"
 CLICK_CONVERSION = "click_conversion"  # the same stream with a second head
 CLICKS = (CLICK_STREAM, CLICK_CONVERSION)
 
-SMALL, DEEP = "small", "deep"
-"""Models: see `ofb_tf.experiments.models`."""
+LINEAR, SMALL, DEEP = "linear", "small", "deep"
+MODELS = (LINEAR, SMALL, DEEP)
+"""See `ofb_tf.experiments.models`."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
@@ -126,7 +127,10 @@ class SimulationConfig:
     steps_per_window: int = 1
     uniform_mix: float = Importance().uniform_mix
     selective_beta: float | None = None  # `beta` of `SelectiveBackprop`; None for its default
-    model: str = SMALL  # or DEEP
+    model: str = SMALL  # one of MODELS
+    # The model in production, if it is another one than the model that is trained: it serves, its
+    # outputs are recorded, and it is trained on the same selected examples.
+    served_model: str | None = None
     estimator: str = constants.WEIGHTS  # of "importance"; see `ofb_sample`
     budget: str = constants.BUDGET_WINDOW  # likewise
     fingerprint: str | None = None  # of your own workload: of its source and data
@@ -154,8 +158,16 @@ class SimulationConfig:
                 f"estimator must be {constants.WEIGHTS!r} for the two heads of {CLICK_CONVERSION}. "
                 f"Received: {self.estimator!r}"
             )
-        if self.model not in (SMALL, DEEP):
-            raise ValueError(f"model must be {SMALL!r} or {DEEP!r}. Received: {self.model!r}")
+        for field in ("model", "served_model"):
+            if getattr(self, field) not in (*MODELS, getattr(SimulationConfig, field)):
+                raise ValueError(f"{field} must be in {MODELS}. Received: {getattr(self, field)!r}")
+        if self.served_model and is_stream(self.dataset):
+            raise ValueError(
+                "served_model must be None for a stream whose evaluation is of what served. "
+                f"Received: {self.served_model!r} for {self.dataset!r}"
+            )
+        if self.served_model == self.model:
+            object.__setattr__(self, "served_model", None)
         for policy in self.policies:
             if policy not in EVERY_POLICY:
                 known = list(EVERY_POLICY)
@@ -206,7 +218,8 @@ class Trial:
         everything = self.policy == EVERYTHING
         served = is_stream(self.config.dataset)  # what serves is evaluated, whatever the policy
         if everything or not get_policy(self.policy).needs_records:
-            defaults["missing_records"] = SimulationConfig.missing_records
+            for field in ("missing_records", "served_model"):
+                defaults[field] = getattr(SimulationConfig, field)
             if not served:
                 defaults["refresh_interval"] = SimulationConfig.refresh_interval
         if everything:
@@ -228,8 +241,9 @@ class Trial:
         """What the trial depends on, as plain values."""
         config = dataclasses.asdict(self.config)
         settings = {name: value for name, value in config.items() if name not in _NOT_OF_A_TRIAL}
-        if self.config.fingerprint is None:  # as in the names of trials that are finished
-            del settings["fingerprint"]
+        for name in ("fingerprint", "served_model"):
+            if settings[name] is None:  # as in the names of trials that are finished
+                del settings[name]
         return settings | {"policy": self.policy, "seed": self.seed, "version": TRIAL_VERSION}
 
     @property
@@ -257,6 +271,8 @@ class Comparison:
         parts = [name, f"rate {config.rate:g}"]
         if config.model != SMALL:
             parts.append(f"{config.model} model")
+        if config.served_model:
+            parts.append(f"records of the {config.served_model} model")
         if config.steps_per_window > 1:
             parts.append(f"window {config.window_size} in {config.steps_per_window} steps")
         if config.uniform_mix != SimulationConfig.uniform_mix:

@@ -84,7 +84,7 @@ def tables() -> dict[str, Table]:
 
 
 def workload(
-    name: str, num_examples: int | None, test_examples: int, is_deep: bool = False
+    name: str, num_examples: int | None, test_examples: int, model: str = "small"
 ) -> ArrayWorkload:
     """One of `TASKS`, with at most so many flights to train on (the first) and to test on.
 
@@ -113,19 +113,19 @@ def workload(
     return ArrayWorkload(
         *parts,
         task=task.task,
-        build=functools.partial(_build, sizes, parts[0], task.task, is_deep),
+        build=functools.partial(_build, sizes, parts[0], task.task, model),
         serving_time=_SERVED,
         label_time=_KNOWN,
     )
 
 
-def _build(sizes: list[int], train: Mapping[str, Any], task: str, is_deep: bool) -> keras.Model:
+def _build(sizes: list[int], train: Mapping[str, Any], task: str, model: str) -> keras.Model:
     """Embeddings and numbers into an MLP; it starts from the mean label."""
     categorical = keras.Input((len(sizes),), name=CATEGORICAL, dtype="int64")
     numbers = keras.Input(train[NUMBERS].shape[1:], name=NUMBERS)
     parts = [keras.layers.Flatten()(models.embeddings(categorical, sizes, 8)), numbers]
     hidden = keras.layers.Concatenate()(parts)
-    hidden = models.mlp(hidden) if is_deep else models.mlp(hidden, (64, 32))
+    hidden = models.mlp_of(model, hidden, (64, 32))
     labels = train[constants.LABEL].astype(np.float64)
     if task == constants.REGRESSION:
         outputs = keras.layers.Rescaling(labels.std(), labels.mean())(keras.layers.Dense(1)(hidden))

@@ -23,6 +23,16 @@ def click_inputs() -> dict[str, keras.KerasTensor]:
     }
 
 
+def linear_click(inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
+    """A weight for each value of a categorical field, and logarithms of the dense ones.
+
+    With a dense layer of one unit on top, this is logistic regression.
+    """
+    weights = embeddings(inputs[CATEGORICAL], VOCABULARY_SIZES, 1)
+    parts = [keras.layers.Flatten()(weights), keras.ops.log(inputs[DENSE])]
+    return keras.layers.Concatenate()(parts)
+
+
 def small_click(inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
     """Embeddings of the categorical fields and logarithms of the dense ones, into an MLP."""
     parts = [
@@ -64,6 +74,11 @@ def mlp(
     return hidden
 
 
+def mlp_of(model: str, features: keras.KerasTensor, units: tuple[int, ...]) -> keras.KerasTensor:
+    """Hidden layers over flat features: none if linear, `units` if small, wide ones if deep."""
+    return mlp(features, {"linear": (), "small": units, "deep": _TOP}[model])
+
+
 def convolutions(
     image: keras.KerasTensor, filters: tuple[int, ...] = (32, 64)
 ) -> keras.KerasTensor:
@@ -74,7 +89,7 @@ def convolutions(
     return mlp(keras.layers.Flatten()(image), (64,))
 
 
-CLICK = {"small": small_click, "deep": deep_click}
+CLICK = {"linear": linear_click, "small": small_click, "deep": deep_click}
 
 
 def embeddings(

@@ -6,6 +6,7 @@ Both answer with the same model, select the same examples with the same weights 
 """
 
 import abc
+import dataclasses
 import functools
 import os
 import shutil
@@ -21,6 +22,7 @@ import tensorflow as tf
 from ofb_tf import constants, hashing
 from ofb_tf.experiments import config as configs
 from ofb_tf.experiments.workload import Workload, graph
+from ofb_tf.experiments.workloads import get_workload
 from ofb_tf.records import ForwardRecordWriter
 from ofb_tf.selection import heads, stream_budget, window
 from ofb_tf.training.model import OFBModel
@@ -243,20 +245,34 @@ class InMemory(RecordPath):
 
     Selection is a function of seed and ids alone, so the windows give what `ofb_sample` gives.
     Seconds are processor time, which is what the wall clock shows on a core that is otherwise idle.
+    With `served_model`, that model serves, and is trained on the same selected examples.
     """
 
     clock = staticmethod(time.process_time)
 
+    def __init__(self, config: configs.SimulationConfig, *arguments: Any):
+        super().__init__(config, *arguments)
+        self._served = self.compiled
+        self._trained_on: tuple | None = None  # arguments of `CompiledModel.train`
+        if config.served_model:
+            production = dataclasses.replace(config, model=config.served_model, served_model=None)
+            workload = get_workload(production, self.seed, in_memory=True)
+            self._served = compiled_model(production, workload)
+            self._served.reset(workload.initial_weights(self.seed), config.learning_rate)
+
     def _snapshot(self, interval: int) -> Any:
-        """The weights."""
-        return self.model.get_weights()
+        """The weights of the model that serves."""
+        if self._served is not self.compiled and self._trained_on is not None:
+            self._served.train(*self._trained_on)  # here, where its time does not count
+        return self._served.model.get_weights()
 
     def _answer(self, snapshot: Any, examples: Examples) -> np.ndarray:
-        """By the model, with the snapshot's weights for as long."""
-        weights = self.model.get_weights()
-        self.model.set_weights(snapshot)
-        answers = self.compiled.outputs(examples)
-        self.model.set_weights(weights)
+        """By the model that serves, with the snapshot's weights for as long."""
+        model = self._served.model
+        weights = model.get_weights()
+        model.set_weights(snapshot)
+        answers = self._served.outputs(examples)
+        model.set_weights(weights)
         return answers
 
     def _record(
@@ -277,7 +293,8 @@ class InMemory(RecordPath):
         """Trains on the selected rows; see `RecordPath.train`."""
         rows, weights, offsets = self._selected()
         self.model.importance_weight_statistics.reset_state()  # as `fit` does
-        self.compiled.train(self._examples, rows, weights, offsets, self.batch_size)
+        self._trained_on = (self._examples, rows, weights, offsets, self.batch_size)
+        self.compiled.train(*self._trained_on)
 
     def _selected(self) -> tuple[np.ndarray, ...]:
         """Rows in the order of training, int32 `[m]`, their weights, float32 `[m]`, and offsets.

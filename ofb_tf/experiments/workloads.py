@@ -83,7 +83,7 @@ class ClickWorkload(Workload):
         return (draws < self._positive_rate).astype(np.int64)
 
     def build(self) -> keras.Model:
-        """The small or the deep click model; it starts from the share of positives."""
+        """A click model; it starts from the share of positives."""
         inputs = models.click_inputs()
         hidden = self._model(inputs)
         base_rate = math.log(self._positive_rate / (1 - self._positive_rate))
@@ -143,7 +143,7 @@ def flat_workload(
     feature_scale: float = 1.0,
     hidden_units: tuple[int, ...] = (128, 128),
     image_shape: tuple[int, ...] | None = None,
-    is_deep: bool = False,
+    model: str = configs.SMALL,
 ) -> ArrayWorkload:
     """An MLP on flat features, with examples that the seed shuffles in every pass.
 
@@ -155,15 +155,13 @@ def flat_workload(
     mean = 0.0 if num_classes else float(train[constants.LABEL].mean())
 
     def build() -> keras.Model:
-        """The small or the deep model; a regression starts from the mean label."""
+        """The model of this name; a regression starts from the mean label."""
         inputs = keras.Input(features.shape[1:], name=FEATURES, dtype=features.dtype.name)
         hidden = keras.layers.Rescaling(feature_scale)(inputs)
-        if not is_deep:
-            hidden = models.mlp(hidden, hidden_units)
-        elif image_shape:
+        if model == configs.DEEP and image_shape:
             hidden = models.convolutions(keras.layers.Reshape(image_shape)(hidden))
         else:
-            hidden = models.mlp(hidden)
+            hidden = models.mlp_of(model, hidden, hidden_units)
         bias = keras.initializers.Constant(mean)
         outputs = keras.layers.Dense(num_classes or 1, bias_initializer=bias)(hidden)
         return keras.Model({FEATURES: inputs}, outputs)
@@ -217,21 +215,20 @@ def fingerprint(name: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _workload(data: configs.SimulationConfig, seed: int, in_memory: bool) -> Workload:
-    is_deep = data.model == configs.DEEP
     if data.dataset in configs.CLICKS:
         kind = ClickWorkload if data.dataset == configs.CLICK_STREAM else ConversionWorkload
         return kind(data, seed, in_memory=in_memory)
     if data.dataset in flights.TASKS:
-        return flights.workload(data.dataset, data.num_examples, data.test_examples, is_deep)
+        return flights.workload(data.dataset, data.num_examples, data.test_examples, data.model)
     if configs.is_own(data.dataset):
-        if data.num_examples or is_deep:
+        if data.num_examples or data.model != configs.SMALL:
             raise ValueError(
                 "num_examples and model must not be given for a workload of your own, whose "
                 f"function decides. Received: num_examples={data.num_examples}, model={data.model}"
             )
         return _own(data.dataset)
     arrays = _load_arrays(data.dataset, data.data_dir, data.num_examples, data.test_examples)
-    return flat_workload(**arrays, seed=seed, is_deep=is_deep)
+    return flat_workload(**arrays, seed=seed, model=data.model)
 
 
 @functools.lru_cache(maxsize=2)

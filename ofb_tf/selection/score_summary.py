@@ -42,9 +42,7 @@ class ScoreSummary:
         scores = np.asarray(scores, np.float32)
         if not (np.isfinite(scores).all() and (scores >= 0.0).all()):
             raise ValueError("scores must be finite and at least 0; count others as missing.")
-        # Subnormal numbers would make wider bins, and -0.0 a separate one.
-        scores = np.where(scores < _SMALLEST_NORMAL, np.float32(0.0), scores)
-        bits = scores.view(np.uint32).astype(np.int64)
+        bits = _bits(scores)
         bins, inverse, counts = np.unique(
             bits >> _LOW_BITS, return_inverse=True, return_counts=True
         )
@@ -76,6 +74,18 @@ class ScoreSummary:
         columns = (self.counts, significands, self.low_sums, exponents)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return np.array([math.ldexp(n * high + low, e - 150) for n, high, low, e in rows])
+
+
+def _bits(scores: np.ndarray) -> np.ndarray:
+    """int64 `[n]` of float32 scores `[n]`."""
+    # Subnormal numbers would make wider bins, and -0.0 a separate one.
+    scores = np.where(scores < _SMALLEST_NORMAL, np.float32(0.0), scores)
+    return scores.view(np.uint32).astype(np.int64)
+
+
+def bins_of(scores: np.ndarray) -> np.ndarray:
+    """In which bins of a summary scores are: int64 `[n]` of float32 `[n]`, finite, at least 0."""
+    return _bits(scores) >> _LOW_BITS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,17 @@ def test_json_is_what_the_library_gives(flags, tmp_path, capsys):
     assert content["total"]["without_record"] == 100
 
 
+def test_a_shadow_has_its_tables(flags, tmp_path, capsys):
+    with ofb_tf.ForwardRecordWriter(tmp_path / "shadow") as writer:
+        writer.write(np.arange(N), LOGITS / 2)
+    assert cli.main([*flags, f"--shadow_records={tmp_path}/shadow"]) == 0
+    printed = capsys.readouterr().out
+    rows = {re.split("  +", line)[0]: re.split("  +", line) for line in printed.splitlines()}
+    assert rows["served"][1] == rows["shadow"][1] == "1,900"
+    assert rows["rate"][1:] == ["variance ratio by its own scores", "by the served model's"]
+    assert "Shadow: at a rate of 0.1, selection by the served model's records leaves" in printed
+
+
 def test_tables_and_picture(flags, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "out" / "picture.png"

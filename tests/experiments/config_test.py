@@ -31,7 +31,12 @@ from ofb_tf.experiments.config import SimulationConfig, Trial
         ({"selective_beta": -1.0}, "selective_beta must be finite and at least 0. Received: -1.0"),
         ({"uniform_mix": 1.1}, r"uniform_mix must be in \[0, 1\]. Received: 1.1"),
         ({"dataset": ""}, "dataset must be a name"),
-        ({"model": "huge"}, "model must be 'small' or 'deep'. Received: 'huge'"),
+        ({"model": "huge"}, r"model must be in .*'linear', 'small', 'deep'.* Received: 'huge'"),
+        ({"served_model": "huge"}, "served_model must be in .* Received: 'huge'"),
+        (
+            {"dataset": "nycflights13_cancelled", "served_model": "deep"},
+            "served_model must be None for a stream",
+        ),
         ({"policies": ("best",)}, "policies must be among .*'importance'.* Received: 'best'"),
         (
             {"dataset": "click_conversion", "estimator": "log_odds"},
@@ -73,11 +78,11 @@ def test_everything_that_a_trial_depends_on_is_in_its_name():
         "policy": "top_loss", "seed": 1, "rate": 0.2, "window_size": 640, "refresh_interval": 94,
         "passes": 2, "num_examples": 1000, "test_examples": 1000, "learning_rate": 1e-2,
         "positive_rate": 0.03, "label_noise": 0.1, "missing_records": 0.2, "steps_per_window": 4,
-        "uniform_mix": 0.5, "dataset": "mnist", "model": "deep",
+        "uniform_mix": 0.5, "dataset": "mnist", "model": "deep", "served_model": "deep",
     }  # fmt: skip
     trials = [trial(), *(trial(**{name: value}) for name, value in others.items())]
     trials += [trial("selective_backprop"), trial("selective_backprop", selective_beta=1.0)]
-    assert len({one.file_name for one in trials}) == 19
+    assert len({one.file_name for one in trials}) == 20
 
 
 def test_names_of_trials_stay_so_that_old_results_resume():
@@ -91,12 +96,13 @@ def test_trials_share_what_they_do_not_depend_on():
     mnist = trial(dataset="mnist")
     assert mnist.file_name == trial(dataset="mnist", data_dir="/elsewhere").file_name
     assert mnist == trial(dataset="mnist", positive_rate=0.3)
-    stale = {"refresh_interval": 94, "missing_records": 0.2}
+    stale = {"refresh_interval": 94, "missing_records": 0.2, "served_model": "linear"}
     assert trial("uniform", **stale) == trial("uniform")
     assert trial("uniform", rate=0.2) != trial("uniform")
     assert trial("everything", rate=0.2, **stale) == trial("everything")
     assert trial("uniform", uniform_mix=0.5) == trial("uniform")
     assert trial("importance", selective_beta=1.0) == trial("importance")
+    assert trial(served_model="small") == trial()  # which is the model that is trained
     large = {"window_size": 5120, "steps_per_window": 4}
     assert trial("everything", **large) == trial("everything", window_size=1280)
     assert trial("uniform", **large) != trial("uniform", window_size=1280)

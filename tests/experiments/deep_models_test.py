@@ -63,7 +63,7 @@ def test_deep_models_of_arrays(image_shape, expected):
     fields = {"example_id": np.arange(20), "label": np.arange(20) % 3}
     fields["features"] = np.ones([20, columns], np.float32)
     workload = workloads.flat_workload(
-        fields, fields, num_classes=3, seed=0, image_shape=image_shape, is_deep=True
+        fields, fields, num_classes=3, seed=0, image_shape=image_shape, model="deep"
     )
     model = workload.build()
     assert any(layer.name.startswith(expected) for layer in model.layers)

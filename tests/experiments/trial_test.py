@@ -95,6 +95,17 @@ def test_the_pipeline_is_made_once_a_pass_and_updated_with_new_records(monkeypat
     assert [one[1:] for one in samplers] == [(None, False)] * 2
 
 
+def test_records_of_another_model_are_those_that_it_makes_by_itself():
+    """The production model's loop is the same whether a new model is trained along with it."""
+    alone = trial.run(SimulationConfig(**CLICKS, model="linear"), "importance", 0)
+    along = trial.run(SimulationConfig(**CLICKS, served_model="linear"), "importance", 0)
+    own = trial.run(SimulationConfig(**CLICKS), "importance", 0)
+    for field in ("max_weight", "mean_weight", "effective_sample_size"):
+        assert getattr(along, field) == getattr(alone, field)  # to the bit: the same selection
+        assert getattr(along, field) != getattr(own, field)
+    assert along.metrics != alone.metrics and along.curve[0] == own.curve[0]
+
+
 def test_settings_of_policies_have_an_effect():
     def run(policy, **settings):
         config = SimulationConfig(**{**ARRAYS, **settings})
