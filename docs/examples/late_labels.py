@@ -32,6 +32,11 @@ from ofb_tf import streaming
 from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
 
 PER_SECOND, SLICE, WINDOW, MEAN_DELAY = 250, 10, 600, 120.0
+FEATURES = {
+    "dense": tf.io.FixedLenFeature([13], tf.float32),
+    "categorical": tf.io.FixedLenFeature([26], tf.int64),
+    "label": tf.io.FixedLenFeature([], tf.int64),
+}
 START = 1_700_000_000  # seconds since 1970
 POSITIVES = 0.01
 WAYS = ("waiting", "early negatives", "early negatives, weighted", "all labels at once")
@@ -39,28 +44,28 @@ WAYS = ("waiting", "early negatives", "early negatives, weighted", "all labels a
 
 def write_logs(directory: pathlib.Path, click_stream: ClickStream, seed: int) -> None:
     """A file of each log for every 10 seconds, with the time of its arrival."""
-    number = click_stream.num_examples // (PER_SECOND * SLICE)
-    shards = click_stream.write_tfrecords(directory / "whole", num_shards=number)
+    number, count = click_stream.num_examples // (PER_SECOND * SLICE), PER_SECOND * SLICE
+    generate = tf.function(click_stream.generate, [tf.TensorSpec([None], tf.int64)])
     rng = np.random.default_rng(seed)
     clicks = []
-    for k, path in enumerate(shards):
-        serialized = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
-        parsed = {n: v.numpy() for n, v in ClickStream.parse_fn(serialized).items()}
-        ids = parsed["example_id"]
+    for k in range(number):
+        fields = {n: v.numpy() for n, v in generate(np.arange(k * count, (k + 1) * count)).items()}
+        ids = fields["example_id"]
         served = ids / PER_SECOND
-        probability = parsed["click_probability"].astype(np.float64)
+        probability = fields["click_probability"].astype(np.float64)
         # As a served model with an error would have recorded them.
         logits = np.log(probability / (1 - probability)) + rng.normal(0.0, 0.5, len(ids))
         with ofb_tf.ForwardRecordWriter(directory / "part") as writer:
             writer.write(ids, logits.astype(np.float32), timestamp=micros(served))
         (records,) = (directory / "part").iterdir()
         arrive(records, directory / "records" / f"{k:06d}.ofbr", k)
-        times = micros(served).tolist()
-        labelled = [e + feature("timestamp", t) for e, t in zip(serialized, times, strict=True)]
-        write(directory, "labelled", k, labelled)
-        # Of a feature that is there twice, the second counts.
-        write(directory, "served", k, [example + feature("label", 0) for example in labelled])
-        rows = np.flatnonzero(parsed["label"])
+        examples = serialize(fields, micros(served))
+        write(directory, "served", k, examples)
+        labels = [feature("label", label) for label in fields["label"]]
+        write(
+            directory, "labelled", k, [e + each for e, each in zip(examples, labels, strict=True)]
+        )
+        rows = np.flatnonzero(fields["label"])
         delays = np.minimum(rng.exponential(MEAN_DELAY, len(rows)), WINDOW)
         clicks += zip(served[rows] + delays, ids[rows], strict=True)
     for k in range(number):
@@ -70,6 +75,23 @@ def write_logs(directory: pathlib.Path, click_stream: ClickStream, seed: int) ->
             for time, id_ in now
         ]
         write(directory, "labels", k, events)
+
+
+def serialize(fields: dict[str, np.ndarray], timestamps: np.ndarray) -> list[bytes]:
+    """tf.Examples without a label; one message is filled again for each."""
+    message, examples = tf.train.Example(), []
+    feature = message.features.feature
+    columns = [
+        feature["dense"].float_list.value,
+        *(feature[n].int64_list.value for n in ("categorical", "example_id", "timestamp")),
+    ]
+    scalars = [fields["example_id"][:, None], timestamps[:, None]]
+    arrays = [fields["dense"], fields["categorical"], *scalars]
+    for row in zip(*(array.tolist() for array in arrays), strict=True):
+        for column, values in zip(columns, row, strict=True):
+            column[:] = values
+        examples.append(message.SerializeToString())
+    return examples
 
 
 def micros(seconds: np.ndarray) -> np.ndarray:
@@ -139,7 +161,7 @@ def train(way: str, directory: pathlib.Path, seconds: int, seed: int) -> keras.M
         seed=seed,
         max_age=2 * WINDOW,
         task="binary",
-        parse_fn=ClickStream.parse_fn,
+        parse_fn=lambda serialized: tf.io.parse_example(serialized, FEATURES),
     )
     records = streaming.RecordDirectory(directory / "records")
     stream = streaming.SampledStream(
