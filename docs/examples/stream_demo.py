@@ -236,9 +236,9 @@ def build() -> ofb_tf.OFBModel:
     offsets = np.cumsum([0, *VOCABULARY_SIZES])
     rows = keras.layers.Embedding(int(offsets[-1]), 8)(categorical + offsets[:-1])
     hidden = keras.layers.Concatenate()([keras.layers.Flatten()(rows), keras.ops.log(dense)])
-    hidden = keras.layers.Dense(64, activation="relu")(hidden)
+    hidden = keras.layers.Dense(64, activation="relu", name="hidden")(hidden)
     bias = keras.initializers.Constant(np.log(POSITIVES / (1 - POSITIVES)))
-    output = keras.layers.Dense(1, bias_initializer=bias)(hidden)
+    output = keras.layers.Dense(1, bias_initializer=bias, name="click")(hidden)
     model = ofb_tf.OFBModel({"dense": dense, "categorical": categorical}, output)
     model.compile(keras.optimizers.Adam(2e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     return model
