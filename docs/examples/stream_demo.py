@@ -270,6 +270,7 @@ def main() -> int:
     parser.add_argument("--per_second", type=float, default=2000.0, help="examples served")
     parser.add_argument("--refresh_batches", type=int, default=25, help="from model to model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noprogress", action="store_true", help="show no progress bar")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     run = parser.parse_args()
     if run.examples < WINDOW or run.examples % WINDOW:
@@ -314,7 +315,7 @@ def run_all(run: argparse.Namespace) -> dict:
         for name, worker in workers.items():
             if name != "server":
                 worker.start()
-        with tqdm.tqdm(total=run.examples, unit="example", disable=None) as bar:
+        with tqdm.tqdm(total=run.examples, unit="example", disable=run.noprogress) as bar:
             bar.set_description("starting")
             while not {"server", IMPORTANCE, UNIFORM} <= results.keys():
                 while reports.empty():
