@@ -2,6 +2,7 @@
 
 import abc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,7 +63,7 @@ class SampledFeed(Feed):
         remainder = arrived % config.window_size
         if status["examples"] < arrived - remainder or (remainder and not status["lag_seconds"]):
             return False
-        return batches == status["selected"] // config.batch_size
+        return batches == status["selected"] // (config.batch_size or 1)
 
     def end(self) -> None:
         """The stream does not wait for more."""
@@ -116,6 +117,14 @@ class WholeFeed(Feed):
         self._ended.set()
 
 
+def fit(model: keras.Model, dataset: tf.data.Dataset, **settings: Any) -> None:
+    """Trains until the dataset ends."""
+    with warnings.catch_warnings():
+        # Keras warns because it cannot know how many batches a selection has.
+        warnings.filterwarnings("ignore", message="Your input ran out of data")
+        model.fit(dataset, shuffle=False, verbose=0, **settings)
+
+
 class Training(keras.callbacks.Callback):
     """One `fit` in a thread, until its dataset ends.
 
@@ -133,7 +142,7 @@ class Training(keras.callbacks.Callback):
 
     def _fit(self, model: keras.Model, dataset: tf.data.Dataset) -> None:
         try:
-            model.fit(dataset, shuffle=False, verbose=0, callbacks=[self])
+            fit(model, dataset, callbacks=[self])
         except Exception as error:
             self._error = error
 

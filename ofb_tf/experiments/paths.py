@@ -251,7 +251,7 @@ class ThroughFiles(RecordPath):
     def warm_up(self) -> None:
         """A step, after which the stream begins again; see `RecordPath.warm_up`."""
         self._finish_file()
-        self.model.fit(self._batches().take(1), shuffle=False, verbose=0)
+        continuous.fit(self.model, self._batches().take(1))
         self.reset()
 
     def train(self, *, ends_pass: bool) -> None:
