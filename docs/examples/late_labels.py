@@ -1,22 +1,24 @@
 """Clicks that come late: wait for them, take early negatives as they are, or correct them.
 
-The click stream is served at 250 examples per second of simulated time. Clicks come after an
-exponential delay of two minutes on average, at most ten minutes, which is the attribution window.
-The same model trains on a tenth of what has left after 40 minutes:
+A stream with one click in five examples is served at 150 examples per second of simulated time.
+Clicks come after an exponential delay of 45 seconds on average, at most three minutes, which is the
+attribution window. The same model trains on a tenth of what has left after 20 minutes:
 
-- waiting: an example leaves with its click, or at the end of its window as a negative, so that most
-  of the last ten minutes is missing;
+- waiting: an example leaves with its click, or at the end of its window as a negative;
 - early negatives: every example leaves as a negative at once, and again with its click;
 - early negatives, weighted: the same, with `FakeNegativeWeighted` as the loss;
 - all labels at once, which production cannot have, for comparison.
 
-Printed are, on the ten minutes that follow, the calibration (mean prediction over mean probability;
-1 is right) and the mean KL divergence from the hidden click probability to the prediction.
+Printed are, on the examples that follow, the calibration (mean prediction over mean probability; 1
+is right) and the mean KL divergence from the hidden click probability to the prediction, as means
+over seeds with their standard errors.
 
-    python docs/examples/late_labels.py --minutes=40 --seeds=3
+    python docs/examples/late_labels.py --minutes=20 --seeds=3
 """
 
 import argparse
+import concurrent.futures
+import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -31,14 +33,14 @@ import ofb_tf
 from ofb_tf import streaming
 from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
 
-PER_SECOND, SLICE, WINDOW, MEAN_DELAY = 250, 10, 600, 120.0
+PER_SECOND, SLICE, WINDOW, MEAN_DELAY = 150, 10, 180, 45.0
 FEATURES = {
     "dense": tf.io.FixedLenFeature([13], tf.float32),
     "categorical": tf.io.FixedLenFeature([26], tf.int64),
     "label": tf.io.FixedLenFeature([], tf.int64),
 }
 START = 1_700_000_000  # seconds since 1970
-POSITIVES = 0.01
+POSITIVES, HELD_OUT = 0.2, 50_000
 WAYS = ("waiting", "early negatives", "early negatives, weighted", "all labels at once")
 
 
@@ -181,29 +183,40 @@ def evaluate(model: keras.Model, test: dict[str, np.ndarray]) -> tuple[float, fl
     return float(q.mean() / p.mean()), float(kl.mean())
 
 
+def compare(minutes: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Every way with one seed."""
+    seconds, figures = 60 * minutes, {}
+    click_stream = ClickStream(seconds * PER_SECOND, POSITIVES, seed=seed)
+    after = np.arange(click_stream.num_examples, click_stream.num_examples + HELD_OUT)
+    test = {name: value.numpy() for name, value in click_stream.generate(after).items()}
+    with tempfile.TemporaryDirectory() as directory:
+        write_logs(pathlib.Path(directory), click_stream, seed)
+        for way in WAYS:
+            figures[way] = evaluate(train(way, pathlib.Path(directory), seconds, seed), test)
+            calibration, kl = figures[way]
+            print(f"seed {seed}, {way}: calibration {calibration:.3f}, KL {kl:.5f}", flush=True)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=int, default=20, help="of the stream")
+    parser.add_argument("--seeds", type=int, default=3, help="number of repetitions")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
-    seconds = 60 * arguments.minutes
-    results: dict[str, list] = {way: [] for way in WAYS}
-    for seed in range(arguments.seeds):
-        click_stream = ClickStream(seconds * PER_SECOND, POSITIVES, seed=seed)
-        after = np.arange(click_stream.num_examples, click_stream.num_examples + 150_000)
-        test = {name: value.numpy() for name, value in click_stream.generate(after).items()}
-        with tempfile.TemporaryDirectory() as directory:
-            write_logs(pathlib.Path(directory), click_stream, seed)
-            for way in WAYS:
-                figures = evaluate(train(way, pathlib.Path(directory), seconds, seed), test)
-                results[way].append(figures)
-                print(f"seed {seed}, {way}: calibration {figures[0]:.3f}, KL {figures[1]:.5f}")
+    with concurrent.futures.ProcessPoolExecutor(
+        arguments.workers, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        minutes = [arguments.minutes] * arguments.seeds
+        results = list(pool.map(compare, minutes, range(arguments.seeds)))
     print(f"\n{'':28}{'calibration':>18}{'KL x 1e-3':>18}")
-    for way, figures in results.items():
-        mean = np.mean(figures, 0)
-        error = np.std(figures, 0, ddof=1) / len(figures) ** 0.5 if len(figures) > 1 else (0, 0)
+    for way in WAYS:
+        figures = np.array([result[way] for result in results])
+        mean, error = figures.mean(0), np.zeros(2)
+        if len(figures) > 1:
+            error = figures.std(0, ddof=1) / len(figures) ** 0.5
         print(
             f"{way:28}{mean[0]:10.3f} ± {error[0]:.3f}{1e3 * mean[1]:11.2f} ± {1e3 * error[1]:.2f}"
         )

@@ -213,6 +213,7 @@ def train(policy: str, run: argparse.Namespace, reports, go) -> None:
         stream.dataset().map(look),
         steps_per_epoch=run.examples // WINDOW,
         callbacks=[checkpoint] + [refresh] * (policy == IMPORTANCE),
+        shuffle=False,
         verbose=0,
     )
     status = stream.status()

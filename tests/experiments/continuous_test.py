@@ -11,7 +11,7 @@ FIELDS = {
     "example_id": tf.constant([3, -5, 2**62]),
     "floats": tf.constant([[1.5, -0.0], [np.inf, 1e-38], [0.1, 3.0]]),
     "precise": tf.constant([0.1, np.pi, 1e300], tf.float64),
-    "pixels": tf.reshape(tf.range(12, dtype=tf.uint8) + 240, [3, 2, 2]),
+    "pixels": tf.constant(np.arange(244, 256, dtype=np.uint8).reshape(3, 2, 2)),
     "flag": tf.constant([True, False, True]),
     "text": tf.constant([b"", b"\xff\x00", "ü".encode()]),
     "several": tf.constant([[b"a", b"b"], [b"", b"c"], [b"d", b""]]),
