@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -302,7 +303,8 @@ def main() -> int:
 
 def run_all(run: argparse.Namespace) -> dict:
     """Starts the processes, and ends them if one fails."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # TensorFlow is imported once
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with the processes
     reports, go = context.Queue(), context.Value("d", 0.0)
     began = time.time()
     workers = {

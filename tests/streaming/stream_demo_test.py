@@ -28,7 +28,7 @@ def test_serves_records_labels_joins_samples_trains_and_refreshes(tmp_path):
         printed = python(
             *(PROGRAM, f"--servers={broker.servers}", "--json", f"--output_dir={tmp_path}"),
             *("--examples=6000", "--per_second=500", "--refresh_batches=2"),
-            timeout=600,
+            timeout=900,
         )
         # Those of the run are gone.
         wait_for(
