@@ -18,7 +18,7 @@ VERSION = $(shell sed -nE 's/^__version__ = "(.*)"$$/\1/p' ofb_tf/version.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tfx lint types format test test-core test-slow test-core-tfx test-tfx \
-	fuzz demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
+	fuzz demo stream-demo bench docs notebooks notebooks-sync tfx-demo tfx-compile tfx-scale flink-up flink-down \
 	setup-flink test-flink pyflink-up pyflink-down kafka-up kafka-down test-kafka package release \
 	release-check lock lock-tfx lock-docs lock-flink clean
 
@@ -95,12 +95,18 @@ test-flink: setup-flink  ## run the streaming join on Flink and kill a task mana
 
 test-kafka: setup  ## run the tests of topics against a Kafka broker of their own (Maven, Java 17)
 	tests/runners/kafka.sh fetch
-	$(BIN)/python -m pytest tests/streaming/kafka_test.py
+	$(BIN)/python -m pytest tests/streaming/kafka_test.py tests/streaming/stream_demo_test.py
 
 # Demo, benchmarks, documentation
 
-demo: setup  ## run the whole loop on an embedded click stream
+demo: setup  ## run the whole loop, without a pause, on an embedded click stream
 	$(BIN)/ofb demo --output_dir=out/demo
+
+stream-demo: setup  ## run server, labeller and trainers around a Kafka broker (Maven, Java 17)
+	tests/runners/kafka.sh up 9292
+	status=0; $(BIN)/python docs/examples/stream_demo.py --servers=127.0.0.1:9292 \
+		--output_dir=out/stream-demo || status=$$?; \
+		tests/runners/kafka.sh down 9292; exit $$status
 
 bench: setup  ## compare every cost with a named peer; at most 15 minutes
 	$(BIN)/python -m benchmarks --output_dir=out/bench --markdown

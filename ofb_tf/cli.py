@@ -58,10 +58,11 @@ examples:
 """
 DEMO_USAGE = """usage: ofb demo [FLAGS]
 
-A model snapshot serves a stream and records every forward pass; labels arrive; the records are
-joined to the stream, part of it is selected, and an OFBModel is trained on that with its weights;
-the snapshot is refreshed, and so on. Prints a table of the policies and writes results.json and
-report.html. The default, a deep click model, takes about 3 minutes on two cores.
+A model snapshot serves a stream and records every forward pass; labelled examples arrive in a
+directory that grows; one stream joins the records to them and selects a part, and an OFBModel is
+trained on that with its weights, without a pause, while the snapshot is refreshed. Prints a table
+of the policies and writes results.json and report.html. The default, a deep click model, takes
+about 3 minutes on two cores.
 
 examples:
   ofb demo --output_dir=out/demo --picture=out/demo/picture.png

@@ -1,22 +1,24 @@
 """Clicks that come late: wait for them, take early negatives as they are, or correct them.
 
-The click stream is served at 250 examples per second of simulated time. Clicks come after an
-exponential delay of two minutes on average, at most ten minutes, which is the attribution window.
-The same model trains on a tenth of what has left after 40 minutes:
+A stream with one click in five examples is served at 150 examples per second of simulated time.
+Clicks come after an exponential delay of 45 seconds on average, at most three minutes, which is the
+attribution window. The same model trains on a tenth of what has left after 20 minutes:
 
-- waiting: an example leaves with its click, or at the end of its window as a negative, so that most
-  of the last ten minutes is missing;
+- waiting: an example leaves with its click, or at the end of its window as a negative;
 - early negatives: every example leaves as a negative at once, and again with its click;
 - early negatives, weighted: the same, with `FakeNegativeWeighted` as the loss;
 - all labels at once, which production cannot have, for comparison.
 
-Printed are, on the ten minutes that follow, the calibration (mean prediction over mean probability;
-1 is right) and the mean KL divergence from the hidden click probability to the prediction.
+Printed are, on the examples that follow, the calibration (mean prediction over mean probability; 1
+is right) and the mean KL divergence from the hidden click probability to the prediction, as means
+over seeds with their standard errors.
 
-    python docs/examples/late_labels.py --minutes=40 --seeds=3
+    python docs/examples/late_labels.py --minutes=20 --seeds=3
 """
 
 import argparse
+import concurrent.futures
+import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -31,36 +33,41 @@ import ofb_tf
 from ofb_tf import streaming
 from ofb_tf.datasets import VOCABULARY_SIZES, ClickStream
 
-PER_SECOND, SLICE, WINDOW, MEAN_DELAY = 250, 10, 600, 120.0
+PER_SECOND, SLICE, WINDOW, MEAN_DELAY = 150, 10, 180, 45.0
+FEATURES = {
+    "dense": tf.io.FixedLenFeature([13], tf.float32),
+    "categorical": tf.io.FixedLenFeature([26], tf.int64),
+    "label": tf.io.FixedLenFeature([], tf.int64),
+}
 START = 1_700_000_000  # seconds since 1970
-POSITIVES = 0.01
+POSITIVES, HELD_OUT = 0.2, 50_000
 WAYS = ("waiting", "early negatives", "early negatives, weighted", "all labels at once")
 
 
 def write_logs(directory: pathlib.Path, click_stream: ClickStream, seed: int) -> None:
     """A file of each log for every 10 seconds, with the time of its arrival."""
-    number = click_stream.num_examples // (PER_SECOND * SLICE)
-    shards = click_stream.write_tfrecords(directory / "whole", num_shards=number)
+    number, count = click_stream.num_examples // (PER_SECOND * SLICE), PER_SECOND * SLICE
+    generate = tf.function(click_stream.generate, [tf.TensorSpec([None], tf.int64)])
     rng = np.random.default_rng(seed)
     clicks = []
-    for k, path in enumerate(shards):
-        serialized = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
-        parsed = {n: v.numpy() for n, v in ClickStream.parse_fn(serialized).items()}
-        ids = parsed["example_id"]
+    for k in range(number):
+        fields = {n: v.numpy() for n, v in generate(np.arange(k * count, (k + 1) * count)).items()}
+        ids = fields["example_id"]
         served = ids / PER_SECOND
-        probability = parsed["click_probability"].astype(np.float64)
+        probability = fields["click_probability"].astype(np.float64)
         # As a served model with an error would have recorded them.
         logits = np.log(probability / (1 - probability)) + rng.normal(0.0, 0.5, len(ids))
         with ofb_tf.ForwardRecordWriter(directory / "part") as writer:
             writer.write(ids, logits.astype(np.float32), timestamp=micros(served))
         (records,) = (directory / "part").iterdir()
         arrive(records, directory / "records" / f"{k:06d}.ofbr", k)
-        times = micros(served).tolist()
-        labelled = [e + feature("timestamp", t) for e, t in zip(serialized, times, strict=True)]
-        write(directory, "labelled", k, labelled)
-        # Of a feature that is there twice, the second counts.
-        write(directory, "served", k, [example + feature("label", 0) for example in labelled])
-        rows = np.flatnonzero(parsed["label"])
+        examples = serialize(fields, micros(served))
+        write(directory, "served", k, examples)
+        labels = [feature("label", label) for label in fields["label"]]
+        write(
+            directory, "labelled", k, [e + each for e, each in zip(examples, labels, strict=True)]
+        )
+        rows = np.flatnonzero(fields["label"])
         delays = np.minimum(rng.exponential(MEAN_DELAY, len(rows)), WINDOW)
         clicks += zip(served[rows] + delays, ids[rows], strict=True)
     for k in range(number):
@@ -70,6 +77,23 @@ def write_logs(directory: pathlib.Path, click_stream: ClickStream, seed: int) ->
             for time, id_ in now
         ]
         write(directory, "labels", k, events)
+
+
+def serialize(fields: dict[str, np.ndarray], timestamps: np.ndarray) -> list[bytes]:
+    """tf.Examples without a label; one message is filled again for each."""
+    message, examples = tf.train.Example(), []
+    feature = message.features.feature
+    columns = [
+        feature["dense"].float_list.value,
+        *(feature[n].int64_list.value for n in ("categorical", "example_id", "timestamp")),
+    ]
+    scalars = [fields["example_id"][:, None], timestamps[:, None]]
+    arrays = [fields["dense"], fields["categorical"], *scalars]
+    for row in zip(*(array.tolist() for array in arrays), strict=True):
+        for column, values in zip(columns, row, strict=True):
+            column[:] = values
+        examples.append(message.SerializeToString())
+    return examples
 
 
 def micros(seconds: np.ndarray) -> np.ndarray:
@@ -139,7 +163,7 @@ def train(way: str, directory: pathlib.Path, seconds: int, seed: int) -> keras.M
         seed=seed,
         max_age=2 * WINDOW,
         task="binary",
-        parse_fn=ClickStream.parse_fn,
+        parse_fn=lambda serialized: tf.io.parse_example(serialized, FEATURES),
     )
     records = streaming.RecordDirectory(directory / "records")
     stream = streaming.SampledStream(
@@ -159,29 +183,40 @@ def evaluate(model: keras.Model, test: dict[str, np.ndarray]) -> tuple[float, fl
     return float(q.mean() / p.mean()), float(kl.mean())
 
 
+def compare(minutes: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Every way with one seed."""
+    seconds, figures = 60 * minutes, {}
+    click_stream = ClickStream(seconds * PER_SECOND, POSITIVES, seed=seed)
+    after = np.arange(click_stream.num_examples, click_stream.num_examples + HELD_OUT)
+    test = {name: value.numpy() for name, value in click_stream.generate(after).items()}
+    with tempfile.TemporaryDirectory() as directory:
+        write_logs(pathlib.Path(directory), click_stream, seed)
+        for way in WAYS:
+            figures[way] = evaluate(train(way, pathlib.Path(directory), seconds, seed), test)
+            calibration, kl = figures[way]
+            print(f"seed {seed}, {way}: calibration {calibration:.3f}, KL {kl:.5f}", flush=True)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=int, default=20, help="of the stream")
+    parser.add_argument("--seeds", type=int, default=3, help="number of repetitions")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
-    seconds = 60 * arguments.minutes
-    results: dict[str, list] = {way: [] for way in WAYS}
-    for seed in range(arguments.seeds):
-        click_stream = ClickStream(seconds * PER_SECOND, POSITIVES, seed=seed)
-        after = np.arange(click_stream.num_examples, click_stream.num_examples + 150_000)
-        test = {name: value.numpy() for name, value in click_stream.generate(after).items()}
-        with tempfile.TemporaryDirectory() as directory:
-            write_logs(pathlib.Path(directory), click_stream, seed)
-            for way in WAYS:
-                figures = evaluate(train(way, pathlib.Path(directory), seconds, seed), test)
-                results[way].append(figures)
-                print(f"seed {seed}, {way}: calibration {figures[0]:.3f}, KL {figures[1]:.5f}")
+    with concurrent.futures.ProcessPoolExecutor(
+        arguments.workers, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        minutes = [arguments.minutes] * arguments.seeds
+        results = list(pool.map(compare, minutes, range(arguments.seeds)))
     print(f"\n{'':28}{'calibration':>18}{'KL x 1e-3':>18}")
-    for way, figures in results.items():
-        mean = np.mean(figures, 0)
-        error = np.std(figures, 0, ddof=1) / len(figures) ** 0.5 if len(figures) > 1 else (0, 0)
+    for way in WAYS:
+        figures = np.array([result[way] for result in results])
+        mean, error = figures.mean(0), np.zeros(2)
+        if len(figures) > 1:
+            error = figures.std(0, ddof=1) / len(figures) ** 0.5
         print(
             f"{way:28}{mean[0]:10.3f} ± {error[0]:.3f}{1e3 * mean[1]:11.2f} ± {1e3 * error[1]:.2f}"
         )

@@ -1,8 +1,8 @@
 """The two ways from a served model to a trained one: through files, or in memory.
 
 Both answer with the same model, select the same examples with the same weights and train by
-`OFBModel.train_step`. `ofb demo` runs every real part of a production loop, `ThroughFiles`;
-`ofb compare` runs hundreds of trials, each on one core, `InMemory`.
+`OFBModel.train_step`. `ofb demo` runs every real part of a production loop without a pause,
+`ThroughFiles`; `ofb compare` runs hundreds of trials, each on one core, `InMemory`.
 """
 
 import abc
@@ -11,7 +11,6 @@ import functools
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +18,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ofb_tf import constants, hashing
+from ofb_tf import constants, hashing, streaming
 from ofb_tf.experiments import config as configs
+from ofb_tf.experiments import continuous, serialized
 from ofb_tf.experiments.workload import Workload, graph
 from ofb_tf.experiments.workloads import get_workload
 from ofb_tf.records import ForwardRecordWriter
 from ofb_tf.selection import heads, stream_budget, window
 from ofb_tf.training.model import OFBModel
-from ofb_tf.transforms.sample import OFBSampler, ofb_sample
+from ofb_tf.transforms.sample import ofb_sample
 
 _FORWARD_BATCH = 4096
 _REQUEST_SIZE = 1024
+_MAX_AGE = 86_400.0  # seconds, of records: longer than a run
 _SEED_STRIDE = 1_000_003  # of the seeds of selection: every pass of a trial has its own
 _SELECTION_FIELDS = (
     "rate",
@@ -47,7 +48,7 @@ Examples = dict[str, tf.Tensor]
 class RecordPath(abc.ABC):
     """Serves, selects and trains one policy with one seed, one interval after the other.
 
-    An interval is what comes between two refreshes of the serving snapshot: `serve`, `refresh`,
+    An interval is what comes between two refreshes of the serving snapshot: `serve`, `arrive`,
     `train`. `model` is an `OFBModel`, at first untrained.
     """
 
@@ -63,6 +64,7 @@ class RecordPath(abc.ABC):
     ):
         self.config, self.policy, self.seed, self.workload = config, policy, seed, workload
         self.directory = directory  # for temporary files
+        self.interval_size = config.window_size * config.refresh_interval or workload.num_examples
         self.is_everything = policy == configs.EVERYTHING
         self.batch_size = config.whole_batch_size if self.is_everything else config.batch_size
         self.compiled = compiled_model(config, workload)
@@ -120,16 +122,28 @@ class RecordPath(abc.ABC):
         """Leaves records of the kept answers, by snapshots with these numbers."""
 
     @abc.abstractmethod
-    def refresh(self, number: int, examples: Examples) -> None:
-        """Gives an interval and its records (of pass `number`) to selection."""
+    def arrive(self, interval: int, examples: Examples) -> None:
+        """Has the labelled examples of an interval arrive."""
 
     @abc.abstractmethod
     def warm_up(self) -> None:
         """Has everything traced that `train` needs; leaves the model untrained."""
 
     @abc.abstractmethod
-    def train(self) -> None:
-        """Selects from the interval of the last `refresh`, and trains on the selected."""
+    def train(self, *, ends_pass: bool) -> None:
+        """Selects from the interval that arrived last, and trains on the selected.
+
+        Args:
+          ends_pass: whether the next interval begins in another pass, or there is none.
+        """
+
+    def close(self) -> None:
+        """Forgets the snapshots, and ends what is still going on."""
+        self._snapshots.clear()
+
+    def pass_of(self, interval: int) -> int:
+        """The pass in which an interval begins."""
+        return interval * self.interval_size // self.workload.num_examples
 
     def selection_seed(self, number: int) -> int:
         """The seed of `ofb_sample` in a pass, in which no id comes twice."""
@@ -137,21 +151,26 @@ class RecordPath(abc.ABC):
 
 
 class ThroughFiles(RecordPath):
-    """The real path, without short cuts; seconds are wall-clock.
+    """The real path, without short cuts, as a continuous run; seconds are wall-clock.
 
-    The snapshot is a SavedModel on disk that is loaded back, its outputs are written by
-    `ForwardRecordWriter`, the join reads those files, selection runs inside tf.data, and
-    `OFBModel.fit` trains with the weights.
+    The snapshot is a SavedModel on disk that is loaded back, and `ForwardRecordWriter` writes its
+    answers. Labelled examples arrive as files of tf.Examples. A `SampledStream`, traced once,
+    follows both, and one `OFBModel.fit` in a thread trains on what it selects, without a pause for
+    as long as the pass lasts. So that runs repeat, serving waits until training has used what
+    arrived. A pass repeats the ids of the last one, so it is another stream.
+
+    Two things go on from one interval to the next that `InMemory` begins again: a batch that is not
+    full, where a policy's selections are no whole batches, and the state of `budget="stream"`.
     """
 
     clock = staticmethod(time.perf_counter)
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self._interval: dict[str, tf.Variable] = {}  # its examples, read by each iteration
-        self._sampler: OFBSampler | None = None
-        self._selected: tf.data.Dataset | None = None  # the same, after selection, in batches
-        self._number = -1  # of the pass that the sampler is for
+        self._feed: continuous.Feed | None = None  # of the pass that goes on
+        self._training: continuous.Training | None = None
+        self._unfinished = ""  # the last file of examples, until it is finished
+        self._num_arrived = 0  # examples of the pass
 
     def _snapshot(self, interval: int) -> Any:
         """A SavedModel, written and loaded back."""
@@ -173,71 +192,90 @@ class ThroughFiles(RecordPath):
     def _record(
         self, interval: int, ids: np.ndarray, numbers: np.ndarray, kept: np.ndarray
     ) -> None:
-        """Writes record files, by requests, in place of the last interval's."""
-        if self.records:
-            shutil.rmtree(self.records)
-        self.records = os.path.join(self.directory, f"records_{interval}")
+        """Writes record files, by requests."""
+        self.records = self._log("records", interval)
         with ForwardRecordWriter(self.records, num_outputs=self.workload.num_outputs) as writer:
             for start in range(0, len(ids), _REQUEST_SIZE):
                 rows = start + np.flatnonzero(kept[start : start + _REQUEST_SIZE])
                 writer.write(ids[rows], self.answers[rows], model_version=numbers[rows])
 
-    def refresh(self, number: int, examples: Examples) -> None:
-        """The pipeline is made once a pass and then updated; see `RecordPath.refresh`."""
-        for name, value in examples.items():
-            if name not in self._interval:
-                shape = [None, *value.shape[1:]]
-                self._interval[name] = tf.Variable(value, shape=shape, trainable=False)
-            self._interval[name].assign(value)
+    def _log(self, name: str, interval: int) -> str:
+        return os.path.join(self.directory, f"{name}_{self.pass_of(interval)}")
+
+    def arrive(self, interval: int, examples: Examples) -> None:
+        """Writes a file, which `train` finishes; see `RecordPath.arrive`."""
+        directory = self._log("examples", interval)
+        if self._feed is None:
+            os.makedirs(directory)
+            self._feed, self._num_arrived = self._new_feed(interval, examples), 0
+        self._unfinished = os.path.join(directory, f"{interval:06d}.tmp")
+        with tf.io.TFRecordWriter(self._unfinished) as writer:
+            for example in serialized.serialize(examples):
+                writer.write(example)
+        self._num_arrived += len(examples[constants.EXAMPLE_ID])
+
+    def _new_feed(self, interval: int, examples: Examples) -> continuous.Feed:
+        log = streaming.ExampleDirectory(self._log("examples", interval))
+        parse = serialized.parser(examples)
         if self.is_everything:
-            if self._selected is None:
-                self._selected = self._stream().batch(self.batch_size)
-        elif number != self._number:
-            self._number = number
-            self._sampler = ofb_sample(
-                records=self.records,
-                updatable=self.records is not None,
-                rate=self.config.rate,
-                policy=self.config.make_policy(self.policy),
-                task=self.workload.task,
-                label_key=self.workload.label_key,
-                window_size=self.config.window_size,
-                batch_size=self.batch_size,
-                seed=self.selection_seed(number),
-                num_outputs=self.workload.num_outputs,
-                estimator=self.config.estimator,
-                budget=self.config.budget,
-                redraw_each_iteration=False,
-            )
-            self._selected = self._stream().apply(self._sampler)
-        elif self._sampler is not None and self.records is not None:
-            self._sampler.update(self.records)
+            return continuous.WholeFeed(log, parse, self.batch_size)
+        records = self._log("records", interval)
+        if self.records is None:  # but a stream takes its form from them
+            with ForwardRecordWriter(records) as writer:
+                writer.write([0], np.zeros([1, self.workload.num_outputs], np.float32))
+        keys = {constants.EXAMPLE_ID, *self.workload.label_fields}
+        sampler = ofb_sample(
+            rate=self.config.rate,
+            policy=self.config.make_policy(self.policy),
+            task=self.workload.task,
+            label_key=self.workload.label_key,
+            window_size=self.config.window_size,
+            batch_size=self.batch_size,
+            seed=self.selection_seed(self.pass_of(interval)),
+            num_outputs=self.workload.num_outputs,
+            estimator=self.config.estimator,
+            budget=self.config.budget,
+            max_age=_MAX_AGE,
+            parse_fn=parse,
+            feature_spec=serialized.feature_spec({n: examples[n] for n in keys}),
+        )
+        return continuous.SampledFeed(sampler, log, streaming.RecordDirectory(records))
+
+    def _finish_file(self) -> None:
+        if self._unfinished:
+            os.rename(self._unfinished, self._unfinished.replace(".tmp", ".tfrecord"))
+        self._unfinished = ""
+
+    def _batches(self) -> tf.data.Dataset:
+        assert self._feed is not None
+        return self._feed.dataset().prefetch(tf.data.AUTOTUNE)
 
     def warm_up(self) -> None:
-        """One step; see `RecordPath.warm_up`."""
-        assert self._selected is not None
-        self._fit(self._selected.take(1))
+        """A step, after which the stream begins again; see `RecordPath.warm_up`."""
+        self._finish_file()
+        continuous.fit(self.model, self._batches().take(1))
         self.reset()
 
-    def train(self) -> None:
-        """Fits on the selected stream; see `RecordPath.train`."""
-        assert self._selected is not None
-        self._fit(self._selected)
+    def train(self, *, ends_pass: bool) -> None:
+        """Waits until all that arrived is used; see `RecordPath.train`."""
+        if self._training is None:
+            self._training = continuous.Training(self.model, self._batches())
+        else:
+            self.model.importance_weight_statistics.reset_state()  # as `fit` does
+        self._finish_file()
+        feed, arrived = self._feed, self._num_arrived
+        assert feed is not None
+        self._training.wait(lambda batches: feed.is_used(arrived, batches))
+        if ends_pass:
+            feed.end()
+            self._training.wait()
+            self._feed = self._training = self.records = None
 
-    def _stream(self) -> tf.data.Dataset:
-        """Single examples of the interval that is there when an iteration begins."""
-
-        def examples(_: tf.Tensor) -> tf.data.Dataset:
-            columns = {name: value.read_value() for name, value in self._interval.items()}
-            return tf.data.Dataset.from_tensor_slices(columns)
-
-        return tf.data.Dataset.from_tensors(0).flat_map(examples)
-
-    def _fit(self, selected: tf.data.Dataset) -> None:
-        with warnings.catch_warnings():
-            # Keras warns because it cannot know how many batches a selection has.
-            warnings.filterwarnings("ignore", message="Your input ran out of data")
-            self.model.fit(selected.prefetch(tf.data.AUTOTUNE), epochs=1, shuffle=False, verbose=0)
+    def close(self) -> None:
+        """Ends also a run that an error has stopped; see `RecordPath.close`."""
+        super().close()
+        if self._feed is not None:
+            self._feed.close()
 
 
 class InMemory(RecordPath):
@@ -281,15 +319,15 @@ class InMemory(RecordPath):
         """Keeps logits, NaN where the record is lost."""
         self.records = np.where(kept[:, None], self.answers, np.float32(np.nan))
 
-    def refresh(self, number: int, examples: Examples) -> None:
-        """Keeps the examples; see `RecordPath.refresh`."""
-        self._examples, self._number = examples, number
+    def arrive(self, interval: int, examples: Examples) -> None:
+        """Keeps the examples; see `RecordPath.arrive`."""
+        self._examples, self._number = examples, self.pass_of(interval)
 
     def warm_up(self) -> None:
         """Selection; the training step was traced when it was made."""
         self._selected()
 
-    def train(self) -> None:
+    def train(self, *, ends_pass: bool) -> None:
         """Trains on the selected rows; see `RecordPath.train`."""
         rows, weights, offsets = self._selected()
         self.model.importance_weight_statistics.reset_state()  # as `fit` does

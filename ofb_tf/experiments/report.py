@@ -45,7 +45,6 @@ _TABLE_COLUMNS = (
     ("ESS", "{effective_sample_size:.2f}"),
     ("stream to uniform", "{stream_to_uniform}"),
     ("learning rate", "{learning_rate:g}"),
-    ("refresh s", "{refresh_seconds:.1f}"),
     ("warm-up s", "{warm_up_seconds:.1f}"),
     ("serving s", "{serving_seconds:.1f}"),
 )
@@ -60,10 +59,10 @@ _NONE = "–"
 
 COLUMNS = (
     ("Train s, CPU s", "what training cost, by the wall clock and in processor time: reading,\n"
-     "  refreshes, selection, forward and backward passes. Trials of `ofb compare` are in memory\n"
-     "  and run side by side, each on one core: compare their CPU s. Not in it: evaluation,\n"
-     "  warm-up and serving, and no waiting: the stream is there before it is needed, as when a\n"
-     "  model catches up."),
+     "  loading records, selection, forward and backward passes. Trials of `ofb compare` are in\n"
+     "  memory and run side by side, each on one core: compare their CPU s. Not in it:\n"
+     "  evaluation, warm-up, serving, and no waiting: an interval of the stream is there before\n"
+     "  training takes it up."),
     ("Full quality s", "seconds of training until the metric was what `everything` ended with:\n"
      "  first crossing of the mean curve over seeds, straight between evaluations. Wall-clock in\n"
      "  `ofb demo`, processor time in `ofb compare`."),
@@ -81,8 +80,6 @@ COLUMNS = (
      "  time alone."),
     ("Learning rate", "of Adam. Where there are several, each policy is also shown at its best,\n"
      "  by the mean of the metric over seeds: a choice that favours all policies alike."),
-    ("Refresh s", "part of the seconds of training: loading new records and giving them to\n"
-     "  the pipeline."),
     ("Warm-up s", "tracing selection and training step, once per process."),
     ("Serving s", "exporting snapshots, their forward passes and writing the records. Production\n"
      "  makes the forward passes anyway; where it does not, add them to the cost of training."),

@@ -237,6 +237,7 @@ def load(folder: str | os.PathLike, one: Trial) -> TrialResult | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         words = {name: content[name] for name in ("metric", "metric_text")}
+        content["result"].pop("refresh_seconds", None)  # which earlier versions measured
         return TrialResult(**content["result"], **words)
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None

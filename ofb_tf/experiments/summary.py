@@ -22,7 +22,6 @@ _AVERAGED = {  # in results.json: in TrialResult
     "train_seconds": "train_seconds",
     "wall_seconds": "wall_seconds",
     "cpu_seconds": "cpu_seconds",
-    "refresh_seconds": "refresh_seconds",
     "warm_up_seconds": "warm_up_seconds",
     "serving_seconds": "serving_seconds",
 }

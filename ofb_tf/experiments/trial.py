@@ -1,5 +1,6 @@
 """One trial: serve → record → join → sample → train → measure, interval by interval."""
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -39,14 +40,11 @@ class TrialResult:
     mean_weight: float = 0.0
     max_weight: float = 0.0
     effective_sample_size: float = 0.0  # (Σw)² / (n Σw²), in (0, 1]
-    # Refreshes, input pipeline, join, selection, forward and backward passes: what training costs.
-    # Generating the stream, serving it, evaluating the model and `warm_up_seconds` are not in it.
+    # Input pipeline, join, selection, forward and backward passes: what training costs. Generating
+    # and writing the stream, serving it, evaluating and `warm_up_seconds` are not in it.
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0  # processor time of the same
     wall_seconds: float = 0.0  # wall-clock time of the same
-    # Part of `train_seconds`: loading records and giving them to the pipeline. It grows with the
-    # number of refreshes and not with the length of the stream.
-    refresh_seconds: float = 0.0
     warm_up_seconds: float = 0.0  # tracing selection and training step, once
     # Export, load, forward passes and writing records; 0 for policies that use no records. A
     # production system pays for the forward passes anyway.
@@ -67,8 +65,11 @@ def run(
     if workload is None:
         workload = get_workload(config, seed, in_memory=not through_files)
     kind = paths.ThroughFiles if through_files else paths.InMemory
-    with tempfile.TemporaryDirectory(prefix="ofb_simulation_", ignore_cleanup_errors=True) as files:
-        return _stream(kind(config, policy, seed, workload, files))
+    with (
+        tempfile.TemporaryDirectory(prefix="ofb_simulation_", ignore_cleanup_errors=True) as files,
+        contextlib.closing(kind(config, policy, seed, workload, files)) as path,
+    ):
+        return _stream(path)
 
 
 def _stream(path: paths.RecordPath) -> TrialResult:
@@ -84,11 +85,11 @@ def _stream(path: paths.RecordPath) -> TrialResult:
     answers: list[np.ndarray] = []
     labels: list[np.ndarray] = []
 
-    def timed(function: Callable[..., None], *arguments: Any) -> np.ndarray:
+    def timed(function: Callable[..., None], *arguments: Any, **settings: Any) -> np.ndarray:
         """Seconds of the path's clock, of the processor and of the wall clock."""
         clocks = path.clock, time.process_time, time.perf_counter
         began = [clock() for clock in clocks]
-        function(*arguments)
+        function(*arguments, **settings)
         return np.subtract([clock() for clock in clocks], began)
 
     def measure() -> None:
@@ -98,7 +99,7 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         result.curve.append(point | {workload.metric: result.metrics[workload.metric]})
 
     length = workload.num_examples * config.passes
-    per_interval = config.window_size * config.refresh_interval or workload.num_examples
+    per_interval = path.interval_size
     starts = range(0, length, per_interval)
     snapshots = workload.served(0, length) // per_interval  # that answered
     oldest = np.minimum.accumulate(snapshots[::-1])[::-1]  # from here on
@@ -117,13 +118,13 @@ def _stream(path: paths.RecordPath) -> TrialResult:
         if workload.is_progressive:
             answers.append(path.answers)
             labels.append(clean[constants.LABEL].numpy())
-        refresh = timed(path.refresh, start // workload.num_examples, examples)
+        path.arrive(interval, examples)
         if interval == 0:
-            result.warm_up_seconds = float(refresh[0] + timed(path.warm_up)[0])
-            refresh = timed(path.refresh, 0, examples)
-        spent += refresh + timed(path.train)
+            result.warm_up_seconds = float(timed(path.warm_up)[0])
+        is_last = start + count == length
+        ends_pass = is_last or path.pass_of(interval + 1) != path.pass_of(interval)
+        spent += timed(path.train, ends_pass=ends_pass)
         result.train_seconds, result.cpu_seconds, result.wall_seconds = map(float, spent)
-        result.refresh_seconds += float(refresh[0])
         *of_interval, largest = path.model.importance_weight_statistics.totals()
         sums, max_weight = sums + of_interval, max(max_weight, float(largest))
         result.stream_examples += count

@@ -47,8 +47,8 @@ class FakeNegativeWeighted(keras.losses.Loss):
         self.from_logits = from_logits
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Losses `[n]` of labels 0 or 1 and predictions, both `[n, 1]` or `[n]`."""
-        y_true = keras.ops.cast(y_true, y_pred.dtype)
+        """Losses `[n]` of labels 0 or 1, `[n]` or `[n, 1]`, and predictions, `[n, 1]` or `[n]`."""
+        y_true = keras.ops.reshape(keras.ops.cast(y_true, y_pred.dtype), keras.ops.shape(y_pred))
         p = keras.ops.sigmoid(y_pred) if self.from_logits else y_pred
         p = keras.ops.stop_gradient(p)
         losses = keras.ops.binary_crossentropy(y_true, y_pred, from_logits=self.from_logits)

@@ -27,7 +27,6 @@ def make_result(policy, seed, value, rate=0.1, progressive=None):
         train_seconds=4.0,
         wall_seconds=4.0,
         cpu_seconds=3.0,
-        refresh_seconds=0.5,
         warm_up_seconds=0.25,
         serving_seconds=1.0,
         curve=[

@@ -20,8 +20,8 @@ POLICY = {
     "mean", "standard_error", "values", "gap_closure", "gap_closure_standard_error",
     "against_default", "calibration", "realized_rate", "mean_weight", "max_weight",
     "effective_sample_size", "backward_examples", "train_seconds", "wall_seconds", "cpu_seconds",
-    "refresh_seconds", "warm_up_seconds", "serving_seconds", "metrics", "time_to_uniform",
-    "stream_to_uniform", "seconds_to_full_quality", "curves", "further", "progressive",
+    "warm_up_seconds", "serving_seconds", "metrics", "time_to_uniform", "stream_to_uniform",
+    "seconds_to_full_quality", "curves", "further", "progressive",
     "learning_rate",
 }  # fmt: skip
 

@@ -64,35 +64,76 @@ def test_both_paths_select_and_train_the_same(policy, num_classes, settings):
     both(config, policy, array_workload(num_classes))
 
 
-@pytest.mark.parametrize("settings", [{"missing_records": 0.3}, {"budget": "stream"}])
+@pytest.mark.parametrize(
+    # Over intervals the stream's budget goes on through files, and begins again in memory.
+    "settings",
+    [{"missing_records": 0.3}, {"budget": "stream", "refresh_interval": 0}],
+)
 def test_both_paths_select_and_train_two_heads_the_same(settings):
     config = SimulationConfig(**CLICKS | {"dataset": "click_conversion"} | settings)
     both(config, "importance", workloads.get_workload(config, 0))
 
 
-def test_the_pipeline_is_made_once_a_pass_and_updated_with_new_records(monkeypatch):
-    samplers, updates = [], []
+@pytest.mark.parametrize("policy", ["importance", "info_batch"])
+def test_both_paths_select_the_same_ids_with_the_same_weights(policy, monkeypatch):
+    """Also where selections are no whole batches, of which the rest waits for the next interval."""
+    through_files, in_memory = [], []  # of each iteration, of each interval
+    batches, selected = paths.ThroughFiles._batches, paths.InMemory._selected
 
-    def made(**settings):
-        samplers.append((settings["seed"], settings["records"], settings["updatable"]))
-        return sampler(**settings)
+    def of_batches(self):
+        def keep(ids, weights):
+            taken.extend(zip(ids.tolist(), weights.tolist(), strict=True))
 
-    def update(self, records):
-        updates.append(records)
-        before(self, records)
+        def look(batch):
+            seen = [batch[name] for name in ("example_id", "importance_weight")]
+            with tf.control_dependencies([tf.numpy_function(keep, seen, [])]):
+                return {name: tf.identity(value) for name, value in batch.items()}
 
-    sampler, before = paths.ofb_sample, paths.OFBSampler.update
-    monkeypatch.setattr(paths, "ofb_sample", made)
-    monkeypatch.setattr(paths.OFBSampler, "update", update)
+        taken = []
+        through_files.append(taken)
+        return batches(self).map(look)
+
+    def of_intervals(self):
+        rows, weights, offsets = selected(self)
+        ids = self._examples["example_id"].numpy()[rows]
+        in_memory.append(list(zip(ids.tolist(), weights.tolist(), strict=True)))
+        return rows, weights, offsets
+
+    monkeypatch.setattr(paths.ThroughFiles, "_batches", of_batches)
+    monkeypatch.setattr(paths.InMemory, "_selected", of_intervals)
+    for path in (paths.ThroughFiles, paths.InMemory):  # the same logits however batches are cut
+        monkeypatch.setattr(path, "_answer", lambda _, snapshot, x: x["features"].numpy()[:, :3])
+    config = SimulationConfig(**ARRAYS | {"refresh_interval": 1, "missing_records": 0.2})
+    for files in (True, False):
+        trial.run(config, policy, 0, through_files=files, workload=array_workload(3))
+    (_, all_of_files), (_, *intervals) = through_files, in_memory  # without what warmed up
+    assert len(intervals) == 4
+    assert sum(len(interval) % config.batch_size for interval in intervals) > 0
+    assert all_of_files == sum(intervals, [])
+
+
+def test_one_stream_and_one_fit_are_followed_for_a_pass(monkeypatch, tmp_path):
+    streams, fits = [], []
+    stream, fit = paths.streaming.SampledStream, paths.OFBModel.fit
+
+    def made(sampler, **settings):
+        streams.append(sampler.config.seed % 1000)
+        return stream(sampler, **settings)
+
+    def fitted(self, *arguments, **settings):
+        fits.append(settings.get("callbacks"))
+        return fit(self, *arguments, **settings)
+
+    monkeypatch.setattr(paths.streaming, "SampledStream", made)
+    monkeypatch.setattr(paths.OFBModel, "fit", fitted)
     config = SimulationConfig(**ARRAYS, passes=2)  # intervals from 0, 128, 256 and 384
-    trial.run(config, "importance", 1, through_files=True, workload=array_workload(3))
-    names = [(seed % 1000, pathlib.Path(path).name) for seed, path, _ in samplers]
-    assert names == [(3, "records_0"), (4, "records_2")]
-    # The first is given twice: warming up is not training.
-    assert [pathlib.Path(path).name for path in updates] == ["records_0", "records_1", "records_3"]
-    samplers.clear()
-    trial.run(config, "uniform", 1, through_files=True, workload=array_workload(3))
-    assert [one[1:] for one in samplers] == [(None, False)] * 2
+    for policy in ("importance", "uniform", "everything"):
+        trial.run(config, policy, 1, through_files=True, workload=array_workload(3))
+        assert streams == ([] if policy == "everything" else [3, 4])
+        # One step to warm up, and one fit for each pass.
+        assert [callbacks is None for callbacks in fits] == [True, False, False]
+        streams.clear()
+        fits.clear()
 
 
 def test_records_of_another_model_are_those_that_it_makes_by_itself():
@@ -142,9 +183,8 @@ def test_what_is_measured_of_a_click_stream(through_files):
     assert results["uniform"].serving_seconds == 0.0
     importance = results["importance"]
     assert importance.serving_seconds > 0.0
-    for name in ("refresh_seconds", "train_seconds", "cpu_seconds", "warm_up_seconds"):
+    for name in ("train_seconds", "cpu_seconds", "warm_up_seconds"):
         assert getattr(importance, name) > 0.0
-    assert importance.refresh_seconds < importance.train_seconds
     assert 1.0 < importance.max_weight <= 5.0
 
 
@@ -164,14 +204,14 @@ def test_snapshot_is_loaded_back_and_recorded(tmp_path):
     path = paths.ThroughFiles(config, "importance", 0, workload, tmp_path)
     examples = workload.examples(150, 100)  # over the end of the first pass
     path.serve(5, examples, np.arange(100) != 3)
-    records = ForwardRecords.load(tmp_path / "records_5")
+    records = ForwardRecords.load(tmp_path / "records_32")  # of the pass that begins at 6400
     ids = examples["example_id"].numpy()
     expected = dict(zip(ids, path.model({"features": examples["features"]}).numpy(), strict=True))
     assert set(records.example_ids.numpy()) == set(np.delete(ids, 3))
     for example_id, logits in zip(records.example_ids.numpy(), records.logits.numpy(), strict=True):
         np.testing.assert_allclose(logits, expected[example_id], atol=1e-6)
     assert set(records.model_versions.numpy()) == {5}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["records_5"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["records_32"]
 
 
 def test_snapshot_does_not_follow_the_model(tmp_path):

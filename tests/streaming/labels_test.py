@@ -178,3 +178,18 @@ def test_fake_negative_weighted_takes_weights_and_saves():
     assert float(loss(labels, p, sample_weight=weights)) == pytest.approx(expected, rel=1e-5)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert float(again(labels, p)) == pytest.approx(float(loss(labels, p)))
+
+
+def test_fake_negative_weighted_trains_a_model_on_labels_without_a_second_axis():
+    """One step of gradient descent, of a model p = sigmoid(w x) with w = 0, against numpy."""
+    x = keras.Input([1], name="x")
+    dense = keras.layers.Dense(1, kernel_initializer="zeros", use_bias=False)
+    model = ofb_tf.OFBModel({"x": x}, dense(x))
+    model.compile(keras.optimizers.SGD(1.0), ofb_tf.FakeNegativeWeighted())
+    features, labels, weights = [[1.0], [2.0], [-1.0]], [0, 1, 0], np.array([1.0, 3.0, 2.0])
+    batch = {"x": features, "label": labels, "importance_weight": weights.astype(np.float32)}
+    model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+    p, labels = 0.5, np.array(labels)
+    counts = np.where(labels == 1, 1 + p, (1 - p) * (1 + p))
+    gradient = np.mean(weights * counts * (p - labels) * np.array(features)[:, 0])
+    assert dense.kernel.numpy().item() == pytest.approx(-gradient, rel=1e-5)
