@@ -17,6 +17,7 @@ from ofb_tf.records import files
 from ofb_tf.records.reader import Columns, ReadCounts, read_columns
 
 _NANOSECONDS = 1e9
+_BUFFER_BYTES = 1 << 18
 _UNFINISHED = ("*.tmp", "*.open", "*.part", "*.crc", ".*", "_*")
 
 
@@ -230,7 +231,13 @@ class RecordDirectory(Directory):
 
 
 def _tfrecords(path: str) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(path, "GZIP" if path.endswith(".gz") else "")
+    # `tf.data.TFRecordDataset` would trace a function for each file.
+    variant = tf.raw_ops.TFRecordDataset(
+        filenames=path,
+        compression_type="GZIP" if path.endswith(".gz") else "",
+        buffer_size=_BUFFER_BYTES,
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
 def _modified(path: str) -> int:
