@@ -245,17 +245,17 @@ class TopicFollower:
         self._restored = position is not None
         settings = _QUIET | topic.settings
         self._admin = AdminClient(settings)
-        self._consumer = Consumer(
-            settings
-            | {
-                "error_cb": topic.note,
-                "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",
-                "enable.partition.eof": True,
-            }
-        )
+        self._settings = settings | {
+            "error_cb": topic.note,
+            "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+        }
+        self._consumer = Consumer(self._settings)
+        # Apart: the last checkpoint may be complete when the reader is closed.
+        self._committer: Consumer | None = None
         self._lock = threading.Lock()  # of the positions
         self._consuming = threading.Lock()
         self._closed = threading.Event()
@@ -327,7 +327,9 @@ class TopicFollower:
             done |= {p: begin for p, (begin, _) in json.loads(place["segment"][0]).items()}
         offsets = [TopicPartition(self._topic.topic, int(p), offset) for p, offset in done.items()]
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=True)
+            if self._committer is None:
+                self._committer = Consumer(self._settings)
+            self._committer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._topic.pass_over(error.args[0])
 
@@ -335,7 +337,7 @@ class TopicFollower:
         """Ends the reader, also one that waits for the broker."""
         self._closed.set()
         with self._consuming:
-            self._consumer.close()
+            self._consumer.close()  # any number of times
 
     def _look_for_partitions(self) -> None:
         topic = self._topic

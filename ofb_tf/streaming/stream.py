@@ -232,8 +232,8 @@ class SampledStream:
             while True:
                 for segment in log.poll():
                     records = log.read(segment)
-                    self._first_records[segment.name] = records
                     if len(records):
+                        self._first_records = {segment.name: records}
                         return records.schema
                 if not self.follow:
                     raise ValueError(
@@ -405,7 +405,7 @@ class _Reading:
             self.close()
 
     def _join_ahead(self) -> None:
-        """What the thread does: puts the next windows into `_ready`, None or an error at the end."""
+        """What the thread does: the next windows into `_ready`, and None or an error at the end."""
         try:
             for joined in self._joined():
                 self._ready.put(joined)

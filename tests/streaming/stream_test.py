@@ -281,6 +281,9 @@ def test_can_be_left_while_it_waits(logs):
 def test_missing_records_after_max_wait(logs):
     stream = follow(logs, max_wait=1000.0)
     read(stream)
+    # Each file once, also the first, from which the dataset took its form.
+    assert stream.records.counts.num_files == 8
+    assert stream.records.counts.num_read == N - N // 50
     figures = stream.status()
     assert figures["examples"] == N
     assert figures["without_record"] == N // 50
