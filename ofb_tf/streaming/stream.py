@@ -17,7 +17,7 @@ from ofb_tf.selection.stream_budget import StreamState
 from ofb_tf.streaming.logs import ExampleDirectory, Follower, Log, Segment
 from ofb_tf.streaming.resident import ResidentRecords
 from ofb_tf.transforms import dense, statistics
-from ofb_tf.transforms.element_spec import gather, num_examples
+from ofb_tf.transforms.element_spec import gather
 from ofb_tf.transforms.join import RecordLookup
 from ofb_tf.transforms.sample import OFBSampler
 
@@ -561,7 +561,7 @@ class _Reading:
             if self._blocks is not None:
                 block = self._read_block()
                 if block is not None:
-                    self._left = block, 0, int(num_examples(block))
+                    self._left = block, 0, _size(block)
                     return True
                 self._blocks = None
             if not self._segments:
@@ -583,7 +583,7 @@ class _Reading:
             examples = examples.skip(row) if row else examples
             blocks = iter(_in_windows(examples, missing, self._stream.config.window_size))
         else:
-            blocks = iter([_rows(examples, row, num_examples(examples))])
+            blocks = iter([_rows(examples, row, _size(examples))])
         self._segment, self._row, self._blocks = segment, row, blocks
 
     def _read_block(self) -> Any:
@@ -609,8 +609,8 @@ class _Reading:
             if reject is None:
                 raise
             reason = str(error)
-        usable = np.array(self._usable(window, 0, int(num_examples(window))), np.int64)
-        unusable = np.setdiff1d(np.arange(int(num_examples(window))), usable)
+        usable = np.array(self._usable(window, 0, _size(window)), np.int64)
+        unusable = np.setdiff1d(np.arange(_size(window)), usable)
         reject(gather(window, tf.constant(unusable)).numpy().tolist(), reason)
         with self._lock:
             self._rejected += len(unusable)
@@ -709,3 +709,8 @@ def _rows(block: Any, begin: int, end: int) -> Any:
     if all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(block)):
         return tf.nest.map_structure(lambda part: part[begin:end], block)
     return gather(block, tf.range(begin, end))
+
+
+def _size(block: Any) -> int:
+    """How many examples an eager block has."""
+    return tf.nest.flatten(block)[0].shape[0]
