@@ -34,6 +34,8 @@ from ofb_tf.streaming.logs import Segment
 
 _LOGGER = logging.getLogger(__name__)
 _QUIET = {"log_level": 2}  # librdkafka logs each attempt to connect; errors are counted
+# When its queue is full, librdkafka waits so long before it fetches more; a second by default.
+_PROMPT = {"fetch.queue.backoff.ms": 10}
 _TIMEOUT = 5.0  # seconds that a request may take
 _CONSUME_SECONDS = 0.2  # between two looks at whether the reader was closed
 _RETRY_SECONDS = 0.5
@@ -245,7 +247,7 @@ class TopicFollower:
         self._restored = position is not None
         settings = _QUIET | topic.settings
         self._admin = AdminClient(settings)
-        self._settings = settings | {
+        self._settings = _PROMPT | settings | {
             "error_cb": topic.note,
             "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
             "enable.auto.commit": False,
