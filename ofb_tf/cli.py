@@ -734,7 +734,7 @@ def _tail(values: argparse.Namespace) -> int:
 
     def read() -> None:
         try:
-            for number, _ in enumerate(stream.dataset(), 1):
+            for number, _ in enumerate(stream.dataset()):
                 stream.state(number)  # lets go of all places before
         except (ValueError, OSError, tf.errors.OpError) as error:
             failures.append(error)

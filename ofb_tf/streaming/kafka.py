@@ -247,14 +247,18 @@ class TopicFollower:
         self._restored = position is not None
         settings = _QUIET | topic.settings
         self._admin = AdminClient(settings)
-        self._settings = _PROMPT | settings | {
-            "error_cb": topic.note,
-            "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-        }
+        self._settings = (
+            _PROMPT
+            | settings
+            | {
+                "error_cb": topic.note,
+                "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "enable.partition.eof": True,
+            }
+        )
         self._consumer = Consumer(self._settings)
         # Apart: the last checkpoint may be complete when the reader is closed.
         self._committer: Consumer | None = None

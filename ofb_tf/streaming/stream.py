@@ -5,6 +5,7 @@ import collections
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -131,7 +132,7 @@ class SampledStream:
         self._start: dict[str, Any] | None = None
         self._first_records: dict[str, Any] = {}  # by segment: read, but not used yet
         self._reading: _Reading | None = None
-        self._steps: _TracedSteps | None = None
+        self._dataset: tf.data.Dataset | None = None
 
     def dataset(self) -> tf.data.Dataset:
         """What training reads: batches, or single examples, as `ofb_sample` gives them.
@@ -139,21 +140,9 @@ class SampledStream:
         Each iteration begins where `restore` said, or at the beginning of the logs, and ends the
         one before. Waits until there is a file of records, from which the dataset takes its form.
         """
-        if self._steps is None:
-            self._steps = _TracedSteps(self._sampler, self.examples.element_spec, self._schema())
-        steps = self._steps
-
-        def selected() -> Iterator[Any]:
-            if self._reading is not None:
-                self._reading.close()
-            read, self._first_records = self._first_records, {}
-            self._reading = _Reading(self, steps, self._start, read)
-            return self._reading.selected()
-
-        windows = tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
-        # What waits in a prefetch notices that its iterator is dropped; a rebatch that pulls from
-        # a generator does not.
-        return steps.leave(windows.prefetch(_PREFETCH))
+        if self._dataset is None:
+            self._dataset = self._make_dataset()
+        return self._dataset
 
     def state(self, elements: int) -> dict[str, Any]:
         """Where the stream is after so many elements of the last iteration over `dataset()`.
@@ -226,6 +215,21 @@ class SampledStream:
         if self._reading is not None:
             self._reading.close()
 
+    def _make_dataset(self) -> tf.data.Dataset:
+        steps = _traced(self._sampler, self.examples.element_spec, self._schema())
+
+        def selected() -> Iterator[Any]:
+            if self._reading is not None:
+                self._reading.close()
+            read, self._first_records = self._first_records, {}
+            self._reading = _Reading(self, steps, self._start, read)
+            return self._reading.selected()
+
+        windows = tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
+        # What waits in a prefetch notices that its iterator is dropped; a rebatch that pulls from
+        # a generator does not.
+        return steps.leave(windows.prefetch(_PREFETCH))
+
     def _schema(self) -> Any:
         log = self.records.follow()
         try:
@@ -284,6 +288,20 @@ class _TracedSteps:
             tf.type_spec_from_value, traced.structured_outputs[0]
         )
         self.nothing = _nothing(self.selected_spec)
+
+
+# By sampler: a stream that is made again, as after an error, needs no other functions.
+_TRACED: weakref.WeakKeyDictionary[OFBSampler, dict[str, _TracedSteps]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _traced(sampler: OFBSampler, element_spec: Any, schema: Any) -> _TracedSteps:
+    """The steps for elements and records of this form, which are traced once per sampler."""
+    traced, form = _TRACED.setdefault(sampler, {}), repr((element_spec, schema))
+    if form not in traced:
+        traced[form] = _TracedSteps(sampler, element_spec, schema)
+    return traced[form]
 
 
 def _batched(element_spec: Any) -> Any:

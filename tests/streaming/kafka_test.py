@@ -1,5 +1,6 @@
 """Topics as logs of a stream, against a real broker, which is also killed. `make test-kafka`."""
 
+import functools
 import json
 import os
 import random
@@ -45,6 +46,7 @@ def broker():
         broker.run("down")
 
 
+@functools.cache  # and so is what is traced for it
 def sampler(**settings):
     defaults = {"window_size": 200, "batch_size": 16, "seed": 17, "max_age": 3600.0}
     return ofb_tf.ofb_sample(**defaults | {"task": "binary", "parse_fn": parse} | settings)

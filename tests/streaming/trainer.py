@@ -21,7 +21,7 @@ class Log(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         ids, weights = LAST["ids"], LAST["weights"]
         line = {
-            "batch": self.checkpoint.batches,
+            "batch": self.checkpoint.batches + 1,
             "ids": ids.numpy().tolist(),
             "weights": weights.numpy().tolist(),
             "kernel": self.model.trainable_variables[0].numpy().tolist(),
@@ -29,7 +29,7 @@ class Log(keras.callbacks.Callback):
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
         if self.progress is not None:
-            self.progress.send(self.checkpoint.batches)
+            self.progress.send("trained")
             self.progress = None
 
 
@@ -89,7 +89,8 @@ def main(logs, checkpoints, log, batches, progress):
     model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
     if logs.startswith("kafka:"):
         _, *servers, examples, records = logs.split(":")
-        settings = {"interval": 0.2, "grace": 1.0}
+        # On a busy machine a broker may take seconds to show what it has stamped.
+        settings = {"interval": 0.2, "grace": 3.0}
         examples = streaming.ExampleTopic(":".join(servers), examples, **settings)
         records = streaming.RecordTopic(":".join(servers), records, **settings)
     else:
@@ -120,6 +121,7 @@ def main(logs, checkpoints, log, batches, progress):
     model.fit(
         stream.dataset().map(split),
         steps_per_epoch=left,
-        callbacks=[checkpoint, Log(log, checkpoint, progress)],
+        # In this order: a batch that a checkpoint holds must be in the log.
+        callbacks=[Log(log, checkpoint, progress), checkpoint],
         verbose=0,
     )
