@@ -6,6 +6,7 @@ Not part of `make bench`: start a broker by `make kafka-up`, then
 
 import argparse
 import pathlib
+import statistics
 import tempfile
 import time
 import uuid
@@ -25,6 +26,7 @@ from ofb_tf.serving import KafkaRecordWriter
 
 _MAX_AGE = 1e9
 _PARTITIONS = 2
+_REPEATS = 3
 
 
 def _sampler(**settings: object) -> ofb_tf.OFBSampler:
@@ -60,14 +62,18 @@ def _stream(examples: streaming.Log, records: streaming.Log) -> tf.data.Dataset:
 
 
 def _measure(name: str, dataset: tf.data.Dataset, number: int) -> None:
-    """All of a dataset, the second time it is read."""
+    """Medians over reading all of a dataset, each time from its first batch on."""
 
-    def read() -> int:
-        return sum(1 for _ in dataset)
+    def read() -> dict[str, float]:
+        iterator = iter(dataset)
+        next(iterator)
+        return timed(lambda: sum(1 for _ in iterator))[0]
 
-    read()
-    figures, _ = timed(read)
-    wall, cpu = figures["wall_seconds"], figures["cpu_seconds"]
+    read()  # traces
+    runs = [read() for _ in range(_REPEATS)]
+    wall, cpu = (
+        statistics.median(run[clock] for run in runs) for clock in ("wall_seconds", "cpu_seconds")
+    )
     print(
         f"{name:<12} {number / wall:>12,.0f} examples/s {1e6 * cpu / number:>8.2f} µs CPU/example",
         flush=True,

@@ -34,6 +34,8 @@ from ofb_tf.streaming.logs import Segment
 
 _LOGGER = logging.getLogger(__name__)
 _QUIET = {"log_level": 2}  # librdkafka logs each attempt to connect; errors are counted
+# When its queue is full, librdkafka waits so long before it fetches more; a second by default.
+_PROMPT = {"fetch.queue.backoff.ms": 10}
 _TIMEOUT = 5.0  # seconds that a request may take
 _CONSUME_SECONDS = 0.2  # between two looks at whether the reader was closed
 _RETRY_SECONDS = 0.5
@@ -245,8 +247,9 @@ class TopicFollower:
         self._restored = position is not None
         settings = _QUIET | topic.settings
         self._admin = AdminClient(settings)
-        self._consumer = Consumer(
-            settings
+        self._settings = (
+            _PROMPT
+            | settings
             | {
                 "error_cb": topic.note,
                 "group.id": topic.group or "ofb-tf",  # which librdkafka wants in any case
@@ -256,6 +259,9 @@ class TopicFollower:
                 "enable.partition.eof": True,
             }
         )
+        self._consumer = Consumer(self._settings)
+        # Apart: the last checkpoint may be complete when the reader is closed.
+        self._committer: Consumer | None = None
         self._lock = threading.Lock()  # of the positions
         self._consuming = threading.Lock()
         self._closed = threading.Event()
@@ -327,7 +333,9 @@ class TopicFollower:
             done |= {p: begin for p, (begin, _) in json.loads(place["segment"][0]).items()}
         offsets = [TopicPartition(self._topic.topic, int(p), offset) for p, offset in done.items()]
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=True)
+            if self._committer is None:
+                self._committer = Consumer(self._settings)
+            self._committer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._topic.pass_over(error.args[0])
 
@@ -335,7 +343,7 @@ class TopicFollower:
         """Ends the reader, also one that waits for the broker."""
         self._closed.set()
         with self._consuming:
-            self._consumer.close()
+            self._consumer.close()  # any number of times
 
     def _look_for_partitions(self) -> None:
         topic = self._topic

@@ -1,9 +1,12 @@
 """`SampledStream`: examples and records that go on arriving, joined and sampled without end."""
 
+import atexit
 import collections
+import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +18,17 @@ from ofb_tf.selection.stream_budget import StreamState
 from ofb_tf.streaming.logs import ExampleDirectory, Follower, Log, Segment
 from ofb_tf.streaming.resident import ResidentRecords
 from ofb_tf.transforms import dense, statistics
-from ofb_tf.transforms.element_spec import gather, num_examples
+from ofb_tf.transforms.element_spec import gather
 from ofb_tf.transforms.join import RecordLookup
 from ofb_tf.transforms.sample import OFBSampler
 
 _STATE_VERSION = 1
 _LEFT_OUT = (constants.EXAMPLE_ID, constants.MODEL_VERSION, constants.TIMESTAMP)
 _PREFETCH = 2
+_AHEAD = 2  # windows that are joined while another one is selected from
+_BATCH_SIZE = 256  # examples that are copied while they are in the processor's cache
+_EXIT_SECONDS = 5.0
+_MANY = 1000  # windows of a file; behind so many one is cut in two
 # Python raises the second where TensorFlow's message of the first quotes bytes that are no text.
 _UNPARSABLE = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
 
@@ -123,8 +130,9 @@ class SampledStream:
         self.examples, self.records = examples, records
         self.on_corrupt = check_choice("on_corrupt", on_corrupt, ("error", "skip"))
         self._start: dict[str, Any] | None = None
+        self._first_records: dict[str, Any] = {}  # by segment: read, but not used yet
         self._reading: _Reading | None = None
-        self._steps: _TracedSteps | None = None
+        self._dataset: tf.data.Dataset | None = None
 
     def dataset(self) -> tf.data.Dataset:
         """What training reads: batches, or single examples, as `ofb_sample` gives them.
@@ -132,20 +140,9 @@ class SampledStream:
         Each iteration begins where `restore` said, or at the beginning of the logs, and ends the
         one before. Waits until there is a file of records, from which the dataset takes its form.
         """
-        if self._steps is None:
-            self._steps = _TracedSteps(self._sampler, self.examples.element_spec, self._schema())
-        steps = self._steps
-
-        def selected() -> Iterator[Any]:
-            if self._reading is not None:
-                self._reading.close()
-            self._reading = _Reading(self, steps, self._start)
-            return self._reading.selected()
-
-        windows = tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
-        # What waits in a prefetch notices that its iterator is dropped; a rebatch that pulls from
-        # a generator does not.
-        return steps.leave(windows.prefetch(_PREFETCH))
+        if self._dataset is None:
+            self._dataset = self._make_dataset()
+        return self._dataset
 
     def state(self, elements: int) -> dict[str, Any]:
         """Where the stream is after so many elements of the last iteration over `dataset()`.
@@ -218,6 +215,21 @@ class SampledStream:
         if self._reading is not None:
             self._reading.close()
 
+    def _make_dataset(self) -> tf.data.Dataset:
+        steps = _traced(self._sampler, self.examples.element_spec, self._schema())
+
+        def selected() -> Iterator[Any]:
+            if self._reading is not None:
+                self._reading.close()
+            read, self._first_records = self._first_records, {}
+            self._reading = _Reading(self, steps, self._start, read)
+            return self._reading.selected()
+
+        windows = tf.data.Dataset.from_generator(selected, output_signature=steps.selected_spec)
+        # What waits in a prefetch notices that its iterator is dropped; a rebatch that pulls from
+        # a generator does not.
+        return steps.leave(windows.prefetch(_PREFETCH))
+
     def _schema(self) -> Any:
         log = self.records.follow()
         try:
@@ -225,6 +237,7 @@ class SampledStream:
                 for segment in log.poll():
                     records = log.read(segment)
                     if len(records):
+                        self._first_records = {segment.name: records}
                         return records.schema
                 if not self.follow:
                     raise ValueError(
@@ -277,6 +290,20 @@ class _TracedSteps:
         self.nothing = _nothing(self.selected_spec)
 
 
+# By sampler: a stream that is made again, as after an error, needs no other functions.
+_TRACED: weakref.WeakKeyDictionary[OFBSampler, dict[str, _TracedSteps]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _traced(sampler: OFBSampler, element_spec: Any, schema: Any) -> _TracedSteps:
+    """The steps for elements and records of this form, which are traced once per sampler."""
+    traced, form = _TRACED.setdefault(sampler, {}), repr((element_spec, schema))
+    if form not in traced:
+        traced[form] = _TracedSteps(sampler, element_spec, schema)
+    return traced[form]
+
+
 def _batched(element_spec: Any) -> Any:
     nothing = tf.data.Dataset.from_generator(lambda: (), output_signature=element_spec)
     return nothing.batch(2).element_spec
@@ -302,11 +329,30 @@ class _Place(NamedTuple):
     end: int  # selected examples of this iteration up to its end
 
 
+class _Joined(NamedTuple):
+    """A window with its records, and where the next one begins."""
+
+    window: Any
+    keys: dict[str, tf.Tensor]
+    ids: tf.Tensor
+    columns: dict[str, np.ndarray]
+    found: np.ndarray
+    records: tuple[int, int]  # as in `_Place`
+    following: dict[str, Any]  # of the next window's `_Place`: what both logs say
+
+
 class _Reading:
-    """One iteration over a stream. Segments that a state names have numbers below 0."""
+    """One iteration over a stream. Segments that a state names have numbers below 0.
+
+    One thread reads both logs and joins the next windows, while another one selects.
+    """
 
     def __init__(
-        self, stream: SampledStream, steps: _TracedSteps, start: dict[str, Any] | None
+        self,
+        stream: SampledStream,
+        steps: _TracedSteps,
+        start: dict[str, Any] | None,
+        records_read: dict[str, Any],
     ) -> None:
         start = start or {"examples": {}, "records": {}}
         self._stream, self._steps = stream, steps
@@ -320,24 +366,23 @@ class _Reading:
         self._segment_number, self._row = -1, 0
         self._blocks: Iterator[Any] | None = None  # of the open segment
         self._left: tuple[Any, int, int] | None = None  # a block, its next row and their number
-        if examples.get("segment"):
-            self._open(Segment(*examples["segment"]), examples["row"])
+        self._begun = examples.get("segment"), examples.get("row")  # in which the state stands
 
         self._records: Follower = stream.records.follow(records.get("position"))
+        self._records_read = records_read  # by segment
         self._resident = ResidentRecords(steps.schema)
         self._loaded = [Segment(*each) for each in records.get("resident", ())]
-        for segment in self._loaded:
-            self._resident.add(self._records.read(segment))
         self._base = self._first = -len(self._loaded)  # numbers: of `_loaded`, and of the resident
         self._queue: collections.deque[Segment] = collections.deque()  # not loaded yet
         self._polled = self._seen = float("-inf")  # last looks, of the examples with a find
 
         budget = start.get("budget")
+        segment, row = self._begun
         self._next = _Place(
             window=start.get("window", 0),
-            segment=self._segment,
-            segment_number=self._segment_number,
-            row=self._row,
+            segment=Segment(*segment) if segment else None,
+            segment_number=-1,
+            row=row or 0,
             records=(self._first, 0),
             budget=_budget(budget) if budget else steps.state,
             totals=start.get("totals"),
@@ -346,38 +391,79 @@ class _Reading:
         self._places: collections.deque[_Place] = collections.deque()  # of windows made
         self._skip = start.get("row", 0)  # selected examples of the first window that are done
         self._begin = self._end = -self._skip  # selected examples: before `_places`, and in all
-        self._since: float | None = None  # arrival of the oldest example that waits
+        # Of each window that is not selected from yet: when its first example arrived.
+        self._waiting: collections.deque[float] = collections.deque()
         self._corrupt_files = self._rejected = 0
+        self._ready: queue.SimpleQueue[_Joined | Exception | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(_AHEAD - 1)  # in `_ready`, but for the next window
+        self._thread = threading.Thread(
+            target=self._join_ahead, name="ofb_tf.SampledStream", daemon=True
+        )
         self._nothing = steps.nothing  # of what is selected; None where it cannot be told yet
 
     def selected(self) -> Iterator[Any]:
         """What is selected of each window; nothing, again and again, while there is none."""
-        while not self._closed.is_set():
-            window, arrived = yield from self._collect()
-            if window is None:
-                return
-            window, keys, ids = self._keys(window)
-            # A window that was begun with was joined before.
-            rows = self._resident.find(ids)
-            if not self._skip:
-                rows = yield from self._join(ids, arrived)
-            oldest = self._oldest(arrived)
-            columns = self._resident.fields(rows)
-            found = (rows >= 0) & (columns[constants.TIMESTAMP] >= oldest)
-            selected, counts, budget = self._steps.select(
-                window,
-                keys,
-                ids,
-                {name: tf.constant(columns[name]) for name in self._steps.columns},
-                tf.constant(found),
-                self._next.budget,
+        atexit.register(self._exit)
+        self._thread.start()
+        try:
+            while not self._closed.is_set():
+                try:
+                    joined = self._ready.get(timeout=self._stream.poll_interval)
+                except queue.Empty:
+                    if self._nothing is not None:
+                        yield self._nothing  # lets the pipeline see whether it was cancelled
+                    continue
+                if isinstance(joined, Exception):
+                    raise joined
+                if joined is None:
+                    return
+                self._room.release()
+                yield self._select(joined)
+        finally:
+            self.close()
+
+    def _join_ahead(self) -> None:
+        """What the thread does: the next windows into `_ready`, and None or an error at the end."""
+        try:
+            for joined in self._joined():
+                self._ready.put(joined)
+                self._room.acquire()
+            self._ready.put(None)
+        except Exception as error:
+            self._ready.put(error)
+
+    def _exit(self) -> None:
+        """Python must not end while the thread is inside TensorFlow."""
+        self.close()
+        self._thread.join(_EXIT_SECONDS)
+
+    def _select(self, joined: _Joined) -> Any:
+        selected, counts, budget = self._steps.select(
+            joined.window,
+            joined.keys,
+            joined.ids,
+            {name: tf.constant(joined.columns[name]) for name in self._steps.columns},
+            tf.constant(joined.found),
+            self._next.budget,
+        )
+        counts = {name: value.numpy().item() for name, value in counts.items()}
+        done, self._skip = self._skip, 0
+        with self._lock:  # closes the books on the window
+            self._end += counts["selected"]
+            place = self._next._replace(records=joined.records, end=self._end)
+            self._places.append(place)
+            self._waiting.popleft()
+            before = place.totals
+            self._next = place._replace(
+                **joined.following,
+                window=place.window + 1,
+                budget=budget,
+                totals=counts if before is None else statistics.add(before, counts),
+                end=0,
             )
-            counts = {name: value.numpy().item() for name, value in counts.items()}
-            done, self._skip = self._skip, 0
-            self._settle(counts, budget, oldest)
-            if self._nothing is None:
-                self._nothing = gather(selected, tf.range(0))
-            yield gather(selected, tf.range(done, counts["selected"])) if done else selected
+        if self._nothing is None:
+            self._nothing = gather(selected, tf.range(0))
+        return gather(selected, tf.range(done, counts["selected"])) if done else selected
 
     def state(self, rows: int) -> dict[str, Any]:
         """See `SampledStream.state`; `rows` is a number of selected examples."""
@@ -420,7 +506,7 @@ class _Reading:
     def status(self) -> dict[str, float]:
         """See `SampledStream.status`."""
         with self._lock:
-            since = self._since
+            since = self._waiting[0] if self._waiting else None
             return statistics.summarize(self._next.totals) | {
                 "windows": self._next.window,
                 "lag_seconds": 0.0 if since is None else max(time.time() - since, 0.0),
@@ -433,57 +519,67 @@ class _Reading:
     def close(self) -> None:
         """Ends the iteration, also one that waits."""
         self._closed.set()
+        self._room.release()
+        atexit.unregister(self._exit)
         self._examples.close()
         self._records.close()
 
-    def _settle(self, counts: dict[str, Any], budget: StreamState | None, oldest: int) -> None:
-        """Closes the books on a window."""
-        with self._lock:
-            self._end += counts["selected"]
-            behind = self._base + len(self._loaded)
-            place = self._next._replace(records=(self._first, behind), end=self._end)
-            self._places.append(place)
-            self._first += self._resident.drop_before(oldest)
-            self._since = None if self._left is None else self._segment_arrived()
-            before = place.totals
-            self._next = _Place(
-                window=place.window + 1,
-                segment=self._segment,
-                segment_number=self._segment_number,
-                row=self._row,
-                records=(self._first, behind),
-                budget=budget,
-                totals=counts if before is None else statistics.add(before, counts),
-                end=0,
-            )
+    def _joined(self) -> Iterator[_Joined]:
+        """Each window with its records."""
+        segment, row = self._begun
+        if segment:
+            self._open(Segment(*segment), row, self._stream.config.window_size)
+        for loaded in self._loaded[:]:
+            self._load(loaded)
+        was_joined = self._skip > 0  # the first window, before the stream was restored
+        while True:
+            window, arrived = self._collect()
+            if window is None:
+                return
+            window, keys, ids = self._keys(window)
+            rows = self._resident.find(ids)
+            if not was_joined:
+                rows = self._join(ids, arrived)
+            was_joined = False
+            oldest = self._oldest(arrived)
+            columns = self._resident.fields(rows)
+            found = (rows >= 0) & (columns[constants.TIMESTAMP] >= oldest)
+            with self._lock:
+                records = self._first, self._base + len(self._loaded)
+                self._first += self._resident.drop_before(oldest)
+            following = {
+                "segment": self._segment,
+                "segment_number": self._segment_number,
+                "row": self._row,
+                "records": (self._first, records[1]),
+            }
+            yield _Joined(window, keys, ids, columns, found, records, following)
 
-    def _collect(self) -> Generator[Any, None, tuple[Any, float]]:
+    def _collect(self) -> tuple[Any, float]:
         """The next window and when the last of its examples arrived; None at the end."""
         parts: list[Any] = []
         missing = self._stream.config.window_size
-        while missing:
-            if self._left is None and not (yield from self._next_block()):
-                break
+        while missing and (self._left is not None or self._next_block(missing)):
             assert self._left is not None
             block, begin, end = self._left
             number = min(missing, end - begin)
-            whole = number == end
-            parts.append(block if whole else gather(block, tf.range(begin, begin + number)))
+            parts.append(block if number == end else _rows(block, begin, begin + number))
             self._left = (block, begin + number, end) if begin + number < end else None
             self._row += number
-            self._since = self._since or self._segment_arrived()
+            if len(parts) == 1:
+                self._waiting.append(self._segment_arrived())
             missing -= number
         if not parts or self._closed.is_set():
             return None, 0.0
         return _concat(parts), self._segment_arrived()
 
-    def _next_block(self) -> Generator[Any, None, bool]:
+    def _next_block(self, missing: int) -> bool:
         """Puts examples into `_left`; whether there are any more."""
         while not self._closed.is_set():
             if self._blocks is not None:
                 block = self._read_block()
                 if block is not None:
-                    self._left = block, 0, int(num_examples(block))
+                    self._left = block, 0, _size(block)
                     return True
                 self._blocks = None
             if not self._segments:
@@ -491,20 +587,21 @@ class _Reading:
                 self._seen = time.time() if self._segments else self._seen
             if self._segments:
                 self._segment_number += 1
-                self._open(self._segments.popleft(), 0)
+                self._open(self._segments.popleft(), 0, missing)
             elif self._stream.follow:
-                yield from self._pause()
+                self._closed.wait(self._stream.poll_interval)
             else:
                 return False
         return False
 
-    def _open(self, segment: Segment, row: int) -> None:
+    def _open(self, segment: Segment, row: int, missing: int) -> None:
+        """Begins with a segment, of which so many examples belong to the window at hand."""
         examples = self._examples.read(segment)
         if isinstance(examples, tf.data.Dataset):
-            examples = examples.skip(row).batch(self._stream.config.window_size)
-            blocks = iter(examples.prefetch(_PREFETCH))
+            examples = examples.skip(row) if row else examples
+            blocks = iter(_in_windows(examples, missing, self._stream.config.window_size))
         else:
-            blocks = iter([gather(examples, tf.range(row, num_examples(examples)))])
+            blocks = iter([_rows(examples, row, _size(examples))])
         self._segment, self._row, self._blocks = segment, row, blocks
 
     def _read_block(self) -> Any:
@@ -530,8 +627,8 @@ class _Reading:
             if reject is None:
                 raise
             reason = str(error)
-        usable = np.array(self._usable(window, 0, int(num_examples(window))), np.int64)
-        unusable = np.setdiff1d(np.arange(int(num_examples(window))), usable)
+        usable = np.array(self._usable(window, 0, _size(window)), np.int64)
+        unusable = np.setdiff1d(np.arange(_size(window)), usable)
         reject(gather(window, tf.constant(unusable)).numpy().tolist(), reason)
         with self._lock:
             self._rejected += len(unusable)
@@ -549,7 +646,7 @@ class _Reading:
         middle = (begin + end) // 2
         return self._usable(window, begin, middle) + self._usable(window, middle, end)
 
-    def _join(self, ids: tf.Tensor, arrived: float) -> Generator[Any, None, np.ndarray]:
+    def _join(self, ids: tf.Tensor, arrived: float) -> np.ndarray:
         """Rows of the records of a window, of which it waits for those that are missing."""
         while self._load_one(arrived, arrived):
             pass
@@ -559,7 +656,7 @@ class _Reading:
             if self._load_one(arrived, deadline):
                 rows = self._resident.find(ids)
             elif self._stream.follow and time.time() < deadline:
-                yield from self._pause()
+                self._closed.wait(self._stream.poll_interval)
             else:
                 break
         return rows
@@ -581,11 +678,15 @@ class _Reading:
             and segment.arrived < self._oldest(arrived) / constants.MICROSECONDS
         )
         if not is_old:
-            self._resident.add(self._records.read(segment))
+            self._load(segment)
         with self._lock:
             self._loaded.append(segment)
             self._first += is_old
         return True
+
+    def _load(self, segment: Segment) -> None:
+        read = self._records_read.pop(segment.name, None)
+        self._resident.add(self._records.read(segment) if read is None else read)
 
     def _segment_arrived(self) -> float:
         assert self._segment is not None
@@ -596,12 +697,6 @@ class _Reading:
         max_age = self._stream.config.max_age
         assert max_age is not None
         return round((arrived - max_age) * constants.MICROSECONDS)
-
-    def _pause(self) -> Iterator[Any]:
-        """Waits, and lets the pipeline see whether it was cancelled."""
-        self._closed.wait(self._stream.poll_interval)
-        if self._nothing is not None:
-            yield self._nothing
 
 
 def _budget(parts: list[Any]) -> StreamState:
@@ -617,3 +712,23 @@ def _concat(parts: list[Any]) -> Any:
         return tf.concat(tensors, axis=0)
 
     return parts[0] if len(parts) == 1 else tf.nest.map_structure(concat, *parts)
+
+
+def _in_windows(examples: tf.data.Dataset, first: int, size: int) -> tf.data.Dataset:
+    """Batches: one of what the window at hand lacks, then whole windows, so that none is copied."""
+    if not dense.is_dense(examples.element_spec):
+        return examples.batch(size).prefetch(_PREFETCH)
+    batches = examples.batch(min(size, _BATCH_SIZE))
+    return dense.rebatch(batches, [first, *[size] * _MANY]).prefetch(_PREFETCH)
+
+
+def _rows(block: Any, begin: int, end: int) -> Any:
+    """Rows of a block, without a copy where its features are dense."""
+    if all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(block)):
+        return tf.nest.map_structure(lambda part: part[begin:end], block)
+    return gather(block, tf.range(begin, end))
+
+
+def _size(block: Any) -> int:
+    """How many examples an eager block has."""
+    return tf.nest.flatten(block)[0].shape[0]

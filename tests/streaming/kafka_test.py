@@ -1,11 +1,10 @@
 """Topics as logs of a stream, against a real broker, which is also killed. `make test-kafka`."""
 
+import functools
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 import time
 
@@ -18,6 +17,7 @@ import ofb_tf
 from ofb_tf import streaming
 from tests.processes import python
 from tests.streaming.files import Stream, parse
+from tests.streaming.trainer import Trainer
 
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is in the extra `kafka`")
 
@@ -46,6 +46,7 @@ def broker():
         broker.run("down")
 
 
+@functools.cache  # and so is what is traced for it
 def sampler(**settings):
     defaults = {"window_size": 200, "batch_size": 16, "seed": 17, "max_age": 3600.0}
     return ofb_tf.ofb_sample(**defaults | {"task": "binary", "parse_fn": parse} | settings)
@@ -90,6 +91,10 @@ def pairs(batches):
             strict=True,
         )
     ]
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if "SampledStream" in thread.name]
 
 
 def ids(elements):
@@ -383,7 +388,14 @@ def test_broker_that_is_killed_while_a_stream_follows(broker, stream):
     thread = threading.Thread(target=produce)
     thread.start()
     found = [next(elements) for _ in range(100)]
-    broker.restart()
+    dropped = follow(broker, examples, records, sample=everything(), follow=True)
+    waits = iter(dropped.dataset())
+    next(waits)
+    broker.run("kill")
+    # An iterator can be dropped while it waits for the broker, without `close`.
+    del waits
+    wait_for("the end of one of two readers", lambda: len(readers()) == 1)
+    broker.run("start")
     thread.join()
     found += [next(elements) for _ in range(N - 100)]
     assert sorted(ids(found)) == sorted(stream.ids.tolist())
@@ -402,12 +414,7 @@ def test_killed_trainer_and_broker(broker, tmp_path):
     topics = f"kafka:{broker.servers}:{examples}:{records}"
 
     def trainer(name):
-        arguments = [topics, tmp_path / name, tmp_path / f"{name}.jsonl", batches]
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.streaming.trainer", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        return Trainer(topics, tmp_path / name, tmp_path / f"{name}.jsonl", batches)
 
     def produce():
         for begin in range(0, rows, 400):
@@ -421,20 +428,14 @@ def test_killed_trainer_and_broker(broker, tmp_path):
     rng = random.Random(0)
     running = trainer("killed")
     for _ in range(KILLS):
-        for line in running.stdout:
-            if line.startswith("trained"):
-                break
+        running.wait_for_a_batch()
         broker.restart()
         time.sleep(rng.uniform(0.0, 1.0))
         running.kill()
-        running.wait()
         running = trainer("killed")
     thread.join()
-    running.communicate(timeout=300)
-    assert running.returncode == 0
-    whole = trainer("whole")
-    whole.communicate(timeout=300)
-    assert whole.returncode == 0
+    running.finish()
+    trainer("whole").finish()
     killed, undisturbed = (
         {line["batch"]: line for line in map(json.loads, (tmp_path / name).open())}
         for name in ("killed.jsonl", "whole.jsonl")

@@ -6,27 +6,17 @@
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from tests.streaming.files import Stream
+from tests.streaming.trainer import Trainer
 
 KILLS = int(os.environ.get("OFB_KILLS", "3"))
 BATCHES_PER_LIFE = 40  # at least, so that a run has work for all its lives
 PER_FILE = 400
-
-
-def trainer(logs, checkpoints, log, batches):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.streaming.trainer", *map(str, (logs, checkpoints, log))]
-        + [str(batches)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.mark.slow
@@ -44,28 +34,21 @@ def test_killed_trainer(tmp_path):
 
     arrive(0)
     arrived, rng = 1, random.Random(0)
-    running = trainer(logs, tmp_path / "killed", tmp_path / "killed.jsonl", batches)
+    running = Trainer(logs, tmp_path / "killed", tmp_path / "killed.jsonl", batches)
     for _ in range(KILLS):
         # Somewhere after it began to train: while it trains, saves, reads or waits for files.
-        for line in running.stdout:
-            if line.startswith("trained"):
-                break
+        running.wait_for_a_batch()
         more = min(len(parts), arrived + 1 + len(parts) // (KILLS + 1))
         for k in range(arrived, more):
             arrive(k)
         arrived = more
         time.sleep(rng.uniform(0.0, 0.5))
         running.kill()
-        running.wait()
-        running = trainer(logs, tmp_path / "killed", tmp_path / "killed.jsonl", batches)
+        running = Trainer(logs, tmp_path / "killed", tmp_path / "killed.jsonl", batches)
     for k in range(arrived, len(parts)):
         arrive(k)
-    running.communicate(timeout=300)
-    assert running.returncode == 0
-
-    whole = trainer(logs, tmp_path / "whole", tmp_path / "whole.jsonl", batches)
-    whole.communicate(timeout=300)
-    assert whole.returncode == 0
+    running.finish()
+    Trainer(logs, tmp_path / "whole", tmp_path / "whole.jsonl", batches).finish()
     killed, undisturbed = (
         {line["batch"]: line for line in map(json.loads, (tmp_path / name).open())}
         for name in ("killed.jsonl", "whole.jsonl")

@@ -1,5 +1,6 @@
 """`SampledStream`: the batch path's selection, the join by arrival, states, and waiting."""
 
+import functools
 import json
 import pathlib
 import re
@@ -34,6 +35,7 @@ def logs(tmp_path_factory):
     return directory
 
 
+@functools.cache  # and so is what is traced for it
 def sampler(**settings):
     defaults = {"window_size": 200, "batch_size": 16, "seed": 17, "max_age": HOUR}
     return ofb_tf.ofb_sample(**defaults | {"task": "binary", "parse_fn": parse} | settings)
@@ -207,15 +209,7 @@ def test_joins_by_arrival(tmp_path_factory, data):
             made, k = newest.get(row, (-np.inf, None))
             expected[row] = k if made >= arrived - max_age else None
 
-    sample = ofb_tf.ofb_sample(
-        rate=1.0,
-        window_size=30,
-        seed=1,
-        max_age=max_age,
-        task="binary",
-        parse_fn=parse,
-        keep_record=True,
-    )
+    sample = sampler(rate=1.0, window_size=30, batch_size=None, max_age=max_age, keep_record=True)
     found = read(follow(directory, sample=sample, max_wait=max_wait))
     assert len(found) == 60
     row_of = {id_: row for row, id_ in enumerate(stream.ids.tolist())}
@@ -281,6 +275,9 @@ def test_can_be_left_while_it_waits(logs):
 def test_missing_records_after_max_wait(logs):
     stream = follow(logs, max_wait=1000.0)
     read(stream)
+    # Each file once, also the first, from which the dataset took its form.
+    assert stream.records.counts.num_files == 8
+    assert stream.records.counts.num_read == N - N // 50
     figures = stream.status()
     assert figures["examples"] == N
     assert figures["without_record"] == N // 50

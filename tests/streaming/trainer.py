@@ -1,7 +1,7 @@
 """Trains on a stream with checkpoints; writes what each batch held. For tests that kill it."""
 
 import json
-import sys
+import multiprocessing
 
 import keras
 import tensorflow as tf
@@ -14,24 +14,26 @@ from tests.streaming.files import parse
 class Log(keras.callbacks.Callback):
     """Ids, weights and the model's loss after each batch, one line each."""
 
-    def __init__(self, path, checkpoint):
+    def __init__(self, path, checkpoint, progress):
         super().__init__()
-        self.path, self.checkpoint = path, checkpoint
+        self.path, self.checkpoint, self.progress = path, checkpoint, progress
 
     def on_train_batch_end(self, batch, logs=None):
-        ids, weights = LAST
+        ids, weights = LAST["ids"], LAST["weights"]
         line = {
-            "batch": self.checkpoint.batches,
+            "batch": self.checkpoint.batches + 1,
             "ids": ids.numpy().tolist(),
             "weights": weights.numpy().tolist(),
             "kernel": self.model.trainable_variables[0].numpy().tolist(),
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        print("trained", self.checkpoint.batches, flush=True)
+        if self.progress is not None:
+            self.progress.send("trained")
+            self.progress = None
 
 
-LAST = tf.Variable(tf.zeros([16], tf.int64)), tf.Variable(tf.zeros([16]))
+LAST = {}
 
 
 class Model(keras.Model):
@@ -39,19 +41,56 @@ class Model(keras.Model):
 
     def train_step(self, data):
         features, labels, weights = data
-        LAST[0].assign(features["example_id"])
-        LAST[1].assign(weights)
+        LAST["ids"].assign(features["example_id"])
+        LAST["weights"].assign(weights)
         return super().train_step(({"x": features["x"]}, labels, weights))
 
 
-def main(logs, checkpoints, log, batches):
+class Trainer:
+    """A process that trains, forked from one that has imported TensorFlow.
+
+    Args:
+      logs: a directory with examples and records, or "kafka:HOST:PORT:EXAMPLES:RECORDS".
+      checkpoints: a directory.
+      log: a file that gets a line per batch.
+      batches: how many to train on.
+    """
+
+    def __init__(self, logs, checkpoints, log, batches):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._progress, progress = context.Pipe(duplex=False)
+        arguments = (str(logs), str(checkpoints), str(log), batches, progress)
+        self._process = context.Process(target=main, args=arguments)
+        self._process.start()
+        progress.close()
+
+    def wait_for_a_batch(self):
+        """Returns when it has begun to train; not if it had nothing to do any more."""
+        try:
+            self._progress.recv()
+        except EOFError:
+            self.finish()
+
+    def kill(self):
+        self._process.kill()
+        self._process.join()
+
+    def finish(self):
+        self._process.join(timeout=600)
+        assert self._process.exitcode == 0
+
+
+def main(logs, checkpoints, log, batches, progress):
     keras.utils.set_random_seed(0)
+    LAST.update(ids=tf.Variable(tf.zeros([16], tf.int64)), weights=tf.Variable(tf.zeros([16])))
     x = keras.Input([2], name="x")
     model = Model({"x": x}, keras.layers.Dense(1)(x))
     model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
     if logs.startswith("kafka:"):
         _, *servers, examples, records = logs.split(":")
-        settings = {"interval": 0.2, "grace": 1.0}
+        # On a busy machine a broker may take seconds to show what it has stamped.
+        settings = {"interval": 0.2, "grace": 3.0}
         examples = streaming.ExampleTopic(":".join(servers), examples, **settings)
         records = streaming.RecordTopic(":".join(servers), records, **settings)
     else:
@@ -82,10 +121,7 @@ def main(logs, checkpoints, log, batches):
     model.fit(
         stream.dataset().map(split),
         steps_per_epoch=left,
-        callbacks=[checkpoint, Log(log, checkpoint)],
+        # In this order: a batch that a checkpoint holds must be in the log.
+        callbacks=[Log(log, checkpoint, progress), checkpoint],
         verbose=0,
     )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
