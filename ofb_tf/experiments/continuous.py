@@ -20,8 +20,12 @@ class Feed(abc.ABC):
     """What training reads while files of serialized examples arrive in a directory."""
 
     @abc.abstractmethod
-    def dataset(self) -> tf.data.Dataset:
-        """Batches. Each iteration begins with the first file, and waits for the next one."""
+    def dataset(self, *, only_first: bool = False) -> tf.data.Dataset:
+        """Batches. Each iteration begins with the first file, and waits for the next one.
+
+        Args:
+          only_first: whether to end after the first batch, which must be there.
+        """
 
     @abc.abstractmethod
     def is_used(self, arrived: int, batches: int) -> bool:
@@ -53,9 +57,9 @@ class SampledFeed(Feed):
             sampler, examples=examples, records=records, poll_interval=_POLL_SECONDS
         )
 
-    def dataset(self) -> tf.data.Dataset:
+    def dataset(self, *, only_first: bool = False) -> tf.data.Dataset:
         """What the stream selects."""
-        return self._stream.dataset()
+        return self._stream.dataset().take(1 if only_first else -1)
 
     def is_used(self, arrived: int, batches: int) -> bool:
         """As the stream's figures say."""
@@ -89,18 +93,21 @@ class WholeFeed(Feed):
         self._examples, self._parse, self._batch_size = examples, parse, batch_size
         self._ended = threading.Event()
 
-    def dataset(self) -> tf.data.Dataset:
+    def dataset(self, *, only_first: bool = False) -> tf.data.Dataset:
         """The directory's files, one after the other."""
+        # An iterator that is dropped does not end a generator that waits.
         paths = tf.data.Dataset.from_generator(
-            self._paths, output_signature=tf.TensorSpec([], tf.string)
+            lambda: self._paths(follow=not only_first),
+            output_signature=tf.TensorSpec([], tf.string),
         )
         batches = paths.flat_map(tf.data.TFRecordDataset).batch(self._batch_size)
-        return batches.map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = batches.map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
+        return batches.take(1 if only_first else -1)
 
-    def _paths(self) -> Iterator[str]:
+    def _paths(self, follow: bool) -> Iterator[str]:
         follower, ended = self._examples.follow(), False
         while not ended:
-            ended = self._ended.is_set()  # before the look that is the last
+            ended = not follow or self._ended.is_set()  # before the look that is the last
             yield from (segment.name for segment in follower.poll())
             self._ended.wait(_POLL_SECONDS)
 

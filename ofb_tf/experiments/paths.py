@@ -246,14 +246,14 @@ class ThroughFiles(RecordPath):
             os.rename(self._unfinished, self._unfinished.replace(".tmp", ".tfrecord"))
         self._unfinished = ""
 
-    def _batches(self) -> tf.data.Dataset:
+    def _batches(self, *, only_first: bool = False) -> tf.data.Dataset:
         assert self._feed is not None
-        return self._feed.dataset().prefetch(tf.data.AUTOTUNE)
+        return self._feed.dataset(only_first=only_first).prefetch(tf.data.AUTOTUNE)
 
     def warm_up(self) -> None:
         """A step, after which the stream begins again; see `RecordPath.warm_up`."""
         self._finish_file()
-        continuous.fit(self.model, self._batches().take(1))
+        continuous.fit(self.model, self._batches(only_first=True))
         self.reset()
 
     def train(self, *, ends_pass: bool) -> None:

@@ -46,6 +46,16 @@ def test_everything_is_read_once_in_batches_over_files_until_the_end(tmp_path):
     assert [batch.numpy().tolist() for batch in batches] == [[4, 5, 6, 7], [8, 9, 10]]
 
 
+def test_the_first_batch_waits_for_no_further_file(tmp_path):
+    log = streaming.ExampleDirectory(tmp_path / "examples")
+    feed = continuous.WholeFeed(log, serialized.parser({"example_id": tf.constant([0])}), 4)
+    write(tmp_path / "examples", "0", list(range(6)))
+    # What is read ahead, and dropped, ends with the file: otherwise this would wait for ever.
+    first = feed.dataset(only_first=True).prefetch(8)
+    for _ in range(3):
+        assert [fields["example_id"].numpy().tolist() for fields in first] == [[0, 1, 2, 3]]
+
+
 def test_an_error_of_fit_is_raised_by_wait():
     class Model:
         def fit(self, dataset, **settings):

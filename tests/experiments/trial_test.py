@@ -80,7 +80,7 @@ def test_both_paths_select_the_same_ids_with_the_same_weights(policy, monkeypatc
     through_files, in_memory = [], []  # of each iteration, of each interval
     batches, selected = paths.ThroughFiles._batches, paths.InMemory._selected
 
-    def of_batches(self):
+    def of_batches(self, **settings):
         def keep(ids, weights):
             taken.extend(zip(ids.tolist(), weights.tolist(), strict=True))
 
@@ -91,7 +91,7 @@ def test_both_paths_select_the_same_ids_with_the_same_weights(policy, monkeypatc
 
         taken = []
         through_files.append(taken)
-        return batches(self).map(look)
+        return batches(self, **settings).map(look)
 
     def of_intervals(self):
         rows, weights, offsets = selected(self)
