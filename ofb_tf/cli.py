@@ -247,7 +247,7 @@ _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, ty
 }
 _COMPARE_FLAGS = {
     "suite": (
-        "standard: the tables of docs/RESULTS.md, about 20 minutes on two cores. quick: about a "
+        "standard: the tables of docs/RESULTS.md, about half an hour on two cores. quick: about a "
         "minute, no dataset needed. own (the default if datasets or a workload are given): all "
         "combinations of the lists below.",
         (None, STANDARD, QUICK, OWN),

@@ -115,20 +115,23 @@ def test_standard_suite_has_the_tasks_of_its_name():
     assert len(set(titles)) == len(titles)
     for title in (
         "mnist, rate 0.1",
-        "diamonds, rate 0.3",
+        "diamonds, rate 0.2",
         "click_stream (0.004 positives), rate 0.02",
         "click_stream (0.03 positives), rate 0.05",
         "mnist, rate 0.1, snapshot refreshed every 94 windows",
         "diamonds, rate 0.1, snapshot refreshed once a pass",
         "mnist, rate 0.1, selective_backprop with beta 1",
         "mnist, rate 0.1, 0.1 of labels random",
+        "mnist, rate 0.01, log-odds correction",
+        "mnist, rate 0.1, log-odds correction, 0.1 of labels random",
         "diamonds, rate 0.1, 0.05 of targets outliers",
         "click_stream (0.01 positives), rate 0.1, 0.2 of records missing",
     ):
         assert title in titles
-    fewer = {"Other rates", "Larger windows", "Uniform mix"}
+    fewer = {"Other rates", "Log-odds correction", "Larger windows", "Uniform mix"}
     for one in suite:
         policies = {**dict.fromkeys(fewer, 3), "Milder selective_backprop": 4}.get(one.group, 8)
+        policies = 3 if one.config.estimator == "log_odds" else policies
         assert len(one.config.policies) == policies, one.title
     groups = [one.group for one in suite]
     assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
