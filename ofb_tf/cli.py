@@ -264,8 +264,9 @@ _COMPARE_FLAGS = {
         str,
     ),
     "learning_rates": (
-        "Comma-separated learning rates of Adam, with any suite: every comparison is made at each, "
-        "and once more with each policy at its best.",
+        "Comma-separated learning rates of Adam, with any suite (of the standard one, policies, "
+        "rates, estimators and wrong labels): every comparison is made at each, and once more "
+        "with each policy at its best. Markdown leaves out all but the default and the best.",
         _floats,
     ),
     "output_dir": ("Directory for results and finished trials.", "out/compare"),

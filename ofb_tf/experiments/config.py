@@ -56,6 +56,10 @@ _NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
 ONCE_A_PASS = 0
 AT_BEST = "each policy at its best learning rate"
 EVERY_POLICY = (*POLICIES, EVERYTHING)
+_NOT_SWEPT = (  # groups of the standard suite
+    "Stale snapshots", "Larger windows", "Uniform mix", "Milder selective_backprop",
+    "Outliers among the targets", "Lost records",
+)  # fmt: skip
 _CORRUPTIONS = {
     "label_noise": "of labels random",
     "outliers": "of targets outliers",
@@ -366,11 +370,16 @@ def grid(
 
 
 def sweep(comparisons: Sequence[Comparison], learning_rates: Sequence[float]) -> list[Comparison]:
-    """Each comparison at every learning rate, one after the other; unchanged if there are none."""
+    """Each comparison at every learning rate, one after the other; unchanged if there are none.
+
+    Groups of the standard suite about other settings stay at the default.
+    """
     if not learning_rates:
         return list(comparisons)
     return [
         Comparison(one.group, dataclasses.replace(one.config, learning_rate=learning_rate))
         for one in comparisons
-        for learning_rate in dict.fromkeys(learning_rates)
+        for learning_rate in dict.fromkeys(
+            [one.config.learning_rate] if one.group in _NOT_SWEPT else learning_rates
+        )
     ]

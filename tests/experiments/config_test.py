@@ -177,6 +177,12 @@ def test_a_sweep_makes_every_comparison_at_each_learning_rate():
     assert swept[1].trials() == made[0].trials()  # those that are finished are found
     assert swept[0].at_default_learning_rate() == made[0]
     assert configs.sweep(made, None) == made
+    standard = configs.standard(seeds=2, data_dir=None)
+    swept = configs.sweep(standard, [0.003, 0.01])
+    rates = {group: {s.config.learning_rate for s in swept if s.group == group} for group in
+             {one.group for one in standard}}  # fmt: skip
+    assert rates["Other rates"] == rates["Wrong labels"] == {0.003, 0.01}
+    assert rates["Uniform mix"] == rates["Lost records"] == {0.001}
 
 
 @pytest.mark.parametrize(
