@@ -257,7 +257,7 @@ _AXES = {  # flag of compare: what its list holds, field of SimulationConfig, ty
 }
 _COMPARE_FLAGS = {
     "suite": (
-        "standard: the tables of docs/RESULTS.md, about 20 minutes on two cores. quick: about a "
+        "standard: the tables of docs/RESULTS.md, about half an hour on two cores. quick: about a "
         "minute, no dataset needed. own (the default if datasets or a workload are given): all "
         "combinations of the lists below.",
         (None, STANDARD, QUICK, OWN),
@@ -274,8 +274,9 @@ _COMPARE_FLAGS = {
         str,
     ),
     "learning_rates": (
-        "Comma-separated learning rates of Adam, with any suite: every comparison is made at each, "
-        "and once more with each policy at its best.",
+        "Comma-separated learning rates of Adam, with any suite (of the standard one, policies, "
+        "rates, estimators and wrong labels): every comparison is made at each, and once more "
+        "with each policy at its best. Markdown leaves out all but the default and the best.",
         _floats,
     ),
     "output_dir": ("Directory for results and finished trials.", "out/compare"),

@@ -57,6 +57,10 @@ _NOT_OF_A_TRIAL = ("policies", "seeds", "data_dir")
 ONCE_A_PASS = 0
 AT_BEST = "each policy at its best learning rate"
 EVERY_POLICY = (*POLICIES, EVERYTHING)
+_NOT_SWEPT = (  # groups of the standard suite
+    "Stale snapshots", "Larger windows", "Uniform mix", "Milder selective_backprop",
+    "Outliers among the targets", "Lost records",
+)  # fmt: skip
 _CORRUPTIONS = {
     "label_noise": "of labels random",
     "outliers": "of targets outliers",
@@ -309,9 +313,10 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     """The suite behind docs/RESULTS.md.
 
     Every task with every policy at rate 0.1; uniform, importance and everything at the other
-    rates, with windows four times as large (and as many steps and refreshes), and with other
-    mixes; selective-backprop with powers below its default, which is 9 at rate 0.1; every policy
-    under each corruption, on the tasks where it makes a difference.
+    rates, at every rate and under wrong labels with the log-odds correction, with windows four
+    times as large (and as many steps and refreshes), and with other mixes; selective-backprop with
+    powers below its default, which is 9 at rate 0.1; every policy under each corruption, on the
+    tasks where it makes a difference.
     """
     common = {"seeds": seeds, "policies": EVERY_POLICY}
     mnist = {"dataset": "mnist", "data_dir": data_dir, **common}
@@ -323,10 +328,17 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
     three = (mnist, diamonds, click)
     fewer = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING)}
     milder = {"policies": (UNIFORM, IMPORTANCE, EVERYTHING, SELECTIVE_BACKPROP)}
+    others = (0.01, 0.02, 0.05, 0.2)
+    corrected = {"estimator": constants.LOG_ODDS, **fewer}
     large = {"steps_per_window": 4, "refresh_interval": 5, **fewer}
     plan: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         *(("Every policy at rate 0.1", task, {}) for task in tasks),
-        *(("Other rates", t, {"rate": r, **fewer}) for t in tasks for r in (0.02, 0.05, 0.3)),
+        *(("Other rates", t, {"rate": r, **fewer}) for t in tasks for r in others),
+        *(
+            ("Log-odds correction", task, {"rate": rate, **corrected})
+            for task in (mnist, rare, click, frequent)
+            for rate in (0.1, *others)
+        ),
         *(("Stale snapshots", task, {"refresh_interval": 94}) for task in (mnist, click)),
         *(("Stale snapshots", t, {"refresh_interval": ONCE_A_PASS}) for t in (mnist, diamonds)),
         *(
@@ -340,6 +352,7 @@ def standard(seeds: int, data_dir: str | None) -> list[Comparison]:
             for beta in (1.0, 3.0)
         ),
         *(("Wrong labels", task, {"label_noise": 0.1}) for task in (mnist, click)),
+        *(("Wrong labels", t, {"label_noise": 0.1, **corrected}) for t in (mnist, click)),
         ("Outliers among the targets", diamonds, {"outliers": 0.05}),
         *(("Lost records", task, {"missing_records": 0.2}) for task in (mnist, click)),
     ]
@@ -373,11 +386,16 @@ def grid(
 
 
 def sweep(comparisons: Sequence[Comparison], learning_rates: Sequence[float]) -> list[Comparison]:
-    """Each comparison at every learning rate, one after the other; unchanged if there are none."""
+    """Each comparison at every learning rate, one after the other; unchanged if there are none.
+
+    Groups of the standard suite about other settings stay at the default.
+    """
     if not learning_rates:
         return list(comparisons)
     return [
         Comparison(one.group, dataclasses.replace(one.config, learning_rate=learning_rate))
         for one in comparisons
-        for learning_rate in dict.fromkeys(learning_rates)
+        for learning_rate in dict.fromkeys(
+            [one.config.learning_rate] if one.group in _NOT_SWEPT else learning_rates
+        )
     ]

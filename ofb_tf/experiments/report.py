@@ -185,6 +185,8 @@ def as_markdown(content: dict[str, Any]) -> str:
     """The outline of the results as Markdown, without charts."""
     forms = {"h2": "## {}", "h3": "### {}", "code": "```\n{}\n```", "p": "{}"}
     blocks = ["# Results"]
+    if "comparisons" in content:
+        content = content | {"comparisons": _at_default_or_best(content["comparisons"])}
     for kind, value in _outline(content):
         if kind == "table":
             blocks.append(tables.format_table(value, tables.MARKDOWN))
@@ -193,6 +195,19 @@ def as_markdown(content: dict[str, Any]) -> str:
         elif kind != "chart":
             blocks.append(forms[kind].format(value))
     return "\n\n".join(blocks) + "\n"
+
+
+def _at_default_or_best(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the members of sweeps at other learning rates than the default."""
+    best = {c["title"].removesuffix(f", {configs.AT_BEST}") for c in comparisons}
+
+    def is_member(one: dict[str, Any]) -> bool:
+        rate = one["learning_rate"]
+        named = f", learning rate {rate:g}" if rate else ""
+        return named in one["title"] and one["title"].replace(named, "") in best
+
+    default = configs.SimulationConfig.learning_rate
+    return [c for c in comparisons if c["learning_rate"] in (None, default) or not is_member(c)]
 
 
 def as_html(results: dict[str, Any]) -> str:

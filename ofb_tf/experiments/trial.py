@@ -60,11 +60,15 @@ def run(
     *,
     through_files: bool = False,
     workload: Workload | None = None,
+    kind: type[paths.RecordPath] | None = None,
 ) -> TrialResult:
-    """Streams the whole dataset under one policy, by `paths.ThroughFiles` or `paths.InMemory`."""
+    """Streams the whole dataset under one policy.
+
+    `kind` is the way of the records; by default `paths.ThroughFiles` or `paths.InMemory`.
+    """
     if workload is None:
         workload = get_workload(config, seed, in_memory=not through_files)
-    kind = paths.ThroughFiles if through_files else paths.InMemory
+    kind = kind or (paths.ThroughFiles if through_files else paths.InMemory)
     with (
         tempfile.TemporaryDirectory(prefix="ofb_simulation_", ignore_cleanup_errors=True) as files,
         contextlib.closing(kind(config, policy, seed, workload, files)) as path,

@@ -121,20 +121,23 @@ def test_standard_suite_has_the_tasks_of_its_name():
     assert len(set(titles)) == len(titles)
     for title in (
         "mnist, rate 0.1",
-        "diamonds, rate 0.3",
+        "diamonds, rate 0.2",
         "click_stream (0.004 positives), rate 0.02",
         "click_stream (0.03 positives), rate 0.05",
         "mnist, rate 0.1, snapshot refreshed every 94 windows",
         "diamonds, rate 0.1, snapshot refreshed once a pass",
         "mnist, rate 0.1, selective_backprop with beta 1",
         "mnist, rate 0.1, 0.1 of labels random",
+        "mnist, rate 0.01, log-odds correction",
+        "mnist, rate 0.1, log-odds correction, 0.1 of labels random",
         "diamonds, rate 0.1, 0.05 of targets outliers",
         "click_stream (0.01 positives), rate 0.1, 0.2 of records missing",
     ):
         assert title in titles
-    fewer = {"Other rates", "Larger windows", "Uniform mix"}
+    fewer = {"Other rates", "Log-odds correction", "Larger windows", "Uniform mix"}
     for one in suite:
         policies = {**dict.fromkeys(fewer, 3), "Milder selective_backprop": 4}.get(one.group, 8)
+        policies = 3 if one.config.estimator == "log_odds" else policies
         assert len(one.config.policies) == policies, one.title
     groups = [one.group for one in suite]
     assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
@@ -180,6 +183,12 @@ def test_a_sweep_makes_every_comparison_at_each_learning_rate():
     assert swept[1].trials() == made[0].trials()  # those that are finished are found
     assert swept[0].at_default_learning_rate() == made[0]
     assert configs.sweep(made, None) == made
+    standard = configs.standard(seeds=2, data_dir=None)
+    swept = configs.sweep(standard, [0.003, 0.01])
+    rates = {group: {s.config.learning_rate for s in swept if s.group == group} for group in
+             {one.group for one in standard}}  # fmt: skip
+    assert rates["Other rates"] == rates["Wrong labels"] == {0.003, 0.01}
+    assert rates["Uniform mix"] == rates["Lost records"] == {0.001}
 
 
 @pytest.mark.parametrize(

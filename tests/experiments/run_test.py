@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import run, trial
+from ofb_tf.experiments import report, run, trial
 from ofb_tf.experiments.config import Comparison, SimulationConfig, Trial
 from tests.experiments.conftest import make_result
 
@@ -130,6 +130,12 @@ def test_a_sweep_is_led_by_each_policy_at_its_best(tmp_path):
         ("mnist, rate 0.1, learning rate 0.003", 0.003),
     ]
     assert len(found) == 6
+    about = {"version": "1", "command": ""}
+    written = report.as_markdown(about | {"comparisons": found})
+    for one in found:  # of the members of a sweep, the one at the default alone
+        assert (f"### {one['title']}\n" in written) == (one["learning_rate"] != 0.003)
+    alone = report.as_markdown(about | {"comparisons": found[2:3]})
+    assert f"### {found[2]['title']}\n" in alone
     best = found[0]["policies"]
     assert {p: shown["learning_rate"] for p, shown in best.items()} == better
     for policy, shown in best.items():
