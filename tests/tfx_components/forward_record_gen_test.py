@@ -70,6 +70,15 @@ def test_newest_record_of_each_id_in_its_partition(tmp_path):
     assert artifact.get_int_custom_property("num_duplicates") == 90
 
 
+def test_what_a_failed_attempt_left_is_replaced(tmp_path):
+    _write(tmp_path / "in", range(100), np.zeros((100, 1)))
+    pattern = str(tmp_path / "in" / "*")
+    generate(tmp_path / "out", records_pattern=pattern, num_partitions=5)
+    artifact = generate(tmp_path / "out", records_pattern=pattern, num_partitions=3)
+    assert Manifest.read(artifact.uri).num_records == 100
+    assert len(list((tmp_path / "out").glob("*.ofbr"))) == 3
+
+
 def test_records_with_losses_only(tmp_path):
     with ofb_tf.ForwardRecordWriter(tmp_path / "in") as writer:
         writer.write(np.arange(10), loss=np.arange(10.0))

@@ -103,6 +103,8 @@ def ForwardRecordGen(
                 model_version=model_version,
                 timestamp=timestamp or newest,
             )
+        tf.io.gfile.makedirs(uri)
+        remove_children(uri, "partition-")  # of an attempt that failed and is retried
         with beam_pipeline as pipeline:
             _ = pipeline | PartitionRecords(files, uri, num_partitions=num_partitions, read=read)
         remove_children(uri, TEMPORARY_PREFIX)  # of workers that were retried
