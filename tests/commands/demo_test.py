@@ -8,6 +8,7 @@ from ofb_tf import cli
 from ofb_tf.experiments import report, run
 
 
+@pytest.mark.slow
 def test_demo_end_to_end(tmp_path, capsys):
     flags = "--num_examples=600 --window_size=100 --refresh_interval=3 --positive_rate=0.1"
     flags += f" --seeds=1 --workers=1 --output_dir={tmp_path} --picture={tmp_path}/docs/picture.png"

@@ -25,6 +25,7 @@ def changed_lines(path):
     return sum(line.endswith("# ofb") for line in path.read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_a_tutorial_runs_and_learns(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

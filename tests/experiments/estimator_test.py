@@ -8,8 +8,8 @@ from ofb_tf.experiments import paths, trial
 from ofb_tf.experiments.workloads import get_workload
 
 SETTINGS = {
-    "num_examples": 5_120,
-    "window_size": 256,
+    "num_examples": 5_200,
+    "window_size": 260,  # so that selections are whole batches
     "refresh_interval": 5,
     "test_examples": 1_000,
     "positive_rate": 0.03,
@@ -17,7 +17,10 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    "settings", [{"estimator": "log_odds"}, {"budget": "stream"}], ids=["log_odds", "stream"]
+    "settings",
+    # Over intervals the stream's budget goes on through files, and begins again in memory.
+    [{"estimator": "log_odds"}, {"budget": "stream", "refresh_interval": 0}],
+    ids=["log_odds", "stream"],
 )
 def test_both_paths_select_and_train_alike(settings):
     config = configs.SimulationConfig(**SETTINGS | settings)
@@ -26,7 +29,8 @@ def test_both_paths_select_and_train_alike(settings):
     )
     assert through_files.backward_examples == in_memory.backward_examples
     assert through_files.metrics == pytest.approx(in_memory.metrics, rel=1e-3)
-    plain = trial.run(configs.SimulationConfig(**SETTINGS), "importance", 0)
+    given = {name: value for name, value in settings.items() if name == "refresh_interval"}
+    plain = trial.run(configs.SimulationConfig(**SETTINGS | given), "importance", 0)
     assert in_memory.metrics != pytest.approx(plain.metrics, rel=1e-6)
     if "estimator" in settings:
         assert in_memory.max_weight == 1.0
@@ -36,11 +40,11 @@ def test_selection_in_memory_follows_the_stream():
     config = configs.SimulationConfig(**SETTINGS, budget="stream")
     workload = get_workload(config, 0, in_memory=True)
     path = paths.InMemory(config, "importance", 0, workload)
-    examples = workload.examples(0, 1280)
-    path.serve(0, examples, np.ones(1280, bool))
-    path.refresh(0, examples)
+    examples = workload.examples(0, 1300)
+    path.serve(0, examples, np.ones(1300, bool))
+    path.arrive(0, examples)
     rows, _, offsets = path._selected()
-    assert len(set(np.bincount(rows // 256).tolist())) > 1
+    assert len(set(np.bincount(rows // 260).tolist())) > 1
     np.testing.assert_array_equal(offsets, 0.0)
 
 

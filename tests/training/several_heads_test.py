@@ -365,6 +365,7 @@ def test_several_binary_labels_are_heads():
     assert model.fit(dataset, verbose=0).history["record_coverage"] == [pytest.approx(1.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [keras.Model, ofb_tf.OFBModel])
 def test_a_language_model_records_samples_and_fits(cls, tmp_path):
     """Sequences of a random walk over eight tokens; the last tokens of some are padding."""

@@ -13,6 +13,8 @@ import tensorflow as tf
 import ofb_tf
 from ofb_tf.datasets import ClickStream
 
+pytestmark = pytest.mark.slow
+
 service = tf.data.experimental.service
 
 _EXAMPLE = pathlib.Path(__file__).parents[2] / "docs" / "examples" / "data_service.py"

@@ -142,6 +142,7 @@ def test_an_update_is_seen_as_a_whole():
     assert {1, 2} <= seen
 
 
+@pytest.mark.slow
 def test_checkpoints_leave_the_records_out(tmp_path):
     dataset = dicts().apply(sampler(records(), updatable=True))
     ofb_tf.testing.assert_checkpoint_roundtrip(dataset)
