@@ -4,8 +4,8 @@
 python -m benchmarks.wrong_labels --datasets=mnist,click_stream --seeds=3
 ```
 
-A tenth of the training labels is random, and all else is as in `ofb compare`: rate 0.1, in memory.
-Each way is shown at the learning rate that is best for it, by gap closure:
+A tenth of the training labels is random (`--label_noise`), and all else is as in `ofb compare`: in
+memory, at a rate of 0.1. Each way is shown at the learning rate that is best for it, by gap closure:
 
 - `weights` and `log_odds`, each with several uniform mixes;
 - `half`: both, each by half. With weights w^(1/2) and half of the offsets, the selected examples'
@@ -30,8 +30,7 @@ from ofb_tf.experiments import paths, summary, trial
 from ofb_tf.experiments.config import EVERYTHING, IMPORTANCE, UNIFORM, SimulationConfig
 from ofb_tf.tables import format_table
 
-_NOISE, _LEAST = 0.1, 0.01
-_MIXES = (0.2, 0.5, 0.8)
+_LEAST = 0.01  # probability of a label that is kept
 
 
 class _Half(paths.InMemory):
@@ -89,13 +88,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--datasets", default="mnist,click_stream", help="Comma-separated.")
     parser.add_argument("--data_dir", help="Directory of TFDS datasets.")
     parser.add_argument("--learning_rates", default="0.001,0.003", help="Comma-separated.")
+    parser.add_argument("--uniform_mixes", default="0.2,0.5,0.8", help="Comma-separated.")
+    parser.add_argument("--label_noise", type=float, default=0.1, help="Share of random labels.")
     parser.add_argument("--seeds", type=int, default=3, help="Repetitions, numbered from 0.")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures.")
     values = parser.parse_args(arguments)
-    rates = [float(rate) for rate in values.learning_rates.split(",")]
+    rates, mixes = (
+        [float(each) for each in text.split(",")]
+        for text in (values.learning_rates, values.uniform_mixes)
+    )
     rows = []
     for dataset in values.datasets.split(","):
-        config = SimulationConfig.for_dataset(dataset, label_noise=_NOISE, data_dir=values.data_dir)
+        config = SimulationConfig.for_dataset(
+            dataset, label_noise=values.label_noise, data_dir=values.data_dir
+        )
 
         def run(
             rate: float,
@@ -113,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
             policy: _measure(lambda r, s, p=policy: run(r, s, p), rates, values.seeds)
             for policy in (UNIFORM, EVERYTHING)
         }
-        for (way, (estimator, kind)), mix in itertools.product(_WAYS.items(), _MIXES):
+        for (way, (estimator, kind)), mix in itertools.product(_WAYS.items(), mixes):
             print(f"{dataset}, {way}, uniform mix {mix}", file=sys.stderr)
             settings = {"estimator": estimator, "uniform_mix": mix, "kind": kind}
             found = _measure(lambda r, s, k=settings: run(r, s, **k), rates, values.seeds)
