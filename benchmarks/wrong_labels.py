@@ -5,7 +5,7 @@ python -m benchmarks.wrong_labels --datasets=mnist,click_stream --seeds=3
 ```
 
 A tenth of the training labels is random (`--label_noise`), and all else is as in `ofb compare`: in
-memory, at a rate of 0.1. Each way is shown at the learning rate that is best for it, by gap closure:
+memory, at a rate of 0.1. Each way is shown by gap closure at the learning rate that suits it best:
 
 - `weights` and `log_odds`, each with several uniform mixes;
 - `half`: both, each by half. With weights w^(1/2) and half of the offsets, the selected examples'
