@@ -220,7 +220,7 @@ print(json.dumps(dataclasses.asdict(recorder.counts)))
 # Made in the parent, as with gunicorn --preload; the workers answer until they get SIGTERM.
 WORKERS = """
 recorder = PredictionRecorder(ForwardRecordWriter(sys.argv[1]), queue_size=100_000)
-accepted = multiprocessing.Array("q", 4)
+accepted = multiprocessing.Array("q", 4, lock=False)  # one slot per writer
 running = multiprocessing.Barrier(5)
 
 def serve(worker):
