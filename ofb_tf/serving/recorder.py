@@ -150,8 +150,9 @@ class PredictionRecorder:
     ) -> None:
         """Queues what `ForwardRecordWriter.write` takes, without waiting or raising.
 
-        No array may be changed afterwards. The time of the call is the default timestamp; what
-        does not fit counts as unusable.
+        Ids are int64 or text `[n]`, logits and probabilities `[n, k]`, losses `[n]`; the timestamp
+        is in microseconds since 1970, by default the time of the call. No array may be changed
+        afterwards. What does not fit counts as unusable.
         """
         columns = {
             constants.EXAMPLE_ID: example_ids,
