@@ -1,5 +1,6 @@
 """Inputs of the benchmarks: files that are written once and kept, and arrays in memory."""
 
+import ctypes
 import os
 import pathlib
 import shutil
@@ -117,6 +118,26 @@ def resident_bytes() -> int:
     """The resident memory of this process now."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def allocated_bytes() -> int:
+    """The memory that the C library's allocator (glibc 2.33 or newer) has given out now."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallInfo
+    info = mallinfo()
+    return info.uordblks + info.hblkhd
 
 
 def consume(dataset: tf.data.Dataset, id_key: str = constants.EXAMPLE_ID) -> int:

@@ -8,7 +8,9 @@ A process goes on writing files of 39-feature tf.Examples with new ids, and thei
 deletes old ones; it stays a few files ahead of `SampledStream`, which joins, selects and decodes in
 this process. A file arrives as one minute of simulated time, and records count for `--horizon`
 minutes, so that their number depends on no speed. As by a trainer, the state is taken every few
-batches. Once a minute: examples, examples per second, resident records, and resident memory.
+batches. Once a minute: examples, examples per second, resident records, and memory: what is
+resident, and what of it the C library's allocator has given out (on Linux). Where the first grows
+and the second does not, it is the allocator that keeps what was freed.
 """
 
 import argparse
@@ -127,6 +129,7 @@ def _soak(directory: pathlib.Path, minutes: float, horizon: int, done: Any) -> l
                     1e6 * (cpu_seconds() - cpu) / (status["examples_per_second"] * (now - last)), 2
                 ),
                 "resident_mebibytes": round(inputs.resident_bytes() / 2**20, 1),
+                "allocated_mebibytes": round(inputs.allocated_bytes() / 2**20, 1),
             }
         )
         print(json.dumps(figures[-1]), flush=True)

@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from ofb_tf import constants, hashing, streaming
+from ofb_tf.datasets import tf_examples
 from ofb_tf.experiments import config as configs
-from ofb_tf.experiments import continuous, serialized
+from ofb_tf.experiments import continuous
 from ofb_tf.experiments.workload import Workload, graph
 from ofb_tf.experiments.workloads import get_workload
 from ofb_tf.records import ForwardRecordWriter
@@ -210,13 +211,13 @@ class ThroughFiles(RecordPath):
             self._feed, self._num_arrived = self._new_feed(interval, examples), 0
         self._unfinished = os.path.join(directory, f"{interval:06d}.tmp")
         with tf.io.TFRecordWriter(self._unfinished) as writer:
-            for example in serialized.serialize(examples):
+            for example in tf_examples.serialize(examples):
                 writer.write(example)
         self._num_arrived += len(examples[constants.EXAMPLE_ID])
 
     def _new_feed(self, interval: int, examples: Examples) -> continuous.Feed:
         log = streaming.ExampleDirectory(self._log("examples", interval))
-        parse = serialized.parser(examples)
+        parse = tf_examples.parser(examples)
         if self.is_everything:
             return continuous.WholeFeed(log, parse, self.batch_size)
         records = self._log("records", interval)
@@ -237,7 +238,7 @@ class ThroughFiles(RecordPath):
             budget=self.config.budget,
             max_age=_MAX_AGE,
             parse_fn=parse,
-            feature_spec=serialized.feature_spec({n: examples[n] for n in keys}),
+            feature_spec=tf_examples.feature_spec({n: examples[n] for n in keys}),
         )
         return continuous.SampledFeed(sampler, log, streaming.RecordDirectory(records))
 
