@@ -12,6 +12,9 @@
     make kafka-up
     python docs/examples/stream_demo.py --output_dir=out/stream-demo
 
+Serving goes on until the trainers have had `--examples` labelled ones: what would come after the
+last requests are negatives alone, since clicks are known sooner.
+
 Prints quality on the examples that follow, and how long it took from serving to training; writes
 both to results.json. Needs the extra `kafka`. The topics are made for the run, and deleted.
 """
@@ -19,6 +22,7 @@ both to results.json. Needs the extra `kafka`. The topics are made for the run, 
 import argparse
 import heapq
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -59,12 +63,12 @@ IMPORTANCE, UNIFORM = "importance", "uniform"
 
 def serve(run: argparse.Namespace, reports, go) -> None:
     """Answers requests at a steady rate."""
-    click_stream = ClickStream(run.examples, POSITIVES, seed=run.seed)
+    click_stream = ClickStream(run.served, POSITIVES, seed=run.seed)
     generate = tf.function(click_stream.generate, [tf.TensorSpec([None], tf.int64)])
     producer = Producer({"bootstrap.servers": run.servers, "enable.idempotence": True})
     models, version, model = pathlib.Path(run.directory) / "models", 0, None
     with KafkaRecordWriter(run.servers, run.topics[RECORDS]) as writer:
-        for start in range(-REQUEST, run.examples, REQUEST):  # the first one warms up
+        for start in range(-REQUEST, run.served, REQUEST):  # the first one warms up
             if start >= 0:
                 begin = go.value + start / run.per_second
                 time.sleep(max(begin - time.time(), 0.0))
@@ -84,7 +88,7 @@ def serve(run: argparse.Namespace, reports, go) -> None:
             producer.poll(0)
             reports.put(("progress", REQUEST))
         producer.flush()
-    late = time.time() - go.value - run.examples / run.per_second
+    late = time.time() - go.value - run.served / run.per_second
     dropped = writer.counts.num_dropped
     reports.put(("server", {"models": version, "dropped_records": dropped, "seconds_late": late}))
 
@@ -106,14 +110,14 @@ def micros() -> int:
 
 def label(run: argparse.Namespace, reports, go) -> None:
     """Sends examples on with their labels, when these are known."""
-    click_stream = ClickStream(run.examples, POSITIVES, seed=run.seed)
+    click_stream = ClickStream(run.served, POSITIVES, seed=run.seed)
     # What users will do: the labels, and after how many seconds.
     clicks = [
-        click_stream.generate(np.arange(start, min(start + 10_000, run.examples)))["label"].numpy()
-        for start in range(0, run.examples, 10_000)
+        click_stream.generate(np.arange(start, min(start + 10_000, run.served)))["label"].numpy()
+        for start in range(0, run.served, 10_000)
     ]
     clicks = np.concatenate(clicks)
-    delays = np.random.default_rng(run.seed).exponential(DELAY, run.examples).clip(max=ATTRIBUTION)
+    delays = np.random.default_rng(run.seed).exponential(DELAY, run.served).clip(max=ATTRIBUTION)
     delays = np.where(clicks == 1, delays, ATTRIBUTION)
     producer = Producer({"bootstrap.servers": run.servers, "enable.idempotence": True})
     consumer = Consumer(
@@ -127,7 +131,7 @@ def label(run: argparse.Namespace, reports, go) -> None:
             if message.error() is None:
                 id_, served = int(message.key()), message.timestamp()[1] / 1000
                 heapq.heappush(pending, (served + delays[id_], id_, message.value()))
-        while pending and pending[0][0] <= time.time():
+        while sent < run.examples and pending and pending[0][0] <= time.time():
             _, id_, served = heapq.heappop(pending)
             # tf.Examples that follow each other are one.
             features = {"label": clicks[id_], "labelled_at": micros()}
@@ -165,11 +169,11 @@ class Refresh(keras.callbacks.Callback):
 
 
 def train(policy: str, run: argparse.Namespace, reports, go) -> None:
-    """Follows the topics until all examples were selected from."""
+    """Follows the topics until so many examples were selected from."""
     keras.utils.set_random_seed(run.seed)
     model, refresh = build(), Refresh(pathlib.Path(run.directory) / "models", run.refresh_batches)
-    held_out = ClickStream(run.examples, POSITIVES, seed=run.seed).generate(
-        np.arange(run.examples, run.examples + HELD_OUT)
+    held_out = ClickStream(run.served, POSITIVES, seed=run.seed).generate(
+        np.arange(run.served, run.served + HELD_OUT)
     )
     if policy == IMPORTANCE:
         refresh.directory.mkdir()
@@ -268,7 +272,7 @@ def main() -> int:
     )
     parser.add_argument("--servers", default="127.0.0.1:9092", help="the Kafka brokers")
     parser.add_argument("--output_dir", default="out/stream-demo", help="of results.json")
-    parser.add_argument("--examples", type=int, default=200_000, help="to serve")
+    parser.add_argument("--examples", type=int, default=200_000, help="to select from")
     parser.add_argument("--per_second", type=float, default=2000.0, help="examples served")
     parser.add_argument("--refresh_batches", type=int, default=25, help="from model to model")
     parser.add_argument("--seed", type=int, default=0)
@@ -283,6 +287,7 @@ def main() -> int:
     made = admin.create_topics([NewTopic(n, 1, 1, config=settings) for n in names.values()])
     for future in made.values():
         future.result(20)
+    run.served = run.examples + math.ceil(ATTRIBUTION * run.per_second / REQUEST) * REQUEST
     run.topics, run.directory = names, tempfile.mkdtemp(prefix="ofb_stream_demo_")
     try:
         results = run_all(run)
@@ -318,7 +323,10 @@ def run_all(run: argparse.Namespace) -> dict:
         for name, worker in workers.items():
             if name != "server":
                 worker.start()
-        with tqdm.tqdm(total=run.examples, unit="example", disable=run.noprogress) as bar:
+        progress = tqdm.tqdm(
+            total=run.served, unit="example", mininterval=1, disable=run.noprogress
+        )
+        with progress as bar:
             bar.set_description("starting")
             while not {"server", IMPORTANCE, UNIFORM} <= results.keys():
                 while reports.empty():
