@@ -47,7 +47,7 @@ import fastapi_server, uvicorn
 if sys.argv[2] == "plain":
     fastapi_server.recorder.write = lambda *unused, **also_unused: None
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-uvicorn.run(fastapi_server.app, uds=sys.argv[3], log_level="warning")
+uvicorn.run(fastapi_server.app, uds=sys.argv[3], log_level="warning", timeout_keep_alive=3600)
 """
 
 Turn = Callable[[], list[float]]
