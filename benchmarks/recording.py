@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import importlib.util
 import json
@@ -44,10 +45,17 @@ _UVICORN = """
 import os, sys, threading
 sys.path.insert(0, sys.argv[1])
 import fastapi_server, uvicorn
-if sys.argv[2] == "plain":
-    fastapi_server.recorder.write = lambda *unused, **also_unused: None
+recorder = fastapi_server.recorder
+write = recorder.write
+
+@fastapi_server.app.post("/{way}")
+def switch(way: str) -> int:
+    recorder.flush()
+    recorder.write = write if way == "recorded" else lambda *unused, **also_unused: None
+    return recorder.counts.num_recorded
+
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-uvicorn.run(fastapi_server.app, uds=sys.argv[3], log_level="warning", timeout_keep_alive=3600)
+uvicorn.run(fastapi_server.app, uds=sys.argv[2], log_level="warning", timeout_keep_alive=3600)
 """
 
 Turn = Callable[[], list[float]]
@@ -164,8 +172,10 @@ def _async_stubs(settings: Settings) -> Run:
 
 
 def _fastapi(settings: Settings) -> Run:
-    """Requests to two servers in separate processes, of which one records."""
-    directory = tempfile.mkdtemp()
+    """Requests to a server in a separate process, which records in some turns.
+
+    One server for both: two processes of one program differ by some percent.
+    """
     generator = np.random.default_rng(0)
     bodies = [
         json.dumps(
@@ -176,21 +186,27 @@ def _fastapi(settings: Settings) -> Run:
         )
         for number in range(8)
     ]
-    connections = {kind: _uvicorn(directory, kind) for kind in ("plain", "recorded")}
+    connection = _uvicorn(tempfile.mkdtemp())
 
-    def turn(connection: http.client.HTTPConnection) -> list[float]:
+    def post(path: str, body: str = "") -> bytes:
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = response.read()
+        assert response.status == 200, answer
+        return answer
+
+    def turn(way: str) -> list[float]:
+        recorded = int(post(f"/{way}"))
         latencies = []
         for number in _paced():
             start = time.perf_counter()
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST", "/predict", bodies[number % len(bodies)], headers)
-            response = connection.getresponse()
-            answer = response.read()
+            post("/predict", bodies[number % len(bodies)])
             latencies.append(time.perf_counter() - start)
-            assert response.status == 200, answer
+        expected = len(latencies) * _EXAMPLES_PER_CALL if way == "recorded" else 0
+        assert int(post("/plain")) - recorded == expected
         return latencies
 
-    turns = {kind: lambda c=connection: turn(c) for kind, connection in connections.items()}
+    turns = {way: functools.partial(turn, way) for way in ("plain", "recorded")}
     for _ in range(3):
         for each in turns.values():
             each()
@@ -278,10 +294,10 @@ def _model() -> keras.Model:
     return keras.Model(x, keras.layers.Dense(1)(hidden))
 
 
-def _uvicorn(directory: str, kind: str) -> http.client.HTTPConnection:
+def _uvicorn(directory: str) -> http.client.HTTPConnection:
     """Starts a server, and connects to it."""
-    path = os.path.join(directory, kind)
-    command = [sys.executable, "-c", _UVICORN, _EXAMPLES, kind, path]
+    path = os.path.join(directory, "socket")
+    command = [sys.executable, "-c", _UVICORN, _EXAMPLES, path]
     environment = os.environ | {"RECORDS_DIR": f"{directory}/records"}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
     while not os.path.exists(path):

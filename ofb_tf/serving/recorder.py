@@ -19,6 +19,7 @@ from ofb_tf.records import importers
 from ofb_tf.records.writer import BlockWriter, call_at_exit
 
 _LOGGER = logging.getLogger(__name__)
+_PAUSE = 1e-5  # seconds, of which the system makes some more
 # What gives the columns, and their timestamp.
 _Response = tuple[Callable[[], dict[str, Any]], Any]
 
@@ -51,8 +52,9 @@ class PredictionRecorder:
 
     `offer` takes the messages of a Predict call, `write` the ids and logits of any other server.
     Both cost the caller an append to a queue; they never wait and never raise. The thread starts
-    with the first response, looks at the queue every `poll_seconds` (so that no caller has to wake
-    it), decodes and writes. When the queue is full, responses are dropped and counted.
+    with the first response, looks at the queue every `poll_seconds`, or earlier when it is half
+    full, decodes and writes, and leaves the interpreter to the callers after each response. When
+    the queue is full, responses are dropped and counted.
 
     ```python
     import ofb_tf
@@ -83,7 +85,7 @@ class PredictionRecorder:
         from_logits: bool = True,
         model_name: str | None = None,
         queue_size: int = 1024,
-        poll_seconds: float = 0.005,
+        poll_seconds: float = 0.1,
     ):
         """Makes a recorder.
 
@@ -96,9 +98,8 @@ class PredictionRecorder:
           from_logits: False where that tensor holds probabilities, whose logits are then recorded.
           model_name: record only this model's responses; None: all.
           queue_size: the maximum number of waiting responses.
-          poll_seconds: seconds between two looks at the queue. Decoding holds the GIL for about
-            50 microseconds per response; a long poll delays callers by a whole batch, so keep it
-            short.
+          poll_seconds: seconds between two looks at the queue. Each look may delay a caller, and
+            each response that is decoded, for about 50 microseconds.
 
         Raises:
           ValueError: queue_size or poll_seconds is not positive.
@@ -108,6 +109,7 @@ class PredictionRecorder:
         self._from_logits = from_logits
         self._model_name = model_name
         self._queue_size = check_count("queue_size", queue_size)
+        self._half_full = (self._queue_size + 1) // 2
         self._poll_seconds = check_positive("poll_seconds", poll_seconds)
         self._reset()
         _open_recorders.add(self)
@@ -119,7 +121,8 @@ class PredictionRecorder:
         self._queue: collections.deque[_Response] = collections.deque()
         self._lock = threading.Lock()
         self._drain_lock = threading.Lock()
-        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._closing = False
         self._thread: threading.Thread | None = None
         self._abandoned = False
 
@@ -184,7 +187,8 @@ class PredictionRecorder:
           timeout: seconds to wait at most; None: no limit.
         """
         with self._lock:
-            self._stop.set()
+            self._closing = True
+            self._wake.set()
             thread = self._running_thread()
         if thread is not None:
             thread.join(timeout)
@@ -208,11 +212,13 @@ class PredictionRecorder:
     def _append(self, columns: Callable[[], dict[str, Any]], timestamp: Any) -> None:
         with self._lock:
             self.counts.num_responses += 1
-            if len(self._queue) >= self._queue_size or self._stop.is_set():
+            if len(self._queue) >= self._queue_size or self._closing:
                 self.counts.num_full += 1
                 return
             self._queue.append((columns, timestamp))
             self._running_thread()
+            if len(self._queue) == self._half_full:
+                self._wake.set()
 
     def _running_thread(self) -> threading.Thread | None:
         if self._thread is None:
@@ -226,7 +232,9 @@ class PredictionRecorder:
         return self._thread
 
     def _run(self) -> None:
-        while not self._stop.wait(self._poll_seconds):
+        while not self._closing:
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
             self._drain()
         self._drain()
         self._guard(self._writer.close)
@@ -237,6 +245,9 @@ class PredictionRecorder:
             while self._queue and not self._abandoned:
                 self._record(*self._queue[0])
                 self._queue.popleft()  # only now: while it is being written, it still waits
+                if len(self._queue) < self._half_full and not self._closing:
+                    # A thread that waits for the GIL gets it now, and not after a switch interval.
+                    time.sleep(_PAUSE)
 
     def _record(self, columns: Callable[[], dict[str, Any]], timestamp: Any) -> None:
         try:

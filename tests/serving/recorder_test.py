@@ -50,6 +50,21 @@ def test_a_full_queue_drops_and_counts_and_never_waits(stalled):
     assert recorder.counts.num_full == 191
 
 
+def test_a_queue_that_is_half_full_does_not_wait_for_the_next_look(tmp_path):
+    with PredictionRecorder(
+        ForwardRecordWriter(tmp_path), queue_size=10, poll_seconds=3600
+    ) as recorder:
+        for _ in range(4):
+            recorder.offer(REQUEST, answer(1, 2, 3, 4))
+        time.sleep(0.2)
+        assert recorder.counts.num_recorded == 0
+        recorder.offer(REQUEST, answer(1, 2, 3, 4))
+        deadline = time.monotonic() + 60
+        while recorder.counts.num_recorded < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert recorder.counts.num_recorded == 20
+
+
 @pytest.mark.parametrize("model_name", [None, "ads"])
 @pytest.mark.parametrize(
     ("request_", "response"),
