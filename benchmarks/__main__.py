@@ -52,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     unknown = sorted(set(names) - set(parts))
     if unknown:
         parser.error(f"--only must name parts among {', '.join(parts)}. Received: {unknown}")
+    if arguments.markdown and arguments.only:
+        parser.error(
+            "--markdown needs all parts: benchmarks/README.md has the table of a whole run"
+        )
 
     output = pathlib.Path(arguments.output_dir).resolve()
     settings = Settings(output / ("inputs-quick" if arguments.quick else "inputs"), arguments.quick)

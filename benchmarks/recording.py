@@ -238,8 +238,8 @@ def _predict(settings: Settings) -> Run:
             return _in_turn(
                 {
                     "plain": turn,
-                    "recorded": lambda: turn(RecordPredictions(writer, ids)),
-                    "queued": _then_flush(lambda: turn(of_recorder), recorder),
+                    "recorded": _then_flush(lambda: turn(of_recorder), recorder),
+                    "written": lambda: turn(RecordPredictions(writer, ids)),
                 },
                 settings.count(_TURNS),
             )
@@ -360,8 +360,8 @@ PARTS = (
             *_rows(_ASYNC, "Predict in asyncio", "record_stub"),
             *_rows(_FASTAPI, "a FastAPI request", "PredictionRecorder.write"),
             *_rows(
-                *(_PREDICT, "a batch of model.predict", "RecordPredictions"),
-                ("queued", "RecordPredictions with a PredictionRecorder"),
+                *(_PREDICT, "a batch of model.predict", "RecordPredictions and a recorder"),
+                ("written", "RecordPredictions and a writer"),
             ),
         ],
     ),
