@@ -25,7 +25,8 @@ VERSION = $(shell sed -nE 's/^__version__ = "(.*)"$$/\1/p' ofb_tf/version.py)
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# Environments
+# Environments: compiled, since tests start hundreds of processes and where Python writes no .pyc
+# files (PYTHONDONTWRITEBYTECODE) each would compile TensorFlow again, for seven seconds.
 
 setup: $(VENV)/.ready  ## build .venv from requirements/core.txt
 
@@ -34,14 +35,14 @@ setup-tfx: $(VENV_TFX)/.ready  ## build .venv-tfx from requirements/tfx.txt
 $(VENV)/.ready: requirements/core.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/core.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements/core.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
 # uv and not pip: tfx 1.16.0 declares Python < 3.11 but runs on it.
 $(VENV_TFX)/.ready: requirements/tfx.txt setup.py | $(VENV)/.ready
 	$(BIN)/uv venv --quiet --clear --seed --python $(abspath $(BIN)/python) $(VENV_TFX)
-	$(BIN)/uv pip install --quiet --python $(BIN_TFX)/python -r requirements/tfx.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN_TFX)/python -r requirements/tfx.txt
 	$(BIN)/uv pip install --quiet --python $(BIN_TFX)/python --no-deps -e .
 	touch $@
 
