@@ -5,12 +5,12 @@ from typing import Any
 import tensorflow as tf
 
 from ofb_tf import constants
+from ofb_tf.evaluation import gain
 from ofb_tf.evaluation.accumulator import Evaluation
 from ofb_tf.evaluation.quality import Measured, measure
 from ofb_tf.selection.heads import Heads, combine
 
 HEADS = "heads"
-_OF_SELECTION = ("score_drift", "gain", "advice")
 
 
 def measure_heads(
@@ -89,5 +89,12 @@ class HeadsEvaluation:
         heads = {name: evaluation.result() for name, evaluation in self._heads.items()}
         for found in heads.values():
             del found["gain"], found["advice"]
-        total = {name: value for name, value in joint["total"].items() if name != constants.LOSS}
-        return {HEADS: heads, "total": total} | {name: joint[name] for name in _OF_SELECTION}
+        errors = [h[constants.CONFIDENT_ERROR] for h in heads.values() if h["labels_look_noisy"]]
+        del joint["total"][constants.LOSS]  # which is the score
+        return {
+            HEADS: heads,
+            "total": joint["total"],
+            "score_drift": joint["score_drift"],
+            "gain": joint["gain"],
+            "advice": gain.advise(joint["total"], joint["gain"], max(errors, default=None)),
+        }

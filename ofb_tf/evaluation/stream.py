@@ -94,8 +94,8 @@ def evaluate(
       FileNotFoundError: no record file matches.
       CorruptRecordsError: a record file is damaged.
     """
-    task, label_key = heads.of_arguments(task, loss_weights, label_key)
-    if isinstance(task, Heads) and shadow_records is not None:
+    heads_or_task, label_key = heads.of_arguments(task, loss_weights, label_key)
+    if isinstance(heads_or_task, Heads) and shadow_records is not None:
         raise ValueError(
             f"{STAGE}: shadow_records must be None with several heads. Evaluate the records of "
             "each model by themselves."
@@ -104,16 +104,16 @@ def evaluate(
     newest = int(tf.reduce_max(records.timestamps)) if as_of is None else as_of
     evaluation: Evaluation | HeadsEvaluation
     measure_task: Callable = measure
-    if isinstance(task, Heads):
-        evaluation = HeadsEvaluation(task, records.num_outputs, newest, uniform_mix)
+    if isinstance(heads_or_task, Heads):
+        evaluation = HeadsEvaluation(heads_or_task, records.num_outputs, newest, uniform_mix)
         measure_task = measure_heads
     else:
-        evaluation = Evaluation(task, records.num_outputs, newest, uniform_mix)
+        evaluation = Evaluation(heads_or_task, records.num_outputs, newest, uniform_mix)
     other, other_lookup = None, None
     if shadow_records is not None:
         shadow_records = load_records(shadow_records, as_of)
         widths = records.num_outputs, shadow_records.num_outputs
-        other = ShadowEvaluation(task, widths, uniform_mix)
+        other = ShadowEvaluation(heads_or_task, widths, uniform_mix)
         other_lookup = lookup_in_memory(shadow_records, oldest=None)
     if isinstance(examples, Mapping):
         examples = tf.data.Dataset.from_tensor_slices(
@@ -122,11 +122,11 @@ def evaluate(
     spec = examples.element_spec
     elements = ElementSpec(STAGE, spec, id_key, label_key, batched_input)
     elements.check_id()
-    label = elements.check_label(task)
-    for each in tf.nest.flatten(label):
+    specs = tf.nest.flatten(elements.check_label(heads_or_task))
+    for key, each in zip(tf.nest.flatten(label_key), specs, strict=True):
         if each.shape.rank:
             raise ValueError(
-                f"{STAGE}: {label_key!r} must be one label for task={task!r}, got {each}. Evaluate "
+                f"{STAGE}: {key!r} must be one label for task={task!r}, got {each}. Evaluate "
                 "several labels as heads, with a field for each."
             )
     for name in slice_keys:
@@ -142,16 +142,16 @@ def evaluate(
     def join(*parts: Any) -> dict[str, Any]:
         batch = parts[0] if len(parts) == 1 else parts
         keys, given = elements.keys(batch), elements.fields(batch)
-        ids, labels = hashing.to_int64(keys[id_key]), elements.labels(keys, task)
+        ids, labels = hashing.to_int64(keys[id_key]), elements.labels(keys, heads_or_task)
         record = lookup.fields(ids)
         joined = {
-            _MEASURED: measure_task(record, labels, task),
+            _MEASURED: measure_task(record, labels, heads_or_task),
             constants.MODEL_VERSION: record[constants.MODEL_VERSION],
             constants.TIMESTAMP: record[constants.TIMESTAMP],
             _SLICES: {name: given[name] for name in slice_keys},
         }
         if other_lookup is not None:
-            joined[SHADOW] = measure(other_lookup.fields(ids), labels, task)
+            joined[SHADOW] = measure(other_lookup.fields(ids), labels, heads_or_task)
         return joined if timestamp_key is None else joined | {TIME: given[timestamp_key]}
 
     batches = examples if batched_input else examples.batch(_BATCH)

@@ -230,8 +230,8 @@ class ElementSpec:
           ValueError: there is no numeric label, or none of a form that the task has.
         """
         label = self.keys_spec().get(constants.LABEL)
-        if isinstance(task, Heads) and isinstance(self.label_key, Mapping):
-            keys = self.label_key
+        if isinstance(task, Heads) and isinstance(label, dict):
+            keys: Any = self.label_key
             return {h.name: self._check_form(keys[h.name], label[h.name], h.task) for h in task}
         return self._check_form(self.label_key, label, task)
 

@@ -101,6 +101,10 @@ def test_loss_weights_decide_what_selection_is_for(found):
         records(SIDE_BY_SIDE), EXAMPLES, task=TASK, loss_weights={"price": 0.0, "topic": 0.0}
     )
     assert weighted["gain"] == click_alone["gain"] != found["gain"]
+    # The advice has the error of the head whose labels look the worst.
+    errors = {name: head["confident_error"] for name, head in weighted["heads"].items()}
+    assert errors["topic"] > errors["click"] > 0.02 and errors["price"] is None
+    assert f"but {errors['topic']:.1%} of the labels contradict" in weighted["advice"]
 
 
 def test_what_is_not_usable_for_one_head_is_not_for_the_selection():
@@ -165,7 +169,7 @@ def test_text_and_notes_have_all_heads(found):
         ({"label_key": dict(zip(TASK, ("topic", "country", "price"), strict=True))},
          "'country' must be numeric"),
         ({"label_key": dict(zip(TASK, ("topic", "pair", "price"), strict=True))},
-         "must be one label for task="),
+         "'pair' must be one label for task="),
         ({"shadow_records": "records"}, "shadow_records must be None with several heads"),
     ],
 )  # fmt: skip
