@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ofb_tf import constants
@@ -123,6 +123,8 @@ examples:
       --slice_keys=country,device --picture=out/evaluation.png
   ofb evaluate --records=records/ --examples=train/ --task=binary --shadow_records=candidate/
   ofb evaluate --records=records/ --examples=train/ --task=multiclass --json
+  ofb evaluate --records=records/ --examples=train/ --task=click=binary,genre=multiclass:5 \\
+      --label_key=click=clicked,genre=genre
 """
 STANDARD, QUICK, OWN = "standard", "quick", "own"
 _DRY_RUN_ROWS = 10
@@ -328,9 +330,17 @@ _TAIL_SETTINGS = ("rate", "policy", "task", "window_size", "budget", "id_key", "
 _EVALUATE_FLAGS = {
     "records": ("Record file, glob or directory.", str),
     "examples": ("TFRecord file, glob or directory of labelled tf.Examples.", str),
-    "task": ("What the model predicts.", ("binary", "multiclass", "regression")),
+    "task": (
+        "binary, multiclass or regression; of several heads HEAD=TASK for each, comma-separated, "
+        "multiclass with its number of classes.",
+        "binary",
+    ),
+    "loss_weights": ("Of several heads HEAD=WEIGHT, comma-separated; by default ones.", str),
     "id_key": ("Feature with the id.", "example_id"),
-    "label_key": ("Feature with the label.", "label"),
+    "label_key": (
+        "Feature with the label; of several heads HEAD=FEATURE for each, by default their names.",
+        "label",
+    ),
     "timestamp_key": ("Feature with the time of the example, in microseconds since 1970.", str),
     "slice_keys": ("Comma-separated features, to evaluate each value by itself.", _list),
     "uniform_mix": ("Of the importance sampling whose gain is predicted.", 0.2),
@@ -769,8 +779,16 @@ def _evaluate(values: argparse.Namespace) -> int:
     import tensorflow as tf
 
     from ofb_tf.evaluation import report, stream, tfrecords
+    from ofb_tf.selection import heads
 
-    keys = {name: getattr(values, name) for name in ("id_key", "label_key", "timestamp_key")}
+    task, label_key, loss_weights = values.task, values.label_key, None
+    if "=" in task:
+        task = _by_head("task", task, _task)
+        label_key = _by_head("label_key", label_key) if "=" in label_key else label_key
+    if values.loss_weights:
+        loss_weights = _by_head("loss_weights", values.loss_weights, float)
+    _, label_key = heads.of_arguments(task, loss_weights, label_key)
+    keys = {"id_key": values.id_key, "label_key": label_key, "timestamp_key": values.timestamp_key}
     keys["slice_keys"] = values.slice_keys or ()
     shadow = values.shadow_records and os.path.expanduser(values.shadow_records)
     try:
@@ -778,7 +796,8 @@ def _evaluate(values: argparse.Namespace) -> int:
         content = stream.evaluate(
             os.path.expanduser(values.records),
             examples,
-            task=values.task,
+            task=task,
+            loss_weights=loss_weights,
             uniform_mix=values.uniform_mix,
             batched_input=True,
             shadow_records=shadow,
@@ -797,6 +816,23 @@ def _evaluate(values: argparse.Namespace) -> int:
         path = report.write_picture(content, values.picture)
         print("Wrote", path, file=sys.stderr if values.json else sys.stdout)
     return 0
+
+
+def _by_head(flag: str, text: str, kind: Callable = str) -> dict[str, Any]:
+    """What a flag says of each head, as `HEAD=VALUE,HEAD=VALUE`."""
+    try:
+        return {head: kind(value) for head, value in (part.split("=") for part in _list(text))}
+    except ValueError as error:
+        raise UsageError(
+            f"--{flag} must be HEAD=VALUE for each head, comma-separated, as in the last of the "
+            f"examples. Received: {text}"
+        ) from error
+
+
+def _task(text: str) -> str | tuple[str, int]:
+    """A head's task: a name, or multiclass:5."""
+    name, colon, width = text.partition(":")
+    return (name, int(width)) if colon else name
 
 
 COMMANDS = {

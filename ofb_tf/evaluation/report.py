@@ -7,11 +7,19 @@ from typing import Any
 from ofb_tf import constants
 from ofb_tf.evaluation.accumulator import RECORD_AGE, TIME
 from ofb_tf.evaluation.gain import ADVICE_RATE
+from ofb_tf.evaluation.heads import HEADS
 from ofb_tf.evaluation.shadow import SERVED, SHADOW
 from ofb_tf.pictures import STYLE
 
 MAX_ROWS = 30
 """Rows of a table; the smaller groups beyond are left to the JSON, and counted."""
+_COUNTS = {
+    "examples": ("examples", ",d"),
+    "without_record": ("without record", ",d"),
+    "invalid_labels": ("invalid label", ",d"),
+    "unusable": ("not finite", ",d"),
+    "evaluated": ("evaluated", ",d"),
+}
 _COLUMNS = {
     "examples": ("examples", ",d"),
     constants.COVERAGE: ("coverage", ".1%"),
@@ -40,27 +48,30 @@ _UNDEFINED = "–"
 
 def table_rows(content: dict[str, Any]) -> list[list[list[str]]]:
     """The tables of `evaluate`: counts, metrics by group, gain by rate, and those of a shadow."""
-    total = content["total"]
-    counts = [["examples", "without record", "invalid label", "not finite", "evaluated"]]
-    names = ("examples", "without_record", "invalid_labels", "unusable", "evaluated")
-    counts += [[f"{total[name]:,d}" for name in names]]
-    columns = {name: shown for name, shown in _COLUMNS.items() if name in total}
-    tables = [counts, _rows("", {"all": total}, columns)]
-    for axis, groups in (*content["by"].items(), *content["slices"].items()):
-        if groups:
-            tables.append(_rows(axis.replace("_", " "), groups, columns))
+    if HEADS in content:
+        totals = {name: head["total"] for name, head in content[HEADS].items()}
+        totals["all heads"] = content["total"]
+        tables = [_rows("head", totals, _COUNTS), _rows("head", totals, _columns(totals))]
+        for name, head in content[HEADS].items():
+            tables += _group_rows(head, f"{name}: ")
+    else:
+        totals = {"all": content["total"]}
+        counts = [row[1:] for row in _rows("", totals, _COUNTS)]
+        tables = [counts, _rows("", totals, _columns(totals)), *_group_rows(content)]
     tables.append(_gain_rows(content["gain"], _GAIN))
     if SHADOW in content:
         models = {name: content[SHADOW][name] for name in (SERVED, SHADOW)}
-        tables.append(_rows("answered by both", models, columns))
+        tables.append(_rows("answered by both", models, _columns(totals)))
         tables.append(_gain_rows(content[SHADOW]["gain"], _SHADOW_GAIN))
     return tables
 
 
 def notes(content: dict[str, Any]) -> list[str]:
-    """What belongs below the tables; the last line is the advice."""
+    """What belongs below the tables; the last line is the advice, which a head alone has not."""
     lines = []
-    if content[constants.CONFIDENT_ERROR] is not None:
+    for name, head in content.get(HEADS, {}).items():
+        lines += [f"{name}: {line}" for line in notes(head)]
+    if content.get(constants.CONFIDENT_ERROR) is not None:
         lines.append(
             f"Suspicious labels: {content[constants.CONFIDENT_ERROR]:.2%} contradict the most "
             f"confident quarter of the predictions, which expects "
@@ -78,7 +89,22 @@ def notes(content: dict[str, Any]) -> list[str]:
             f"{ratios[2]} of the variance of uniform sampling in the shadow model's gradients, "
             f"selection by its own {ratios[1]}."
         )
-    return [*lines, content["advice"]]
+    return lines + ([content["advice"]] if "advice" in content else [])
+
+
+def _columns(groups: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Those that any of the groups has."""
+    has = {name for metrics in groups.values() for name in metrics}
+    return {name: shown for name, shown in _COLUMNS.items() if name in has}
+
+
+def _group_rows(content: dict[str, Any], prefix: str = "") -> list[list[list[str]]]:
+    """A table by each version, age, time and feature."""
+    columns = _columns({"": content["total"]})
+    axes = (*content["by"].items(), *content["slices"].items())
+    return [
+        _rows(prefix + axis.replace("_", " "), groups, columns) for axis, groups in axes if groups
+    ]
 
 
 def _gain_rows(gain: list[dict[str, float | None]], columns: dict) -> list[list[str]]:
@@ -91,7 +117,7 @@ def _rows(title: str, groups: dict[str, dict[str, Any]], columns: dict) -> list[
     rows = [[title, *(heading for heading, _ in columns.values())]]
     for name, metrics in groups.items():
         if name in largest:
-            row = [_text(metrics[field], form) for field, (_, form) in columns.items()]
+            row = [_text(metrics.get(field), form) for field, (_, form) in columns.items()]
             rows.append([name or '""', *row])
     if len(groups) > MAX_ROWS:
         left = sum(metrics["examples"] for metrics in groups.values())
@@ -106,18 +132,26 @@ def _text(value: Any, form: str) -> str:
 
 
 def write_picture(content: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Draws quality and calibration over time, the score by age, and the gain by rate."""
+    """Draws quality and calibration over time, the score by age, and the gain by rate.
+
+    Of several heads each has these, but for the gain, which is that of the selection for all.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    quality = next(q for q in ("normalized_entropy", "r_squared", "loss") if q in content["total"])
+    heads = content.get(HEADS, {"": content})
     with rc_context(STYLE):
-        figure = Figure(figsize=(11, 6.4), layout="constrained", dpi=140)
-        axes = list(figure.subplots(2, 2).flat)
-        _draw_times(axes[0], content, quality)
-        _draw_times(axes[1], content, "calibration")
-        _draw_ages(axes[2], content["by"][RECORD_AGE])
-        _draw_gain(axes[3], content["gain"])
+        figure = Figure(figsize=(11, 6.4 * len(heads)), layout="constrained", dpi=140)
+        parts = figure.subfigures(len(heads), 1, squeeze=False).flat
+        for part, (name, head) in zip(parts, heads.items(), strict=True):
+            if name:
+                part.suptitle(name)
+            axes = list(part.subplots(2, 2).flat)
+            metrics = ("normalized_entropy", "r_squared", "loss")
+            _draw_times(axes[0], head, next(q for q in metrics if q in head["total"]))
+            _draw_times(axes[1], head, "calibration")
+            _draw_ages(axes[2], head["by"][RECORD_AGE])
+            _draw_gain(axes[3], content["gain"])
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

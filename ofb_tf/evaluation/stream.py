@@ -1,6 +1,6 @@
 """Records and a labelled stream → an evaluation of the model that served."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,12 @@ import tensorflow as tf
 
 from ofb_tf import constants, hashing
 from ofb_tf.evaluation.accumulator import TIME, Evaluation
+from ofb_tf.evaluation.heads import HeadsEvaluation, measure_heads
 from ofb_tf.evaluation.quality import measure
 from ofb_tf.evaluation.shadow import SHADOW, ShadowEvaluation
 from ofb_tf.records import ForwardRecords
+from ofb_tf.selection import heads
+from ofb_tf.selection.heads import Heads
 from ofb_tf.transforms.element_spec import ElementSpec
 from ofb_tf.transforms.join import load_records, lookup_in_memory
 
@@ -23,9 +26,10 @@ def evaluate(
     records: ForwardRecords | str | Sequence[str],
     examples: tf.data.Dataset | Mapping[str, Any],
     *,
-    task: str,
+    task: str | Mapping[str, Any],
+    loss_weights: Mapping[str, float] | None = None,
     id_key: str = constants.EXAMPLE_ID,
-    label_key: str = constants.LABEL,
+    label_key: str | Mapping[str, str] = constants.LABEL,
     timestamp_key: str | None = None,
     slice_keys: Sequence[str] = (),
     as_of: int | None = None,
@@ -63,9 +67,12 @@ def evaluate(
         records of an id the newest counts.
       examples: a finite dataset of dicts, `(x, y)` or `(example_id, (x, y))`, as for
         `ofb_sample`; or a dict of arrays with one row per example.
-      task: "multiclass", "binary" or "regression".
+      task: "multiclass", "binary" or "regression". For several heads a dict, as for `ofb_sample`:
+        by the name of each, one of these, or ("multiclass", number of classes).
+      loss_weights: of the heads, as for `ofb_sample`; None for ones.
       id_key: the field with the example's id: int64, int32 or string (by its fingerprint).
-      label_key: the field with the label. One that is not known (NaN, a negative class) is counted.
+      label_key: the field with the label. One that is not known (NaN, a negative class) is
+        counted. For several heads, a field for each by its name, by default the names themselves.
       timestamp_key: the field with the example's time, int64 microseconds since 1970, from which
         the age of its record counts; None for the time of its record, and ages from `as_of`.
       slice_keys: scalar features, for each value of which the metrics are also given.
@@ -74,10 +81,12 @@ def evaluate(
       uniform_mix: of the `Importance` whose gain is predicted, in [0, 1].
       batched_input: whether the elements of the dataset are batches.
       shadow_records: of another model that answered the same requests; see `ShadowEvaluation`.
+        Not with several heads.
 
     Returns:
       What `ofb_tf.evaluation.accumulator.Evaluation.result` gives, and with `shadow_records` what
-      `ofb_tf.evaluation.shadow.ShadowEvaluation.result` gives as `shadow`; `json.dumps` takes it.
+      `ofb_tf.evaluation.shadow.ShadowEvaluation.result` gives as `shadow`; for several heads what
+      `ofb_tf.evaluation.heads.HeadsEvaluation.result` gives. `json.dumps` takes it.
 
     Raises:
       ValueError: an argument out of range; elements without id, label or a feature; records of
@@ -85,14 +94,26 @@ def evaluate(
       FileNotFoundError: no record file matches.
       CorruptRecordsError: a record file is damaged.
     """
+    heads_or_task, label_key = heads.of_arguments(task, loss_weights, label_key)
+    if isinstance(heads_or_task, Heads) and shadow_records is not None:
+        raise ValueError(
+            f"{STAGE}: shadow_records must be None with several heads. Evaluate the records of "
+            "each model by themselves."
+        )
     records = load_records(records, as_of)
     newest = int(tf.reduce_max(records.timestamps)) if as_of is None else as_of
-    evaluation = Evaluation(task, records.num_outputs, newest, uniform_mix)
+    evaluation: Evaluation | HeadsEvaluation
+    measure_task: Callable = measure
+    if isinstance(heads_or_task, Heads):
+        evaluation = HeadsEvaluation(heads_or_task, records.num_outputs, newest, uniform_mix)
+        measure_task = measure_heads
+    else:
+        evaluation = Evaluation(heads_or_task, records.num_outputs, newest, uniform_mix)
     other, other_lookup = None, None
     if shadow_records is not None:
         shadow_records = load_records(shadow_records, as_of)
         widths = records.num_outputs, shadow_records.num_outputs
-        other = ShadowEvaluation(task, widths, uniform_mix)
+        other = ShadowEvaluation(heads_or_task, widths, uniform_mix)
         other_lookup = lookup_in_memory(shadow_records, oldest=None)
     if isinstance(examples, Mapping):
         examples = tf.data.Dataset.from_tensor_slices(
@@ -101,12 +122,13 @@ def evaluate(
     spec = examples.element_spec
     elements = ElementSpec(STAGE, spec, id_key, label_key, batched_input)
     elements.check_id()
-    label = elements.check_label(task)
-    if label.shape.rank:
-        raise ValueError(
-            f"{STAGE}: {label_key!r} must be one label for task={task!r}, got {label}. Evaluate "
-            "each of several labels by itself."
-        )
+    specs = tf.nest.flatten(elements.check_label(heads_or_task))
+    for key, each in zip(tf.nest.flatten(label_key), specs, strict=True):
+        if each.shape.rank:
+            raise ValueError(
+                f"{STAGE}: {key!r} must be one label for task={task!r}, got {each}. Evaluate "
+                "several labels as heads, with a field for each."
+            )
     for name in slice_keys:
         _scalar(elements, name)
     if timestamp_key is not None and _scalar(elements, timestamp_key).dtype != tf.int64:
@@ -120,16 +142,16 @@ def evaluate(
     def join(*parts: Any) -> dict[str, Any]:
         batch = parts[0] if len(parts) == 1 else parts
         keys, given = elements.keys(batch), elements.fields(batch)
-        ids, labels = hashing.to_int64(keys[id_key]), elements.labels(keys, task)
+        ids, labels = hashing.to_int64(keys[id_key]), elements.labels(keys, heads_or_task)
         record = lookup.fields(ids)
         joined = {
-            _MEASURED: measure(record, labels, task),
+            _MEASURED: measure_task(record, labels, heads_or_task),
             constants.MODEL_VERSION: record[constants.MODEL_VERSION],
             constants.TIMESTAMP: record[constants.TIMESTAMP],
             _SLICES: {name: given[name] for name in slice_keys},
         }
         if other_lookup is not None:
-            joined[SHADOW] = measure(other_lookup.fields(ids), labels, task)
+            joined[SHADOW] = measure(other_lookup.fields(ids), labels, heads_or_task)
         return joined if timestamp_key is None else joined | {TIME: given[timestamp_key]}
 
     batches = examples if batched_input else examples.batch(_BATCH)

@@ -1,7 +1,8 @@
 """TFRecord files of tf.Examples: which there are, their features, the columns of an evaluation."""
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +18,7 @@ def read_examples(
     pattern: str,
     *,
     id_key: str,
-    label_key: str,
+    label_key: str | Mapping[str, str],
     timestamp_key: str | None = None,
     slice_keys: Sequence[str] = (),
 ) -> tf.data.Dataset:
@@ -26,7 +27,8 @@ def read_examples(
     Args:
       pattern: a file, glob or directory of TFRecord files, each compressed in its own way.
       id_key: feature with one int64 or bytes value in every example.
-      label_key: feature with one number; a NaN, float64, where there is none or are several.
+      label_key: feature with one number; a NaN, float64, where there is none or are several. Of
+        several heads, a feature for each by its name.
       timestamp_key: feature with one int64 value in every example, or None.
       slice_keys: features of which the first value counts, empty text where there is none.
 
@@ -35,20 +37,22 @@ def read_examples(
 
     Raises:
       FileNotFoundError: no file matches.
-      ValueError: the first example lacks id, label or time, or has them in another type.
+      ValueError: the first 4096 examples lack id, label or time, or have them in another type.
       tf.errors.InvalidArgumentError: when run, a later example does.
     """
     paths = match_examples(pattern)
-    kinds = kinds_of_first(paths)
-    needed: dict[str, tuple] = {id_key: (tf.int64, tf.string), label_key: (tf.int64, tf.float32)}
+    labels = (label_key,) if isinstance(label_key, str) else tuple(label_key.values())
+    needed: dict[str, tuple] = {id_key: (tf.int64, tf.string)}
+    needed |= dict.fromkeys(labels, (tf.int64, tf.float32))
     if timestamp_key is not None:
         needed[timestamp_key] = (tf.int64,)
+    kinds = kinds_of_first(paths, needed)
     for name, allowed in needed.items():
         if kinds.get(name) not in allowed:
             kind = kinds[name].name if name in kinds else "none"
             raise ValueError(
                 f"{STAGE}: feature {name!r} must be {' or '.join(t.name for t in allowed)}, got "
-                f"{kind} in the first example of {paths[0]}; its features are {sorted(kinds)}."
+                f"{kind} in the first examples of {paths[0]}, which have {sorted(kinds)}."
             )
     # A feature that the first example lacks is read as text.
     spec = {
@@ -59,11 +63,13 @@ def read_examples(
     @tf.autograph.experimental.do_not_convert
     def parse(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(batch, spec)
-        columns = {name: _one_each(parsed[name], name) for name in needed if name != label_key}
+        columns = {name: _one_each(parsed[name], name) for name in needed if name not in labels}
         columns |= {name: _first(tf.as_string(parsed[name]), "") for name in slice_keys}
-        labels = _first(tf.cast(parsed[label_key], tf.float64), float("nan"))
-        is_one = parsed[label_key].row_lengths() == 1
-        return columns | {label_key: tf.where(is_one, labels, float("nan"))}
+        for name in labels:
+            values = _first(tf.cast(parsed[name], tf.float64), float("nan"))
+            is_one = parsed[name].row_lengths() == 1
+            columns[name] = tf.where(is_one, values, float("nan"))
+        return columns
 
     return read_tfrecords(paths).batch(_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -86,20 +92,28 @@ def read_tfrecords(paths: Sequence[str]) -> tf.data.Dataset:
     return files.flat_map(tf.data.TFRecordDataset)
 
 
-def kinds_of_first(paths: Sequence[str]) -> dict[str, tf.DType]:
-    """The types of the first example's features; ValueError where there is no tf.Example."""
+def kinds_of_first(paths: Sequence[str], wanted: Collection[str] = ()) -> dict[str, tf.DType]:
+    """The types of the features of the first example, and of those up to where all wanted are.
+
+    Raises:
+      ValueError: there is no tf.Example.
+    """
     every = (one for path in paths for one in read_tfrecords([path]).as_numpy_iterator())
-    first = next(every, None)
-    if first is None:
+    kinds: dict[str, tf.DType] | None = None
+    for serialized in itertools.islice(every, _BATCH):
+        try:
+            features = tf.train.Example.FromString(serialized).features.feature
+        except Exception as error:  # the parser's class differs between protobuf releases
+            raise ValueError(
+                f"{paths[0]} does not hold tf.Examples: convert the payload, or name other files."
+            ) from error
+        found = {name: feature.WhichOneof("kind") for name, feature in features.items()}
+        kinds = {name: _KINDS[kind] for name, kind in found.items() if kind} | (kinds or {})
+        if kinds.keys() >= set(wanted):
+            break
+    if kinds is None:
         raise ValueError(f"there is no example in {len(paths)} files, such as {paths[0]}.")
-    try:
-        features = tf.train.Example.FromString(first).features.feature
-    except Exception as error:  # the parser's class differs between protobuf releases
-        raise ValueError(
-            f"{paths[0]} does not hold tf.Examples: convert the payload, or name other files."
-        ) from error
-    found = {name: feature.WhichOneof("kind") for name, feature in features.items()}
-    return {name: _KINDS[kind] for name, kind in found.items() if kind}
+    return kinds
 
 
 def _first(values: tf.RaggedTensor, default: Any) -> tf.Tensor:

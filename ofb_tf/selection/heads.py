@@ -8,6 +8,7 @@ own. The example is selected once, with probability p, and head t's loss has the
 `(rate / p) m_t`, which leaves the estimate of every head's loss unbiased.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -82,6 +83,44 @@ class Heads(tuple[Head, ...]):
         """How many logits a record of all heads has."""
         return sum(head.num_outputs for head in self)
 
+    def split(self, logits: Any) -> list[Any]:
+        """The logits of each head, `[n, k]`, of those of all, `[n, num_outputs]`."""
+        ends = itertools.accumulate(head.num_outputs for head in self)
+        places = zip(self, ends, strict=True)
+        return [logits[:, end - head.num_outputs : end] for head, end in places]
+
+
+def of_arguments(
+    task: Any, loss_weights: Mapping[str, float] | None, label_key: Any
+) -> tuple[Any, Any]:
+    """Task and label key as they were given, or where task is a dict: of several heads.
+
+    Args:
+      task: as for `ofb_sample`.
+      loss_weights: of the heads; None for ones.
+      label_key: the label's field; of heads a dict, by default their names.
+
+    Returns:
+      `Heads` and a dict with the label's field of each; otherwise `task` and `label_key`.
+
+    Raises:
+      ValueError: an argument is out of range or does not fit the others.
+    """
+    if not isinstance(task, Mapping):
+        if loss_weights is not None:
+            raise ValueError(
+                "loss_weights is for several heads: give task as a dict by their names."
+            )
+        return task, label_key
+    heads = Heads.of(task, loss_weights)
+    names = [head.name for head in heads]
+    keys = dict(zip(names, names, strict=True)) if label_key == constants.LABEL else label_key
+    if not isinstance(keys, Mapping) or sorted(keys) != names:
+        raise ValueError(
+            f"label_key must name a field for each of the heads {names}. Received: {label_key!r}"
+        )
+    return heads, dict(keys)
+
 
 def present(labels: tf.Tensor, task: str | None) -> tf.Tensor:
     """Where a label is known: not a NaN, and for a classification not negative.
@@ -153,8 +192,9 @@ def combine(
         labels = {head.name: label for head, label in zip(heads, labels, strict=True)}
     logits = record.get(constants.LOGITS)
     by_norm = score == GRADIENT_NORM_BOUND
-    total, strata, num_strata, start, valid = None, None, 1, 0, []
-    for head in heads:
+    total, strata, num_strata, valid = None, None, 1, []
+    parts = [None] * len(heads) if logits is None else heads.split(logits)
+    for head, part in zip(heads, parts, strict=True):
         label = labels[head.name]
         label = tf.cast(label, tf.int64) if label.dtype == tf.bool else label
         known = present(label, head.task)
@@ -164,10 +204,9 @@ def combine(
             strata, num_strata = stratum, count
         elif num_strata * count <= _MAX_STRATA:
             strata, num_strata = strata * count + stratum, num_strata * count
-        if logits is None:
+        if part is None:
             continue
-        own = {constants.LOGITS: logits[:, start : start + head.num_outputs]}
-        start += head.num_outputs
+        own = {constants.LOGITS: part}
         measure = scores.gradient_norm_bound if by_norm else scores.example_loss
         value = measure(own, label, head.task)
         valid.append(scores.valid_labels(own, label, head.task))

@@ -231,7 +231,8 @@ class ElementSpec:
         """
         label = self.keys_spec().get(constants.LABEL)
         if isinstance(task, Heads) and isinstance(label, dict):
-            return {h.name: self._check_form(h.name, label[h.name], h.task) for h in task}
+            keys: Any = self.label_key
+            return {h.name: self._check_form(keys[h.name], label[h.name], h.task) for h in task}
         return self._check_form(self.label_key, label, task)
 
     def _check_form(self, key: Any, spec: Any, task: Any) -> tf.TensorSpec:

@@ -176,14 +176,7 @@ def ofb_sample(
             DeprecationWarning,
             stacklevel=2,
         )
-    heads_or_task: str | Heads | None
-    if isinstance(task, Mapping):
-        heads_or_task = Heads.of(task, loss_weights)
-        label_key = _label_keys(heads_or_task, label_key)
-    elif loss_weights is not None:
-        raise ValueError("loss_weights is for several heads: give task as a dict by their names.")
-    else:
-        heads_or_task = task
+    heads_or_task, label_key = heads.of_arguments(task, loss_weights, label_key)
     config = SamplingConfig(
         rate=rate,
         policy=get_policy(policy),
@@ -284,17 +277,6 @@ class SamplingConfig:
     def follows_stream(self) -> bool:
         """Whether a state goes from window to window."""
         return self.budget == constants.BUDGET_STREAM and self.policy.needs_records
-
-
-def _label_keys(task: Heads, label_key: Any) -> dict[str, str]:
-    """The label's field of each head; by default it has the head's name."""
-    names = [head.name for head in task]
-    keys = dict(zip(names, names, strict=True)) if label_key == constants.LABEL else label_key
-    if not isinstance(keys, Mapping) or sorted(keys) != names:
-        raise ValueError(
-            f"label_key must name a field for each of the heads {names}. Received: {label_key!r}"
-        )
-    return dict(keys)
 
 
 def _integer(name: str, value: Any, least: int) -> int:
@@ -913,10 +895,8 @@ def _warn_of_probabilities(records: ForwardRecords, task: str | Heads) -> None:
     logits = records.columns.get(constants.LOGITS)
     if logits is None or constants.CLASS_IDS in records.columns:
         return
-    rows, start = logits[:4096].numpy(), 0
-    for head in task if isinstance(task, Heads) else [Head("", task, logits.shape[1])]:
-        part = rows[:, start : start + head.num_outputs]
-        start += head.num_outputs
+    own = task if isinstance(task, Heads) else Heads([Head("", task, logits.shape[1])])
+    for head, part in zip(own, own.split(logits[:4096].numpy()), strict=True):
         if head.task != constants.REGRESSION and look_like_probabilities(part):
             warnings.warn(
                 f"{STAGE}: the recorded logits lie in [0, 1], as probabilities do; they make the "

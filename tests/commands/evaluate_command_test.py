@@ -112,6 +112,67 @@ def test_labels_that_are_not_there_are_counted(flags, tmp_path, capsys):
     assert content["slices"]["place"][""]["examples"] == 30
 
 
+HEADS = ["--task=click=binary,genre=multiclass:3", "--label_key=click=label,genre=kind"]
+
+
+@pytest.fixture
+def flags_of_heads(tmp_path):
+    """The genre is known after a click alone: the first examples lack it."""
+    logits = np.concatenate([LOGITS[:, None], _RNG.normal(size=(N, 3))], axis=1)
+    genres = np.where(LABELS == 1, np.arange(N) % 3, -1)
+    assert not LABELS[0]
+    with tf.io.TFRecordWriter(str(tmp_path / "x.tfrecord")) as writer:
+        for i in range(N):
+            features = {"example_id": i, "label": LABELS[i]}
+            features |= {"kind": genres[i]} if LABELS[i] else {}
+            writer.write(serialized_example(**features))
+    with ofb_tf.ForwardRecordWriter(tmp_path / "records") as writer:
+        writer.write(np.arange(N), logits.astype(np.float32))
+    expected = ofb_tf.evaluate(
+        str(tmp_path / "records"),
+        {"example_id": np.arange(N), "click": LABELS, "genre": genres},
+        task={"click": "binary", "genre": ("multiclass", 3)},
+        loss_weights={"genre": 0.5},
+    )
+    flags = ["evaluate", f"--records={tmp_path}/records", f"--examples={tmp_path}/x.tfrecord"]
+    return flags, expected
+
+
+def test_several_heads(flags_of_heads, tmp_path, capsys):
+    flags, expected = flags_of_heads
+    assert cli.main([*flags, *HEADS, "--loss_weights=genre=0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    pytest.importorskip("matplotlib")
+    assert cli.main([*flags, *HEADS, f"--picture={tmp_path}/picture.png"]) == 0
+    printed = capsys.readouterr().out
+    rows = [re.split("  +", line) for line in printed.splitlines()]
+    known = LABELS.sum()
+    assert ["genre", "2,000", "0", f"{N - known:,d}", "0", f"{known:,d}"] in rows
+    assert ["all heads", "2,000", "0", "0", "0", "2,000"] in rows
+    assert any(row[0] == "genre: time" for row in rows)
+    assert "click: Suspicious labels: " in printed
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=click=binary,genre"], "--task must be HEAD=VALUE for each head"),
+        (["--task=click=binary,genre=multiclass:x"], "--task must be HEAD=VALUE for each head"),
+        (["--task=click=binary,genre=multiclass"], "('multiclass', number of classes)"),
+        ([*HEADS, "--loss_weights=click=a"], "--loss_weights must be HEAD=VALUE for each head"),
+        ([HEADS[0]], "feature 'click' must be int64 or float32, got none in the first examples"),
+        ([HEADS[0], "--label_key=kind"], "label_key must name a field for each of the heads"),
+        ([HEADS[0].replace("3", "4"), HEADS[1]], "must have 5 outputs for the heads"),
+        (["--loss_weights=click=1"], "loss_weights is for several heads"),
+        ([*HEADS, "--shadow_records=/nowhere"], "shadow_records must be None with several heads"),
+    ],
+)
+def test_what_does_not_fit_the_heads_is_named(flags_of_heads, arguments, message, capsys):
+    assert cli.main([*flags_of_heads[0], *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
