@@ -23,6 +23,9 @@ import tempfile
 import time
 from typing import Any
 
+# TensorFlow warns of every id that replaces another one.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 import numpy as np
 import tensorflow as tf
 

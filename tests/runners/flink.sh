@@ -8,38 +8,15 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 PORT=${2:-8081}
-CACHE="$PWD/.cache/flink"
+NAME=flink
 # The job server uploads its class path with every job, except jars under a path of this name,
 # which the task managers have already.
-JARS="$CACHE/gradle/wrapper"
+JARS="$PWD/.cache/flink/gradle/wrapper"
+. tests/runners/jars.sh
 RUN="$CACHE/run-$PORT"
-SUMS="$PWD/tests/runners/flink.sha256"
 OPENS=(java.base/java.{lang,lang.reflect,lang.invoke,net,io,nio,text,time,util}=ALL-UNNAMED
   java.base/java.util.{concurrent,concurrent.atomic,concurrent.locks}=ALL-UNNAMED
   java.base/sun.net.util=ALL-UNNAMED java.base/sun.nio.ch=ALL-UNNAMED)
-
-fail() { echo "flink.sh: $*" >&2; exit 1; }
-
-download() {
-  command -v mvn >/dev/null || fail "Maven is needed (Debian: maven openjdk-17-jre-headless)"
-  rm -rf "$JARS"
-  mkdir -p "$JARS"
-  mvn -q -B -f tests/runners/flink-pom.xml \
-    org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
-    -DincludeScope=runtime -DoutputDirectory="$JARS" >"$CACHE/mvn.log" 2>&1 ||
-    fail "the jars cannot be had from Maven; see $CACHE/mvn.log"
-}
-
-checked() {  # the jars are those of the list, and no others
-  [ -d "$JARS" ] && (cd "$JARS" && sha256sum --check --quiet --strict "$SUMS" >/dev/null 2>&1) &&
-    [ "$(find "$JARS" -name '*.jar' | wc -l)" = "$(wc -l <"$SUMS")" ]
-}
-
-fetch() {
-  checked && return
-  download
-  checked || fail "the jars in $JARS are not those of tests/runners/flink.sha256"
-}
 
 start() {  # name, megabytes of heap, class, then its arguments
   local name=$1 heap=$2 class=$3
@@ -139,11 +116,7 @@ case "${1:-}" in
     up
     ;;
   down) down ;;
-  pin)
-    download
-    (cd "$JARS" && sha256sum -- *.jar) >"$SUMS"
-    echo "flink.sh: $(wc -l <"$SUMS") jars, $(du -sh "$JARS" | cut -f1)"
-    ;;
+  pin) pin ;;
   *)
     echo "usage: tests/runners/flink.sh up [PORT] | down [PORT] | pin" >&2
     exit 2

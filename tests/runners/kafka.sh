@@ -10,33 +10,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 PORT=${2:-9092}
-CACHE="$PWD/.cache/kafka"
-JARS="$CACHE/libs"
+NAME=kafka
+JARS="$PWD/.cache/kafka/libs"
+. tests/runners/jars.sh
 RUN="$CACHE/run-$PORT"
-SUMS="$PWD/tests/runners/kafka.sha256"
-
-fail() { echo "kafka.sh: $*" >&2; exit 1; }
-
-download() {
-  command -v mvn >/dev/null || fail "Maven is needed (Debian: maven openjdk-17-jre-headless)"
-  rm -rf "$JARS"
-  mkdir -p "$JARS"
-  mvn -q -B -f tests/runners/kafka-pom.xml \
-    org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
-    -DincludeScope=runtime -DoutputDirectory="$JARS" >"$CACHE/mvn.log" 2>&1 ||
-    fail "the jars cannot be had from Maven; see $CACHE/mvn.log"
-}
-
-checked() {  # the jars are those of the list, and no others
-  [ -d "$JARS" ] && (cd "$JARS" && sha256sum --check --quiet --strict "$SUMS" >/dev/null 2>&1) &&
-    [ "$(find "$JARS" -name '*.jar' | wc -l)" = "$(wc -l <"$SUMS")" ]
-}
-
-fetch() {
-  checked && return
-  download
-  checked || fail "the jars in $JARS are not those of tests/runners/kafka.sha256"
-}
 
 listens() { (: >"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; }
 
@@ -111,11 +88,7 @@ case "${1:-}" in
   fetch) fetch ;;
   kill) stop KILL ;;
   start) start ;;
-  pin)
-    download
-    (cd "$JARS" && sha256sum -- *.jar) >"$SUMS"
-    echo "kafka.sh: $(wc -l <"$SUMS") jars, $(du -sh "$JARS" | cut -f1)"
-    ;;
+  pin) pin ;;
   *)
     echo "usage: tests/runners/kafka.sh up | down | kill | start | fetch | pin" >&2
     exit 2
