@@ -4,13 +4,14 @@ examples:
   python -m benchmarks.soak --minutes=20
   python -m benchmarks.soak --minutes=20 --json=out/soak.json
 
-A process goes on writing files of 39-feature tf.Examples with new ids, and their records, and
-deletes old ones; it stays a few files ahead of `SampledStream`, which joins, selects and decodes in
-this process. A file arrives as one minute of simulated time, and records count for `--horizon`
-minutes, so that their number depends on no speed. As by a trainer, the state is taken every few
-batches. Once a minute: examples, examples per second, resident records, and memory: what is
-resident, and what of it the C library's allocator has given out (on Linux). Where the first grows
-and the second does not, it is the allocator that keeps what was freed.
+A process goes on adding files of 39-feature tf.Examples, and their records, and deletes old ones;
+it stays a few files ahead of `SampledStream`, which joins, selects and decodes in this process. A
+file arrives as one minute of simulated time, and records count for `--horizon` minutes, so that
+their number depends on no speed. Files are written once, so that reading is what takes time: each
+comes again when its records are too old to count, with new ones. As by a trainer, the state is
+taken every few batches. Once a minute: examples, examples per second, resident records, and memory:
+what is resident, and what of it the C library's allocator has given out (on Linux). Where the first
+grows and the second does not, it is the allocator that keeps what was freed.
 """
 
 import argparse
@@ -59,40 +60,53 @@ def _ids_as_features(ids: np.ndarray) -> list[bytes]:
 
 
 def _generate(directory: pathlib.Path, sources: list[str], horizon: int, done: Any) -> None:
-    """Writes files for ever, a few ahead of the reader's place, and deletes old ones.
+    """Adds files for ever, a few ahead of the reader's place, and deletes old ones.
 
     Args:
       directory: gets `examples` and `records`.
-      sources: files of examples, which are written again and again with new ids.
+      sources: files of examples, which are copied with new ids.
       horizon: files of records that count at a time.
       done: a shared value: the number of examples that were read.
     """
     records = inputs.click_records()
     logits = records.logits.numpy()[:_FILE_EXAMPLES]
-    contents = [
-        list(tf.data.TFRecordDataset(path).as_numpy_iterator())[:_FILE_EXAMPLES] for path in sources
-    ]
+    copies = _copies(directory / "copies", sources, horizon + 2 * (_AHEAD + _KEPT))
     for number in itertools.count():
         while number * _FILE_EXAMPLES - done.value > _AHEAD * _FILE_EXAMPLES:
             time.sleep(0.01)
         arrived = _START + number * _MINUTE
-        ids = _FIRST_ID + np.arange(number * _FILE_EXAMPLES, (number + 1) * _FILE_EXAMPLES)
+        path, ids = copies[number % len(copies)]
         made = directory / "made"
         with ofb_tf.ForwardRecordWriter(made, num_outputs=1) as writer:
             writer.write(ids, logits, timestamp=round(arrived * constants.MICROSECONDS))
         (file,) = made.iterdir()
         _appear(file, directory / "records" / f"{number:06d}.ofbr", arrived)
-        with tf.io.TFRecordWriter(str(made / "examples")) as writer:
-            for example, id_ in zip(
-                contents[number % len(contents)], _ids_as_features(ids), strict=True
-            ):
-                writer.write(example + id_)
+        (made / "examples").hardlink_to(path)
         _appear(made / "examples", directory / "examples" / f"{number:06d}", arrived)
         passed = done.value // _FILE_EXAMPLES - _KEPT
         for name, kept in (("records", horizon), ("examples", 0)):
             for path in (directory / name).iterdir():
                 if int(path.stem) < passed - kept:
                     path.unlink()
+
+
+def _copies(
+    directory: pathlib.Path, sources: list[str], number: int
+) -> list[tuple[pathlib.Path, np.ndarray]]:
+    """So many files of examples with ids that no other one has, and their ids."""
+    directory.mkdir()
+    contents = [
+        list(tf.data.TFRecordDataset(path).as_numpy_iterator())[:_FILE_EXAMPLES] for path in sources
+    ]
+    copies = []
+    for copy in range(number):
+        ids = _FIRST_ID + np.arange(copy * _FILE_EXAMPLES, (copy + 1) * _FILE_EXAMPLES)
+        path, content = directory / f"{copy:06d}", contents[copy % len(contents)]
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for example, id_ in zip(content, _ids_as_features(ids), strict=True):
+                writer.write(example + id_)
+        copies.append((path, ids))
+    return copies
 
 
 def _appear(file: pathlib.Path, path: pathlib.Path, arrived: float) -> None:
