@@ -109,7 +109,7 @@ stream-demo: setup  ## run server, labeller and trainers around a Kafka broker (
 		--output_dir=out/stream-demo || status=$$?; \
 		tests/runners/kafka.sh down 9292; exit $$status
 
-bench: setup  ## compare every cost with a named peer; at most 15 minutes
+bench: setup  ## compare every cost with a named peer; about 20 minutes
 	$(BIN)/python -m benchmarks --output_dir=out/bench --markdown
 
 docs: $(VENV_DOCS)/.ready  ## build the documentation site in out/docs; broken links fail

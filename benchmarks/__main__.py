@@ -12,8 +12,8 @@ from benchmarks.parts import Part, Settings
 from benchmarks.process import run_part
 
 MODULES = (
-    "selection", "refresh", "late_decode", "join", "growth", "records", "recording",
-    "training", "loop", "streaming",
+    "selection", "refresh", "late_decode", "join", "growth", "records", "importing",
+    "recording", "training", "loop", "streaming",
 )  # fmt: skip
 
 USAGE = """
@@ -22,7 +22,7 @@ take turns, several times; medians and ratios are printed, and written to DIR/re
 DIR/growth.png. Goals are judged on CPU time (user + system), since wall-clock time is noisy.
 
 examples:
-  python -m benchmarks                          everything, at most 15 minutes on 2 cores
+  python -m benchmarks                          everything, about 20 minutes on 2 cores
   python -m benchmarks --quick                  a tenth of the work, to see that everything runs
   python -m benchmarks --only=selection,join    two parts
   python -m benchmarks --markdown               also writes the table into benchmarks/README.md

@@ -80,6 +80,13 @@ def test_an_unknown_part_is_an_error(capsys):
     assert "Received: ['nothing']" in capsys.readouterr().err
 
 
+def test_readme_has_whole_runs_alone(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--only=selection", "--markdown"])
+    assert stopped.value.code == 2
+    assert "--markdown needs all parts" in capsys.readouterr().err
+
+
 def test_steady_leaves_the_start_out_and_counts_the_passes(monkeypatch):
     def timed(function):
         # 7 seconds to start, and a hundredth of a second per example.
