@@ -407,6 +407,8 @@ def main(argv=None):
                 ]
             if not done.returncode:
                 break
+            if name is None:  # it did not begin
+                raise RuntimeError(f"the worker ended with {done.returncode}; see above")
             findings.append({"target": name, "seed": last, "finding": f"died: {done.returncode}"})
             seed = last + 1
     print(f"{'target':20} {'inputs':>9} {'accepted':>9} {'findings':>9}")

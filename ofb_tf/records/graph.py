@@ -34,8 +34,8 @@ def sorted_file_dataset(
     Raises:
       CorruptRecordsError: a TFRecord claims more than the file holds or a block may have.
       tf.errors.DataLossError: when run, a checksum does not match.
-      tf.errors.InvalidArgumentError: when run, the ids are not sorted, or the file has another
-        schema, or it is not complete.
+      tf.errors.InvalidArgumentError: when run, the ids are not sorted, or the columns of a block
+        have different lengths, or the file has another schema, or it is not complete.
     """
     if isinstance(filename, str) and filename:
         files.check_headers(filename)
@@ -119,7 +119,15 @@ def _decode(serialized: tf.Tensor, schema: Schema) -> dict[str, tf.Tensor]:
             )
         else:
             result[column.name] = tf.io.decode_raw(data, tf.as_dtype(column.dtype))
-    return result
+    # Of each block, since the errors of two could cancel out.
+    sizes = [tf.size(result[column.name]) for column in schema.present]
+    widths = [schema.logits_width if column.per_output else 1 for column in schema.present]
+    check = tf.debugging.Assert(
+        tf.reduce_all(tf.stack(sizes) == num_records * tf.constant(widths)),
+        ["sorted_file_dataset: a block must have one record per id. Values per column:", *sizes],
+    )
+    with tf.control_dependencies([check]):
+        return {name: tf.identity(values) for name, values in result.items()}
 
 
 def _decode_runs(parsed: dict[str, tf.Tensor], name: str, num_records: tf.Tensor) -> tf.Tensor:

@@ -48,6 +48,24 @@ def test_no_file_reads_as_no_records(tmp_path):
     assert columns["num_outputs"] == 3
 
 
+def test_columns_of_a_block_that_differ_in_length_are_refused(tmp_path):
+    path = write(tmp_path, np.arange(128))
+    schema = read_schema(path)
+    blocks = [tf.train.Example.FromString(block) for block in raw_blocks(path)]
+    first, second = (block.features.feature["logits"].bytes_list.value for block in blocks[:2])
+    size = len(first[0]) // 64
+    first[0], second[0] = first[0] + second[0][:size], second[0][size:]  # as many in all
+    with tf.io.TFRecordWriter(path) as writer:
+        for block in blocks:
+            writer.write(block.SerializeToString())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one record per id"):
+        sorted_file_dataset(path, schema).get_single_element()
+
+
+def raw_blocks(path):
+    return list(tf.data.TFRecordDataset(path).as_numpy_iterator())
+
+
 def test_unsorted_repeated_and_incomplete_files_and_other_schemas_are_refused(tmp_path):
     for name, ids in {"unsorted": [2, 1], "repeated": [1, 1]}.items():
         path = write(tmp_path / name, np.array(ids))
