@@ -23,7 +23,8 @@ _COLUMNS = {
 
 def test_columns_come_back_with_dtype_and_shape():
     columns = {name: tf.constant(values) for name, values in _COLUMNS.items()}
-    parsed = tf_examples.parser(columns)(tf.constant(list(tf_examples.serialize(columns))))
+    parse = tf.function(tf_examples.parser(columns))
+    parsed = parse(list(tf_examples.serialize(columns)))
     assert set(parsed) == set(columns)
     for name, values in columns.items():
         assert parsed[name].dtype == values.dtype
