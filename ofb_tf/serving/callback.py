@@ -116,8 +116,9 @@ class RecordPredictions(keras.callbacks.Callback):
         return logits_of(outputs, sigmoids=activation == "sigmoid")
 
     def on_predict_end(self, logs: dict | None = None) -> None:
-        """Raises a ValueError unless every id was used."""
-        if self._ids is not None and self._position != len(self._ids):
+        """Raises a ValueError unless every id was used, or `model.stop_predicting` was set."""
+        stopped = getattr(self.model, "stop_predicting", False)
+        if self._ids is not None and self._position != len(self._ids) and not stopped:
             raise _wrong_number(len(self._ids), str(self._position))
 
 

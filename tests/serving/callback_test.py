@@ -64,6 +64,18 @@ def test_ids_of_a_single_output_are_exact(tmp_path, ids):
     np.testing.assert_array_equal(records.logits, logits)
 
 
+def test_a_prediction_that_is_stopped_is_recorded_so_far(model, examples, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_predict_batch_end(self, batch, logs=None):
+            self.model.stop_predicting = batch == 2
+
+    ids, inputs, _ = examples
+    with ForwardRecordWriter(tmp_path) as writer:
+        callback = RecordPredictions(writer, ids)
+        model.predict(inputs, batch_size=10, callbacks=[callback, Stop()], verbose=0)
+    np.testing.assert_array_equal(ForwardRecords.load(tmp_path).example_ids, ids[:30])
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
