@@ -4,6 +4,7 @@ docs/break-even.md explains the figures and their limits.
 """
 
 import dataclasses
+import functools
 import os
 import tempfile
 import time
@@ -23,6 +24,7 @@ from ofb_tf.selection.score_summary import ScoreSummary
 from ofb_tf.transforms.sample import ofb_sample
 
 _WINDOW, _BATCH, _ROUNDS = 4096, 256, 5
+_FEWEST_ITEMS = 5  # of work, to measure one by
 _MAX_RECORDS = 2**17  # that statistics are computed of
 _LABEL_KEY = 21  # of the labels drawn from recorded probabilities
 
@@ -173,8 +175,8 @@ def measure_selection(rate: float, refresh_examples: int) -> dict[str, float]:
             _consume(first)
 
         refresh = _seconds(refreshed)
-        passes = {number: windows.repeat(number).apply(sampler) for number in (1, 1 + _ROUNDS)}
-        select = _per_item(lambda number: _consume(passes[number]), _ROUNDS)
+        passes = functools.cache(lambda number: windows.repeat(number).apply(sampler))
+        select = _per_item(lambda number: _consume(passes(number)))
     return {"select_us": 1e6 * select / len(ids), "refresh_seconds": refresh}
 
 
@@ -182,10 +184,21 @@ def _consume(dataset: tf.data.Dataset) -> None:
     dataset.reduce(tf.constant(0), lambda total, _: total + 1)
 
 
-def _per_item(work: Callable[[int], Any], number: int = 10) -> float:
-    """Seconds of one of `number` items of work, without the time that starting takes."""
-    long, short = _seconds(lambda: work(1 + number)), _seconds(lambda: work(1))
-    return max(long - short, 0.0) / number
+def _per_item(work: Callable[[int], Any]) -> float:
+    """Seconds of one item of work, without the time that starting takes.
+
+    Of as many items as make starting the smaller part, or a busy machine's noise would be all that
+    is seen.
+    """
+    short = _seconds(lambda: work(1))
+    for more in (_FEWEST_ITEMS * 4**i for i in range(6)):
+        long = _seconds(lambda number=1 + more: work(number))
+        if long > 2 * short:
+            return (long - short) / more
+    raise RuntimeError(
+        f"{1 + more} items of work took {long:.3g} seconds and one {short:.3g}, so that the time "
+        "of one cannot be told. Pass it, or measure on a machine with less other work."
+    )
 
 
 def _seconds(work: Callable[[], Any]) -> float:
