@@ -192,7 +192,7 @@ def _per_item(work: Callable[[int], Any]) -> float:
     """
     short = _seconds(lambda: work(1))
     for more in (_FEWEST_ITEMS * 4**i for i in range(6)):
-        long = _seconds(lambda number=1 + more: work(number))
+        long = _seconds(functools.partial(work, 1 + more))
         if long > 2 * short:
             return (long - short) / more
     raise RuntimeError(
