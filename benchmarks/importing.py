@@ -3,7 +3,6 @@
 import csv
 import json
 import pathlib
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from benchmarks import inputs
 from benchmarks.parts import Part, Row, Run, Settings, millions_per_second, of
 from ofb_tf import constants
 from ofb_tf.records import import_records
@@ -202,12 +202,12 @@ def _peer(format: str) -> Callable[[Settings], Run]:
 
         def run() -> dict[str, float]:
             directory = tempfile.mkdtemp()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            before = inputs.resident_bytes()
             report = import_records(path, directory, format=format)
-            after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            added = inputs.peak_bytes() - before
             assert report.num_records == count, report
             shutil.rmtree(directory)
-            return {"items": count, "added_mebibytes": (after - before) / 1024}
+            return {"items": count, "added_mebibytes": added / 2**20}
 
         return run
 

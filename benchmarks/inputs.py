@@ -120,6 +120,15 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_bytes() -> int:
+    """The most resident memory that this process had.
+
+    Not `ru_maxrss`, which begins with that of the process that started this one.
+    """
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
+
+
 class _MallInfo(ctypes.Structure):
     """glibc's `struct mallinfo2`."""
 

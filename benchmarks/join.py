@@ -1,7 +1,6 @@
 """Looking up windows of ids in records: speed, memory, and loading."""
 
 import gc
-import resource
 from collections.abc import Callable
 
 import numpy as np
@@ -113,7 +112,7 @@ def _load(count: int) -> Callable[[Settings], Run]:
         def run() -> dict[str, float]:
             before = inputs.resident_bytes()
             records = ofb_tf.ForwardRecords.load(str(directory))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+            peak = inputs.peak_bytes() - before
             resident = inputs.resident_bytes() - before
             items = len(records)
             return {

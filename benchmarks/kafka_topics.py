@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 
 import tensorflow as tf
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 import ofb_tf
@@ -85,6 +85,10 @@ def main() -> None:
     parser.add_argument("--servers", default="127.0.0.1:9092")
     parser.add_argument("--copies", type=int, default=4)
     arguments = parser.parse_args()
+    try:
+        AdminClient({"bootstrap.servers": arguments.servers}).list_topics(timeout=10.0)
+    except KafkaException as error:
+        parser.error(f"no broker answers at {arguments.servers} ({error}); see make kafka-up")
     with tempfile.TemporaryDirectory() as name:
         _run(arguments.servers, arguments.copies, pathlib.Path(name))
 

@@ -35,9 +35,11 @@ from ofb_tf.serving import (
 
 _CALLS_PER_SECOND = 200
 _EXAMPLES_PER_CALL = 64
-# Short turns, so that other load on the machine affects all ways alike.
-_CALLS_PER_TURN = 20
-_TURNS = 100
+# Short turns, so that other load on the machine affects all ways alike, but longer than what is
+# recorded waits in the queue: what is written after a turn is not measured.
+_CALLS_PER_TURN = 200
+_BATCHES_PER_TURN = 1000
+_TURNS = 20
 _BATCH = 256
 _EXAMPLES = pathlib.Path(local_server.__file__).parent
 # Ends when its standard input does, which is when the process that started it ends.
@@ -218,7 +220,7 @@ def _predict(settings: Settings) -> Run:
     directory = tempfile.mkdtemp()
     model = _model()
     model.compile()
-    x = np.random.default_rng(0).normal(size=(_BATCH * (_CALLS_PER_TURN + 1), 39))
+    x = np.random.default_rng(0).normal(size=(_BATCH * (_BATCHES_PER_TURN + 1), 39))
     ids = np.arange(len(x))
 
     def turn(*callbacks: keras.callbacks.Callback) -> list[float]:

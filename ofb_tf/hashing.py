@@ -134,13 +134,15 @@ def to_int64(example_ids: Any) -> Any:
       ValueError: ids are neither integers nor text, or a list holds both, or an integer does not
         fit into int64.
     """
-    if not isinstance(example_ids, np.ndarray) and tf.is_tensor(example_ids):  # it is slow
+    if not isinstance(example_ids, np.ndarray | list) and tf.is_tensor(example_ids):  # it is slow
         if example_ids.dtype == tf.string:
             return fingerprint(example_ids)
         if not example_ids.dtype.is_integer:
             raise _no_ids(example_ids.dtype.name)
         return tf.cast(example_ids, tf.int64)
-    if isinstance(example_ids, np.ndarray | np.generic):
+    if isinstance(example_ids, list) and set(map(type, example_ids)) == {int}:
+        array = np.asarray(example_ids)  # as below, but at once
+    elif isinstance(example_ids, np.ndarray | np.generic):
         array = np.asarray(example_ids)
         array = array.astype(object) if array.dtype.kind in "SU" else array
     else:

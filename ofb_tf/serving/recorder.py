@@ -3,23 +3,26 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ofb_tf import constants
+from ofb_tf import constants, hashing
 from ofb_tf.checks import check_count, check_positive
 from ofb_tf.records import importers
 from ofb_tf.records.writer import BlockWriter, call_at_exit
 
 _LOGGER = logging.getLogger(__name__)
-_PAUSE = 1e-5  # seconds, of which the system makes some more
+_PAUSES = 10  # seconds without, per second of writing
+_MAX_JOINED = 16  # responses that are written in one call, if their columns are not larger than
+_MAX_JOINED_BYTES = 2**16  # each, where a call of the writer costs little against copying
 # What gives the columns, and their timestamp.
 _Response = tuple[Callable[[], dict[str, Any]], Any]
 
@@ -53,8 +56,8 @@ class PredictionRecorder:
     `offer` takes the messages of a Predict call, `write` the ids and logits of any other server.
     Both cost the caller an append to a queue; they never wait and never raise. The thread starts
     with the first response, looks at the queue every `poll_seconds`, or earlier when it is half
-    full, decodes and writes, and leaves the interpreter to the callers after each response. When
-    the queue is full, responses are dropped and counted.
+    full, decodes and writes, and leaves the interpreter to the callers after every few responses.
+    When the queue is full, responses are dropped and counted.
 
     ```python
     import ofb_tf
@@ -85,7 +88,7 @@ class PredictionRecorder:
         from_logits: bool = True,
         model_name: str | None = None,
         queue_size: int = 1024,
-        poll_seconds: float = 0.1,
+        poll_seconds: float = 0.5,
     ):
         """Makes a recorder.
 
@@ -98,8 +101,8 @@ class PredictionRecorder:
           from_logits: False where that tensor holds probabilities, whose logits are then recorded.
           model_name: record only this model's responses; None: all.
           queue_size: the maximum number of waiting responses.
-          poll_seconds: seconds between two looks at the queue. Each look may delay a caller, and
-            each response that is decoded, for about 50 microseconds.
+          poll_seconds: seconds between two looks at the queue. At each, every 16 responses or so
+            that wait may delay a caller, by some 100 microseconds; the rarer, the fewer callers.
 
         Raises:
           ValueError: queue_size or poll_seconds is not positive.
@@ -173,7 +176,7 @@ class PredictionRecorder:
 
     def flush(self) -> None:
         """Waits until the responses offered so far are written out."""
-        self._drain()
+        self._drain(0.0)
         self._guard(self._writer.flush)
 
     def close(self, timeout: float | None = 30.0) -> None:
@@ -235,29 +238,52 @@ class PredictionRecorder:
         while not self._closing:
             self._wake.wait(self._poll_seconds)
             self._wake.clear()
-            self._drain()
-        self._drain()
+            self._drain(self._poll_seconds / 2)
+        self._drain(0.0)
         self._guard(self._writer.close)
 
-    def _drain(self) -> None:
+    def _drain(self, seconds: float) -> None:
+        """Writes what waits, and takes up to so many seconds longer for the callers' sake."""
         # One thread at a time, so that flush also waits for what another thread is writing.
         with self._drain_lock:
+            longest = seconds * _MAX_JOINED / (len(self._queue) + _MAX_JOINED)
             while self._queue and not self._abandoned:
-                self._record(*self._queue[0])
-                self._queue.popleft()  # only now: while it is being written, it still waits
+                begin = time.perf_counter()
+                with self._lock:
+                    waiting = list(itertools.islice(self._queue, _MAX_JOINED))
+                self._record(waiting)
+                for _ in waiting:  # only now: while they are being written, they still wait
+                    self._queue.popleft()
                 if len(self._queue) < self._half_full and not self._closing:
-                    # A thread that waits for the GIL gets it now, and not after a switch interval.
-                    time.sleep(_PAUSE)
+                    # The callers have the interpreter most of the time.
+                    time.sleep(min(_PAUSES * (time.perf_counter() - begin), longest))
 
-    def _record(self, columns: Callable[[], dict[str, Any]], timestamp: Any) -> None:
+    def _record(self, responses: list[_Response]) -> None:
+        calls = []
+        for columns, timestamp in responses:
+            try:
+                calls.append(columns() | {constants.TIMESTAMP: timestamp})
+            except ValueError as error:
+                self._count_error("num_unusable", error)
+        if not calls:
+            return
         try:
-            arguments = columns()
-            example_ids = arguments.pop(constants.EXAMPLE_ID)
-            self._writer.write(example_ids, **arguments, timestamp=timestamp)
-        except ValueError as error:
-            self._count_error("num_unusable", error)
+            self._write(_joined(calls), len(calls))
+        except Exception:  # none of them is written: only the bad ones shall be lost
+            for call in calls:
+                try:
+                    self._write(call, 1)
+                except ValueError as error:
+                    self._count_error("num_unusable", error)
+
+    def _write(self, columns: dict[str, Any], num_responses: int) -> None:
+        example_ids = columns.pop(constants.EXAMPLE_ID)
+        try:
+            self._writer.write(example_ids, **columns)
+        except ValueError:
+            raise
         except Exception as error:
-            self._count_error("num_write_errors", error)
+            self._count_error("num_write_errors", error, num_responses)
         else:
             self.counts.num_recorded += len(example_ids)
 
@@ -279,13 +305,40 @@ class PredictionRecorder:
         except Exception as error:
             self._count_error("num_write_errors", error)
 
-    def _count_error(self, name: str, error: Exception) -> None:
+    def _count_error(self, name: str, error: Exception, number: int = 1) -> None:
         with self._lock:
-            count = getattr(self.counts, name) + 1
+            before = getattr(self.counts, name)
+            count = before + number
             setattr(self.counts, name, count)
             self.last_error = error
-        if count & (count - 1) == 0:  # the first, second, fourth, …: a log must not flood
+        # The first, and at each doubling: a log must not flood.
+        if count.bit_length() > before.bit_length():
             _LOGGER.warning("Forward records lost (%s is now %d): %s", name, count, error)
+
+
+def _joined(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One call's columns for all, which costs a fraction of theirs; ValueError if they do not fit.
+
+    They fit if the one call writes what all of them would.
+    """
+    if len(calls) == 1:
+        return dict(calls[0])
+    ids = [hashing.id_vector(call[constants.EXAMPLE_ID]) for call in calls]
+    columns: dict[str, Any] = {constants.EXAMPLE_ID: np.concatenate(ids)}
+    for name in set().union(*calls) - {constants.EXAMPLE_ID}:
+        values = [call.get(name) for call in calls]
+        if all(value is None for value in values):
+            continue
+        arrays = [np.asarray(value) for value in values]
+        if name in (constants.MODEL_VERSION, constants.TIMESTAMP):
+            arrays = [np.broadcast_to(a, len(i)) for a, i in zip(arrays, ids, strict=True)]
+        fit = [array.shape[:1] for array in arrays] == [i.shape for i in ids]
+        kinds = {array.dtype.kind for array in arrays}
+        size = sum(array.nbytes for array in arrays)
+        if not fit or kinds not in ({"f"}, {"i"}) or size > _MAX_JOINED_BYTES:
+            raise ValueError(f"{name} of these responses cannot be joined")
+        columns[name] = np.concatenate(arrays)
+    return columns
 
 
 def _now() -> int:

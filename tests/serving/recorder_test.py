@@ -1,4 +1,6 @@
 import json
+import pathlib
+import tempfile
 import threading
 import time
 from unittest import mock
@@ -6,9 +8,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ofb_tf import hashing
-from ofb_tf.records import ForwardRecords, ForwardRecordWriter
+from ofb_tf.records import ForwardRecords, ForwardRecordWriter, reader
 from ofb_tf.serving import PredictionRecorder
 from tests.processes import python
 
@@ -122,19 +126,19 @@ def test_no_thread_to_be_had_does_not_stop_serving(tmp_path):
 def test_close_does_not_wait_for_a_stalled_disk(stalled, caplog):
     writer, release = stalled
     recorder = PredictionRecorder(writer)
-    for number in range(7):
+    for number in range(20):
         recorder.offer(REQUEST, answer(number))
     start = time.perf_counter()
     recorder.close(timeout=0.2)
     assert 0.2 <= time.perf_counter() - start < 5
-    assert recorder.counts.num_abandoned == 7
+    assert recorder.counts.num_abandoned == 20
     assert isinstance(recorder.last_error, TimeoutError)
-    assert "did not finish within 0.2 seconds; 7 responses are lost" in caplog.text
+    assert "did not finish within 0.2 seconds; 20 responses are lost" in caplog.text
     recorder.close(timeout=0.01)
-    assert recorder.counts.num_abandoned == 7
+    assert recorder.counts.num_abandoned == 20
     release.set()
     recorder.close()  # now the write ends; what waited behind it stays lost
-    assert len(ForwardRecords.load(writer.directory)) == 1
+    assert len(ForwardRecords.load(writer.directory)) == 16
 
 
 def test_write_records_what_the_writer_would(tmp_path):
@@ -162,6 +166,70 @@ def test_write_records_what_the_writer_would(tmp_path):
     timestamps = records.timestamps.numpy()[rows]
     np.testing.assert_array_equal(timestamps[:2], [5, 5])
     assert (np.abs(timestamps[2:] - before) < 60e6).all()
+
+
+_ONE, _TWO = np.array([[0.5, -1.0]], np.float32), np.array([[2.0, 3.0], [-4.0, 5.0]])
+_CALLS = (
+    lambda i: (([i], _ONE), {}),
+    lambda i: (([i, -i], _TWO), {"model_version": 3}),
+    lambda i: ((np.array([i], np.int32), _ONE.tolist()), {"model_version": np.array([4])}),
+    lambda i: (([str(i), "b"], _TWO), {"timestamp": np.array([i, 8])}),
+    lambda i: (([i], [[1, 2]]), {}),
+    lambda i: (([i],), {"probabilities": [[0.25, 0.75]]}),
+    lambda i: (([i], {"a": [0.5], "b": [1.5]}), {}),
+    lambda i: ((np.zeros([0], int), np.zeros([0, 2])), {}),
+    lambda i: (([i], np.full([1, 2], np.nan)), {}),
+    # What the writer refuses.
+    lambda i: (([i], _TWO), {}),
+    lambda i: (([i, -i], _ONE), {}),
+    lambda i: (([True], _ONE), {}),
+    lambda i: (([i], _ONE > 0), {}),
+    lambda i: (([i], _ONE), {"model_version": 0.5}),
+    lambda i: (([i], _ONE), {"model_version": [1, 2]}),
+    lambda i: (([i], _ONE), {"timestamp": np.uint64(2**63)}),
+    lambda i: (([i], _ONE), {"loss": [1.0]}),
+    lambda i: (([i], [["a", "b"]]), {}),
+    lambda i: (([2**70], _ONE), {}),
+    lambda i: ((i, _ONE), {}),
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(_CALLS), max_size=40))
+@example([_CALLS[9], _CALLS[10]])  # together they have as many ids as logits
+def test_responses_written_together_are_those_written_one_by_one(make):
+    calls = [one(number) for number, one in enumerate([_CALLS[0], *make])]
+    with tempfile.TemporaryDirectory() as directory:
+        with ForwardRecordWriter(f"{directory}/one") as writer:
+            refused = 0
+            for arguments, options in calls:
+                try:
+                    writer.write(*arguments, **{"timestamp": 5, **options})
+                except ValueError:
+                    refused += 1
+        recorder = PredictionRecorder(ForwardRecordWriter(f"{directory}/all"), poll_seconds=3600)
+        for arguments, options in calls:
+            recorder.write(*arguments, **{"timestamp": 5, **options})
+        recorder.close()
+        assert (recorder.counts.num_unusable, recorder.counts.num_write_errors) == (refused, 0)
+        assert recorder.counts.num_recorded == writer.counts.num_records
+        expected, found = (
+            reader.join_blocks(
+                name, reader.read_blocks(str(next(pathlib.Path(directory, name).iterdir())))
+            )
+            for name in ("one", "all")
+        )
+    np.testing.assert_array_equal(found.version_table, expected.version_table)
+    for name, column in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], column)
+
+
+def test_responses_of_one_kind_take_one_call_of_the_writer(tmp_path):
+    writer = ForwardRecordWriter(tmp_path)
+    writer.write = mock.Mock(side_effect=writer.write)
+    with PredictionRecorder(writer, poll_seconds=3600) as recorder:
+        for number in range(16):
+            recorder.write([number], _ONE)
+    assert (writer.write.call_count, recorder.counts.num_recorded) == (1, 16)
 
 
 @pytest.mark.parametrize("arguments", [{"queue_size": 0}, {"poll_seconds": 0}])
@@ -207,11 +275,12 @@ writer_module.open = lambda path, mode, **kwargs: io.FileIO(sys.argv[1] + "/fifo
 for compression in (None, "GZIP"):
     writer = ForwardRecordWriter(sys.argv[1], block_records=10, compression=compression)
     recorder = PredictionRecorder(writer, queue_size=100)
-    for number in range(10):  # the last fills a block
+    for number in range(9):
         recorder.write([number], [[0.0]])
     while recorder.counts.num_recorded < 9:
         time.sleep(0.01)
-    time.sleep(0.1)
+    recorder.write([9], [[0.0]])  # fills a block
+    time.sleep(0.5)
     # Were the GIL held while the disk stalls, this thread would never get here.
     for number in range(1000):
         recorder.write([number], [[0.0]])
