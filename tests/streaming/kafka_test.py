@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import random
 import shutil
 import threading
@@ -17,7 +16,7 @@ import ofb_tf
 from ofb_tf import streaming
 from tests.processes import python
 from tests.streaming.files import Stream, parse
-from tests.streaming.trainer import Trainer
+from tests.streaming.trainer import EXAMPLES, check_killed
 
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is in the extra `kafka`")
 
@@ -26,7 +25,6 @@ from tests.streaming.broker import JARS, Broker, wait_for
 
 N = 1000
 INTERVAL = 0.2
-KILLS = int(os.environ.get("OFB_KILLS", "2"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -407,43 +405,24 @@ def test_broker_that_is_killed_while_a_stream_follows(broker, stream):
 
 def test_killed_trainer_and_broker(broker, tmp_path):
     """As kill_test; and the broker is killed as often."""
-    batches = 40 * (KILLS + 1)
-    rows = batches * 16 * 10 + 2000
-    stream = Stream(rows)
+    stream = Stream(EXAMPLES)
     examples, records = broker.topic(2), broker.topic()
-    topics = f"kafka:{broker.servers}:{examples}:{records}"
-
-    def trainer(name):
-        return Trainer(topics, tmp_path / name, tmp_path / f"{name}.jsonl", batches)
 
     def produce():
-        for begin in range(0, rows, 400):
-            part = range(begin, min(begin + 400, rows))
+        for begin in range(0, EXAMPLES, 400):
+            part = range(begin, min(begin + 400, EXAMPLES))
             broker.send_records(records, stream, part)
             broker.send_examples(examples, stream, part[: len(part) // 2], 0)
             broker.send_examples(examples, stream, part[len(part) // 2 :], 1)
 
     thread = threading.Thread(target=produce)
     thread.start()
-    rng = random.Random(0)
-    running = trainer("killed")
-    for _ in range(KILLS):
-        running.wait_for_a_batch()
-        broker.restart()
-        time.sleep(rng.uniform(0.0, 1.0))
-        running.kill()
-        running = trainer("killed")
-    thread.join()
-    running.finish()
-    trainer("whole").finish()
-    killed, undisturbed = (
-        {line["batch"]: line for line in map(json.loads, (tmp_path / name).open())}
-        for name in ("killed.jsonl", "whole.jsonl")
+    check_killed(
+        f"kafka:{broker.servers}:{examples}:{records}",
+        tmp_path,
+        disturb=lambda life: broker.restart(),
+        produce_rest=thread.join,
     )
-    assert sorted(undisturbed) == list(range(1, batches + 1))
-    assert killed == undisturbed  # ids, weights and loss of every batch
-    trained = np.concatenate([line["ids"] for line in killed.values()])
-    assert len(np.unique(trained)) == len(trained)
 
 
 def test_recorder_writes_to_a_topic(broker):

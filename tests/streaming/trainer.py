@@ -2,13 +2,21 @@
 
 import json
 import multiprocessing
+import os
+import random
+import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import ofb_tf
 from ofb_tf import streaming
 from tests.streaming.files import parse
+
+KILLS = int(os.environ.get("OFB_KILLS", "3"))
+BATCHES = 40 * (KILLS + 1)  # so that a run has work for all its lives
+EXAMPLES = BATCHES * 16 * 10 + 2000
 
 
 class Log(keras.callbacks.Callback):
@@ -79,6 +87,41 @@ class Trainer:
     def finish(self):
         self._process.join(timeout=600)
         assert self._process.exitcode == 0
+
+
+def check_killed(logs, directory, disturb, produce_rest):
+    """A trainer that is killed `KILLS` times trains as one that never was.
+
+    Args:
+      logs: as of `Trainer`.
+      directory: for checkpoints and what each batch held.
+      disturb: called with the number of each life once it trains, before it is killed.
+      produce_rest: called after the last kill; all `EXAMPLES` are there when it returns.
+    """
+
+    def trainer(name):
+        return Trainer(logs, directory / name, directory / f"{name}.jsonl", BATCHES)
+
+    rng = random.Random(0)
+    running = trainer("killed")
+    for life in range(KILLS):
+        # Somewhere after it began to train: while it trains, saves, reads or waits.
+        running.wait_for_a_batch()
+        disturb(life)
+        time.sleep(rng.uniform(0.0, 0.5))
+        running.kill()
+        running = trainer("killed")
+    produce_rest()
+    running.finish()
+    trainer("whole").finish()
+    killed, undisturbed = (
+        {line["batch"]: line for line in map(json.loads, (directory / name).open())}
+        for name in ("killed.jsonl", "whole.jsonl")
+    )
+    assert sorted(undisturbed) == list(range(1, BATCHES + 1))
+    assert killed == undisturbed  # ids, weights and loss of every batch
+    ids = np.concatenate([line["ids"] for line in killed.values()])
+    assert len(np.unique(ids)) == len(ids)
 
 
 def main(logs, checkpoints, log, batches, progress):
