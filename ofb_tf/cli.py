@@ -706,7 +706,11 @@ def _break_even(values: argparse.Namespace) -> int:
         field.name: getattr(values, field.name) for field in dataclasses.fields(break_even.Costs)
     }
     others = {name: getattr(values, name) for name in _BREAK_EVEN_FLAGS if name not in costs}
-    content = break_even.analyze(costs, **others)
+    try:
+        content = break_even.analyze(costs, **others)
+    except RuntimeError as error:
+        print(f"ofb break-even: {error}", file=sys.stderr)
+        return 1
     if values.json:
         print(json.dumps(content))
         return 0

@@ -129,6 +129,9 @@ def measure_step(model: str, batch_size: int) -> float:
       model: a key of `ofb_tf.experiments.models.CLICK`, or a path for `keras.models.load_model`.
         It reads ones; optimiser and loss are Adam and the mean squared output.
       batch_size: of the step.
+
+    Raises:
+      RuntimeError: a step is too short to tell its time from the machine's noise.
     """
     if model in models.CLICK:
         fields = models.click_inputs()
@@ -233,6 +236,7 @@ def analyze(
 
     Raises:
       ValueError: an argument is out of range.
+      RuntimeError: what is to be measured is too short to tell its time from the machine's noise.
     """
     known: dict[str, Any] = dict(given)
     if known["key_us"] is None:

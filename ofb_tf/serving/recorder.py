@@ -20,9 +20,9 @@ from ofb_tf.records import importers
 from ofb_tf.records.writer import BlockWriter, call_at_exit
 
 _LOGGER = logging.getLogger(__name__)
-_PAUSES = 10  # seconds without, per second of writing
-_MAX_JOINED = 16  # responses that are written in one call, if their columns are not larger than
-_MAX_JOINED_BYTES = 2**16  # each, where a call of the writer costs little against copying
+_PAUSES = 10  # seconds of pause per second of writing
+_MAX_JOINED = 16  # responses that are written in one call of the writer
+_MAX_JOINED_BYTES = 2**16  # of one of their columns; beyond, copying costs more than calls
 # What gives the columns, and their timestamp.
 _Response = tuple[Callable[[], dict[str, Any]], Any]
 
@@ -263,7 +263,7 @@ class PredictionRecorder:
         for columns, timestamp in responses:
             try:
                 calls.append(columns() | {constants.TIMESTAMP: timestamp})
-            except ValueError as error:
+            except Exception as error:
                 self._count_error("num_unusable", error)
         if not calls:
             return
