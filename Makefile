@@ -10,7 +10,8 @@ BIN_TFX := $(VENV_TFX)/bin
 BIN_DOCS := $(VENV_DOCS)/bin
 BIN_FLINK := $(VENV_FLINK)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# A worker that ends, as it does when a test hangs (pyproject.toml), ends the run: another would hang.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0
 TAXI_CSV ?= ../shared/data/chicago_taxi.csv
 EXAMPLES ?= 1000000
 FUZZ_SECONDS ?= 600
@@ -85,7 +86,7 @@ test-core-tfx: setup-tfx  ## run the core tests on the TFX stack's TensorFlow
 		--ignore=tests/tfx_components --ignore=tests/e2e
 
 test-tfx: setup-tfx  ## run the tests of the TFX components and pipelines
-	$(BIN_TFX)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder \
+	$(BIN_TFX)/python -m pytest $(PARALLEL) --numprocesses=2 --no-loadscope-reorder \
 		-W ignore::FutureWarning tests/e2e tests/tfx_components
 
 fuzz: setup  ## read mutated files with every reader for FUZZ_SECONDS (600)

@@ -415,14 +415,8 @@ def test_killed_trainer_and_broker(broker, tmp_path):
             broker.send_examples(examples, stream, part[: len(part) // 2], 0)
             broker.send_examples(examples, stream, part[len(part) // 2 :], 1)
 
-    thread = threading.Thread(target=produce)
-    thread.start()
-    check_killed(
-        f"kafka:{broker.servers}:{examples}:{records}",
-        tmp_path,
-        disturb=lambda life: broker.restart(),
-        produce_rest=thread.join,
-    )
+    logs = f"kafka:{broker.servers}:{examples}:{records}"
+    check_killed(logs, tmp_path, produce, disturb=broker.restart)
 
 
 def test_recorder_writes_to_a_topic(broker):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 
 import keras
@@ -69,13 +70,14 @@ class Trainer:
         context.set_forkserver_preload([__name__])
         self._progress, progress = context.Pipe(duplex=False)
         arguments = (str(logs), str(checkpoints), str(log), batches, progress)
-        self._process = context.Process(target=main, args=arguments)
+        self._process = context.Process(target=main, args=arguments, daemon=True)
         self._process.start()
         progress.close()
 
     def wait_for_a_batch(self):
-        """Returns when it has begun to train; not if it had nothing to do any more."""
+        """Returns when it has begun to train, or has ended as there is nothing left to do."""
         try:
+            assert self._progress.poll(timeout=300), "the trainer got no batch in 300 seconds"
             self._progress.recv()
         except EOFError:
             self.finish()
@@ -89,29 +91,32 @@ class Trainer:
         assert self._process.exitcode == 0
 
 
-def check_killed(logs, directory, disturb, produce_rest):
+def check_killed(logs, directory, produce, disturb=lambda: None):
     """A trainer that is killed `KILLS` times trains as one that never was.
 
     Args:
       logs: as of `Trainer`.
       directory: for checkpoints and what each batch held.
-      disturb: called with the number of each life once it trains, before it is killed.
-      produce_rest: called after the last kill; all `EXAMPLES` are there when it returns.
+      produce: adds `EXAMPLES` to the logs. It runs in a thread, whatever the trainer does: after a
+        kill there may be nothing left to train on until more arrives.
+      disturb: called in each life once it trains, before it is killed.
     """
 
     def trainer(name):
         return Trainer(logs, directory / name, directory / f"{name}.jsonl", BATCHES)
 
     rng = random.Random(0)
+    producer = threading.Thread(target=produce, daemon=True)
+    producer.start()
     running = trainer("killed")
-    for life in range(KILLS):
+    for _ in range(KILLS):
         # Somewhere after it began to train: while it trains, saves, reads or waits.
         running.wait_for_a_batch()
-        disturb(life)
+        disturb()
         time.sleep(rng.uniform(0.0, 0.5))
         running.kill()
         running = trainer("killed")
-    produce_rest()
+    producer.join()
     running.finish()
     trainer("whole").finish()
     killed, undisturbed = (
@@ -161,6 +166,8 @@ def main(logs, checkpoints, log, batches, progress):
 
     checkpoint = ofb_tf.StreamCheckpoint(stream, checkpoints, every=7)
     left = int(batches) - checkpoint.restore(model)
+    if not left:  # it was killed after its last checkpoint; Keras takes 0 steps for no limit
+        return
     model.fit(
         stream.dataset().map(split),
         steps_per_epoch=left,
