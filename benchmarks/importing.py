@@ -25,7 +25,8 @@ _BEGIN = 1_700_000_000  # seconds since 1970
 _ROWS_PER_GROUP = 1 << 20
 
 
-def _columns(first: int, count: int) -> dict[str, np.ndarray]:
+def make_records(first: int, count: int) -> dict[str, np.ndarray]:
+    """The columns of the records that each format holds."""
     ids = np.arange(first, first + count)
     return {
         constants.EXAMPLE_ID: ids,
@@ -35,7 +36,7 @@ def _columns(first: int, count: int) -> dict[str, np.ndarray]:
 
 
 def _table(first: int, count: int) -> pa.Table:
-    columns = _columns(first, count)
+    columns = make_records(first, count)
     times = pa.array(columns[constants.TIMESTAMP], pa.timestamp("us", "UTC"))
     return pa.table(columns | {constants.TIMESTAMP: times})
 
@@ -54,7 +55,7 @@ def _write_arrow(path: pathlib.Path, count: int) -> None:
 
 
 def _write_csv(path: pathlib.Path, count: int) -> None:
-    columns = _columns(0, count)
+    columns = make_records(0, count)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -62,14 +63,14 @@ def _write_csv(path: pathlib.Path, count: int) -> None:
 
 
 def _write_json_rows(path: pathlib.Path, count: int) -> None:
-    columns = _columns(0, count)
+    columns = make_records(0, count)
     rows = zip(*(values.tolist() for values in columns.values()), strict=True)
     _write_json(path, (dict(zip(columns, row, strict=True)) for row in rows))
 
 
 def _calls(count: int) -> Iterator[tuple[int, list[int], list[float]]]:
     """The number, ids and logits of each call."""
-    columns = _columns(0, count)
+    columns = make_records(0, count)
     ids, logits = columns[constants.EXAMPLE_ID].tolist(), columns[constants.LOGITS].tolist()
     for begin in range(0, count, _PER_CALL):
         yield begin // _PER_CALL, ids[begin : begin + _PER_CALL], logits[begin : begin + _PER_CALL]
@@ -168,7 +169,8 @@ def _write_json(path: pathlib.Path, rows: Iterator[dict]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-_FORMATS: dict[str, tuple[Callable[[pathlib.Path, int], None], int]] = {
+# By name: what writes so many records to a path, and how many are measured.
+FORMATS: dict[str, tuple[Callable[[pathlib.Path, int], None], int]] = {
     "parquet": (_write_parquet, 20 * _MILLION),
     "arrow": (_write_arrow, 20 * _MILLION),
     "csv": (_write_csv, 400_000),
@@ -187,7 +189,7 @@ def _path(settings: Settings, format: str) -> pathlib.Path:
 
 
 def _prepare(settings: Settings) -> None:
-    for name, (write, count) in _FORMATS.items():
+    for name, (write, count) in FORMATS.items():
         path = _path(settings, name)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -198,7 +200,7 @@ def _prepare(settings: Settings) -> None:
 
 def _peer(format: str) -> Callable[[Settings], Run]:
     def prepared(settings: Settings) -> Run:
-        path, count = _path(settings, format), settings.count(_FORMATS[format][1])
+        path, count = _path(settings, format), settings.count(FORMATS[format][1])
 
         def run() -> dict[str, float]:
             directory = tempfile.mkdtemp()
@@ -220,12 +222,12 @@ PARTS = (
         title="Importing records of one output with their times; calls have four examples of eight "
         "features",
         item="record",
-        peers={name: _peer(name) for name in _FORMATS},
+        peers={name: _peer(name) for name in FORMATS},
         prepare=_prepare,
         repeats=1,
         rows=[
             row
-            for name in _FORMATS
+            for name in FORMATS
             for row in (
                 Row(
                     f"million records imported per second from {name} (wall-clock)",
