@@ -20,6 +20,7 @@ _COLUMNS = {
     "lag_seconds": ("lag s", ".1f", "seconds since the oldest waiting example arrived"),
     "resident_records": ("resident", ",.0f", "records in memory"),
     "corrupt_files": ("corrupt", ",.0f", "damaged files of examples"),
+    "rejected_examples": ("rejected", ",.0f", "examples of a topic that could not be parsed"),
 }
 
 

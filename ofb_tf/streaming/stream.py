@@ -204,7 +204,8 @@ class SampledStream:
         Returns:
           Those of `OFBSampler.statistics` since the beginning of the stream; while it is read also
           `lag_seconds`, since the arrival of the oldest example that waits; `resident_records` and
-          `resident_bytes`, of the columns in memory; `windows`; `corrupt_files`, of examples.
+          `resident_bytes`, of the columns in memory; `windows`; `corrupt_files`, of examples;
+          `rejected_examples`, of a topic, which `parse_fn` could not parse.
         """
         if self._reading is None:
             return statistics.summarize((self._start or {}).get("totals"))

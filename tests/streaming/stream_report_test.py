@@ -38,6 +38,7 @@ def test_prints_a_table_and_prometheus_text(logs, tmp_path, capsys):
     assert tail(logs, f"--prometheus_file={path}") == 0
     header, *_, last = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["examples", "examples/s"]
+    assert (header.split()[-1], last.split()[-1]) == ("rejected", "0")
     assert last.split()[0] == "500"
     assert last.split()[2] == "0.9000"
     lines = path.read_text().splitlines()
