@@ -20,7 +20,7 @@ from ofb_tf.records import importers
 from ofb_tf.records.writer import BlockWriter, call_at_exit
 
 _LOGGER = logging.getLogger(__name__)
-_PAUSES = 10  # seconds of pause per second of writing
+_PAUSES = 10  # seconds of pause per second of work
 _MAX_JOINED = 16  # responses that are written in one call of the writer
 _MAX_JOINED_BYTES = 2**16  # of one of their columns; beyond, copying costs more than calls
 # What gives the columns, and their timestamp.
@@ -56,8 +56,8 @@ class PredictionRecorder:
     `offer` takes the messages of a Predict call, `write` the ids and logits of any other server.
     Both cost the caller an append to a queue; they never wait and never raise. The thread starts
     with the first response, looks at the queue every `poll_seconds`, or earlier when it is half
-    full, decodes and writes, and leaves the interpreter to the callers after every few responses.
-    When the queue is full, responses are dropped and counted.
+    full, decodes and writes, and leaves the interpreter to the callers after every response. When
+    the queue is full, responses are dropped and counted.
 
     ```python
     import ofb_tf
@@ -101,8 +101,8 @@ class PredictionRecorder:
           from_logits: False where that tensor holds probabilities, whose logits are then recorded.
           model_name: record only this model's responses; None: all.
           queue_size: the maximum number of waiting responses.
-          poll_seconds: seconds between two looks at the queue. At each, every 16 responses or so
-            that wait may delay a caller, by some 100 microseconds; the rarer, the fewer callers.
+          poll_seconds: seconds between two looks at the queue. Decoding one response, or writing up
+            to 16, may delay a caller by 50 to a few hundred microseconds.
 
         Raises:
           ValueError: queue_size or poll_seconds is not positive.
@@ -246,35 +246,39 @@ class PredictionRecorder:
         """Writes what waits, and takes up to so many seconds longer for the callers' sake."""
         # One thread at a time, so that flush also waits for what another thread is writing.
         with self._drain_lock:
-            longest = seconds * _MAX_JOINED / (len(self._queue) + _MAX_JOINED)
+            longest = seconds / (2 * len(self._queue) + 1)
             while self._queue and not self._abandoned:
-                begin = time.perf_counter()
                 with self._lock:
                     waiting = list(itertools.islice(self._queue, _MAX_JOINED))
-                self._record(waiting)
+                self._record(waiting, longest)
                 for _ in waiting:  # only now: while they are being written, they still wait
                     self._queue.popleft()
-                if len(self._queue) < self._half_full and not self._closing:
-                    # The callers have the interpreter most of the time.
-                    time.sleep(min(_PAUSES * (time.perf_counter() - begin), longest))
 
-    def _record(self, responses: list[_Response]) -> None:
+    def _pause(self, begin: float, longest: float) -> None:
+        """Leaves the interpreter to the callers, ten times as long as it was taken from them."""
+        if len(self._queue) < self._half_full and not self._closing:
+            time.sleep(min(_PAUSES * (time.perf_counter() - begin), longest))
+
+    def _record(self, responses: list[_Response], longest: float) -> None:
         calls = []
         for columns, timestamp in responses:
+            begin = time.perf_counter()
             try:
                 calls.append(columns() | {constants.TIMESTAMP: timestamp})
             except Exception as error:
                 self._count_error("num_unusable", error)
-        if not calls:
-            return
+            self._pause(begin, longest)
+        begin = time.perf_counter()
         try:
-            self._write(_joined(calls), len(calls))
+            if calls:
+                self._write(_joined(calls), len(calls))
         except Exception:  # none of them is written: only the bad ones shall be lost
             for call in calls:
                 try:
                     self._write(call, 1)
                 except ValueError as error:
                     self._count_error("num_unusable", error)
+        self._pause(begin, longest)
 
     def _write(self, columns: dict[str, Any], num_responses: int) -> None:
         example_ids = columns.pop(constants.EXAMPLE_ID)
@@ -329,9 +333,10 @@ def _joined(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [call.get(name) for call in calls]
         if all(value is None for value in values):
             continue
-        arrays = [np.asarray(value) for value in values]
         if name in (constants.MODEL_VERSION, constants.TIMESTAMP):
-            arrays = [np.broadcast_to(a, len(i)) for a, i in zip(arrays, ids, strict=True)]
+            arrays = [np.full(len(i), value) for i, value in zip(ids, values, strict=True)]
+        else:
+            arrays = [np.asarray(value) for value in values]
         fit = [array.shape[:1] for array in arrays] == [i.shape for i in ids]
         kinds = {array.dtype.kind for array in arrays}
         size = sum(array.nbytes for array in arrays)
