@@ -21,6 +21,7 @@ from ofb_tf.records.writer import BlockWriter, call_at_exit
 
 _LOGGER = logging.getLogger(__name__)
 _PAUSES = 10  # seconds of pause per second of work
+_LEAST_WORK = 20e-6  # seconds; a pause costs some microseconds itself
 _MAX_JOINED = 16  # responses that are written in one call of the writer
 _MAX_JOINED_BYTES = 2**16  # of one of their columns; beyond, copying costs more than calls
 # What gives the columns, and their timestamp.
@@ -254,21 +255,32 @@ class PredictionRecorder:
                 for _ in waiting:  # only now: while they are being written, they still wait
                     self._queue.popleft()
 
-    def _pause(self, begin: float, longest: float) -> None:
-        """Leaves the interpreter to the callers, ten times as long as it was taken from them."""
+    def _pause(self, begin: float, longest: float) -> float:
+        """Leaves the interpreter to the callers, ten times as long as it was taken from them.
+
+        Args:
+          begin: since when it is, as of `time.perf_counter`.
+          longest: seconds of the pause.
+
+        Returns:
+          The same of what follows: the time now, unless there was too little work for a pause.
+        """
+        worked = time.perf_counter() - begin
+        if worked < _LEAST_WORK:
+            return begin
         if len(self._queue) < self._half_full and not self._closing:
-            time.sleep(min(_PAUSES * (time.perf_counter() - begin), longest))
+            time.sleep(min(_PAUSES * worked, longest))
+        return time.perf_counter()
 
     def _record(self, responses: list[_Response], longest: float) -> None:
         calls = []
+        begin = time.perf_counter()
         for columns, timestamp in responses:
-            begin = time.perf_counter()
             try:
                 calls.append(columns() | {constants.TIMESTAMP: timestamp})
             except Exception as error:
                 self._count_error("num_unusable", error)
-            self._pause(begin, longest)
-        begin = time.perf_counter()
+            begin = self._pause(begin, longest)
         try:
             if calls:
                 self._write(_joined(calls), len(calls))
