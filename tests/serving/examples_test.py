@@ -119,11 +119,22 @@ def test_a_predict_job_goes_on_where_sigterm_ended_it(tmp_path):
 def test_actors_record(tmp_path):
     printed = python(EXAMPLES / "actor.py", tmp_path, "--requests=1000")
     assert printed.count("recorded 500, lost 0") == 2
-    records = complete_records(tmp_path)
+    check_unit_requests(complete_records(tmp_path))
+
+
+def check_unit_requests(records):
+    """Each of 1,000 examples has one of eight features; their weights go evenly from -1 to 1."""
     ids = np.arange(1000)
     np.testing.assert_array_equal(records.example_ids, ids)
-    # Each example has one of eight features, whose weights go from -1 to 1 in equal steps.
     np.testing.assert_allclose(records.logits[:, 0], ids % 8 / 3.5 - 1, atol=1e-6)
+
+
+def test_ray_serve_records(tmp_path):
+    """Not in CI: `pip install 'ray[serve]'`, which takes 400 MB."""
+    pytest.importorskip("ray")
+    printed = python(EXAMPLES / "ray_server.py", tmp_path, "--requests=1000", timeout=300)
+    assert "1000 requests answered" in printed
+    check_unit_requests(complete_records(tmp_path))
 
 
 def test_logs_of_others_become_records(tmp_path):
