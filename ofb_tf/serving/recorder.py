@@ -259,11 +259,11 @@ class PredictionRecorder:
         """Leaves the interpreter to the callers, ten times as long as it was taken from them.
 
         Args:
-          begin: since when it is, as of `time.perf_counter`.
-          longest: seconds of the pause.
+          begin: when the work began, as of `time.perf_counter`.
+          longest: seconds of the pause at most.
 
         Returns:
-          The same of what follows: the time now, unless there was too little work for a pause.
+          When the next work begins: now, or `begin` if there was too little work for a pause.
         """
         worked = time.perf_counter() - begin
         if worked < _LEAST_WORK:
