@@ -71,14 +71,19 @@ class Actor(threading.Thread):
         print(f"recorded {counts.num_recorded}, lost {counts.num_responses - counts.num_recorded}")
 
 
-def main() -> None:
-    """Asks two actors in turn."""
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The directory and the number of requests."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("records", help="directory of the records")
     parser.add_argument("--requests", type=int, default=1000)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Asks two actors in turn."""
+    arguments = parse_arguments(__doc__)
     actors = [Actor(arguments.records) for _ in range(2)]
     for actor in actors:
         actor.start()

@@ -8,14 +8,13 @@ still in its buffers.
     python docs/examples/ray_server.py records --requests=10000
 """
 
-import argparse
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import ray
-from actor import Model  # Ray's processes find what is beside this file
+from actor import Model, parse_arguments  # Ray's processes find what is beside this file
 from ray import serve
 
 
@@ -35,12 +34,7 @@ class Server:
 
 def main() -> None:
     """Deploys, asks, and takes the deployment down."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("records", help="directory of the records")
-    parser.add_argument("--requests", type=int, default=1000)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__)
     ray.init(num_cpus=2, include_dashboard=False)
     server = serve.run(Server.bind(os.path.abspath(arguments.records)), name="model")
     features = np.eye(8, dtype=np.float32)
